@@ -316,8 +316,8 @@ const loss = section(
           .describe(
             'Optimizer of the class centres; the backbone has SGD. SGD: with optimizer.momentum; a class takes 4 KiB ' +
               'at 512 dimensions in FP32, 2 in BF16. AdamW (arXiv 1711.05101): moments, and a count of updates for ' +
-              'each class; 6 KiB, 3 in BF16. AdaGrad: one sum of squares for a class; 2 KiB, 1 in BF16. On CPUs; a ' +
-              'GPU has SGD only. A training that goes on with another one keeps its class centres, and their ' +
+              'each class; 6 KiB, 3 in BF16. AdaGrad: one sum of squares for a class; 2 KiB, 1 in BF16. On GPUs only ' +
+              'SGD has run yet. A training that goes on with another one keeps its class centres, and their ' +
               'optimizer starts anew.',
           ),
         placement: z
@@ -360,7 +360,7 @@ const optimizer = section(
       .describe(
         'Lazy: a class centre changes only in the steps that sample it. Dense: weight decay and momentum move it in ' +
           'every step, as in insightface; the result is that of an update of all rows, but rows are changed when ' +
-          'they are sampled next, or saved. Dense is for SGD and AdaGrad on CPUs, and keeps 4 bytes more for a class.',
+          'they are sampled next, or saved. Dense is for SGD and AdaGrad, and keeps 4 bytes more for a class.',
       ),
   },
   'Stochastic gradient descent.',
@@ -741,16 +741,6 @@ export const FaceTrainJobSpec = rules(
       message: 'rowUpdate Dense is for class centres with SGD or AdaGrad: AdamW has Lazy',
       check: (value) => value.optimizer.rowUpdate !== 'Dense' || value.loss.rows.optimizer !== 'AdamW',
       path: ['optimizer', 'rowUpdate'],
-    },
-    {
-      cel:
-        "self.trainers.device != 'CUDA' || " +
-        "(self.optimizer.rowUpdate == 'Lazy' && self.loss.rows.optimizer == 'SGD')",
-      message: 'on a GPU, class centres have the optimizer SGD with rowUpdate Lazy; the others are for device CPU',
-      check: (value) =>
-        value.trainers.device !== 'CUDA' ||
-        (value.optimizer.rowUpdate === 'Lazy' && value.loss.rows.optimizer === 'SGD'),
-      path: ['trainers', 'device'],
     },
     {
       cel: 'self.trainers.progressPort != self.trainers.rendezvousPort',

@@ -255,13 +255,11 @@ FACETRAIN_CLONES void project(float* gradient, const float* row, int64_t dim, fl
 
 FACETRAIN_CLONES void update_sgd(const RowRates& rates, const float* gradient, int64_t dim, float* row,
                                  float* momentum) {
-  const auto learning_rate = static_cast<float>(rates.learning_rate), factor = static_cast<float>(rates.momentum),
-             weight_decay = static_cast<float>(rates.weight_decay);
+  const RowSgd sgd = RowSgd::of(rates);
   for_lanes(
       dim, [&](int64_t i, int64_t k) __attribute__((always_inline)) {
         Floats w = load<Floats>(row + i, k), m = load<Floats>(momentum + i, k);
-        m = m * factor + (load<Floats>(gradient + i, k) + w * weight_decay);
-        w = w - m * learning_rate;
+        sgd.apply(w, m, load<Floats>(gradient + i, k));
         store(m, momentum + i, k);
         store(w, row + i, k);
       });
@@ -269,47 +267,39 @@ FACETRAIN_CLONES void update_sgd(const RowRates& rates, const float* gradient, i
 
 FACETRAIN_CLONES void update_adamw(const RowRates& rates, double updates, const float* gradient, int64_t dim,
                                    float* row, float* first_moment, float* second_moment) {
-  constexpr auto kBeta1 = static_cast<float>(kAdamBeta1), kBeta2 = static_cast<float>(kAdamBeta2),
-                 kRest1 = static_cast<float>(1 - kAdamBeta1), kRest2 = static_cast<float>(1 - kAdamBeta2);
-  const auto keep = static_cast<float>(1 - rates.learning_rate * rates.weight_decay),
-             step = static_cast<float>(rates.learning_rate / (1 - std::pow(kAdamBeta1, updates))),
-             root = static_cast<float>(1 / std::sqrt(1 - std::pow(kAdamBeta2, updates)));
-  for (int64_t i = 0; i < dim; ++i) {
-    const float g = gradient[i], m = first_moment[i] * kBeta1 + g * kRest1,
-                v = second_moment[i] * kBeta2 + g * g * kRest2;
-    first_moment[i] = m;
-    second_moment[i] = v;
-    row[i] = row[i] * keep - step * m / (std::sqrt(v) * root + kAdamEpsilon);
-  }
+  const RowAdamW adamw = RowAdamW::of(rates, updates);
+  for (int64_t i = 0; i < dim; ++i) adamw.apply(row[i], first_moment[i], second_moment[i], gradient[i]);
 }
 
 FACETRAIN_CLONES void update_adagrad(const RowRates& rates, const float* gradient, int64_t dim, float* row,
                                      float* squares) {
   *squares += static_cast<float>(dot(gradient, gradient, dim) / static_cast<double>(dim));
-  const auto keep = static_cast<float>(1 - rates.learning_rate * rates.weight_decay);
-  const float step = static_cast<float>(rates.learning_rate) / (std::sqrt(*squares) + kAdaGradEpsilon);
+  const RowAdaGrad adagrad = RowAdaGrad::of(rates, *squares);
   for_lanes(
       dim, [&](int64_t i, int64_t k) __attribute__((always_inline)) {
-        store(load<Floats>(row + i, k) * keep - load<Floats>(gradient + i, k) * step, row + i, k);
+        Floats w = load<Floats>(row + i, k);
+        adagrad.apply(w, load<Floats>(gradient + i, k));
+        store(w, row + i, k);
       });
 }
 
 FACETRAIN_CLONES void apply_pending(const PendingUpdates& pending, int64_t dim, float* row, float* momentum) {
-  const auto a = static_cast<float>(pending.a), b = static_cast<float>(pending.b), c = static_cast<float>(pending.c),
-             d = static_cast<float>(pending.d);
   for_lanes(
       dim, [&](int64_t i, int64_t k) __attribute__((always_inline)) {
-        const Floats w = load<Floats>(row + i, k), m = load<Floats>(momentum + i, k);
-        store(w * a + m * b, row + i, k);
-        store(w * c + m * d, momentum + i, k);
+        Floats w = load<Floats>(row + i, k), m = load<Floats>(momentum + i, k);
+        pending.apply(w, m);
+        store(w, row + i, k);
+        store(m, momentum + i, k);
       });
 }
 
 FACETRAIN_CLONES void apply_pending(const PendingUpdates& pending, int64_t dim, float* row) {
-  const auto a = static_cast<float>(pending.a);
   for_lanes(
-      dim, [&](int64_t i, int64_t k)
-               __attribute__((always_inline)) { store(load<Floats>(row + i, k) * a, row + i, k); });
+      dim, [&](int64_t i, int64_t k) __attribute__((always_inline)) {
+        Floats w = load<Floats>(row + i, k);
+        pending.apply(w);
+        store(w, row + i, k);
+      });
 }
 
 FACETRAIN_CLONES void round_row(const float* row, int64_t dim, uint64_t key, int first_bit, uint16_t* out) {

@@ -574,18 +574,17 @@ __global__ void row_gradients_kernel(const T* rows, Sampled sampled, int d, cons
   gradient.store_to(out + position * d, d);
 }
 
-// Stores weight and velocity, and sets the former to what was stored.
+// Stores weight and velocity, and sets the former to what was stored. `key`: of the random bits.
 template <int kParts, int kWidth>
 __device__ void store_rounded(WarpRow<kParts, kWidth>& weight, const WarpRow<kParts, kWidth>& velocity, float* w,
-                              float* m, int d, uint64_t, uint64_t, int64_t) {
+                              float* m, int d, uint64_t) {
   weight.store_to(w, d);
   velocity.store_to(m, d);
 }
 
 template <int kParts, int kWidth>
 __device__ void store_rounded(WarpRow<kParts, kWidth>& weight, const WarpRow<kParts, kWidth>& velocity,
-                              __nv_bfloat16* w, __nv_bfloat16* m, int d, uint64_t seed, uint64_t step,
-                              int64_t class_id) {
+                              __nv_bfloat16* w, __nv_bfloat16* m, int d, uint64_t key) {
 #pragma unroll
   for (int part = 0; part < kParts; ++part) {
     const int i = WarpRow<kParts, kWidth>::index(part);
@@ -594,7 +593,7 @@ __device__ void store_rounded(WarpRow<kParts, kWidth>& weight, const WarpRow<kPa
     uint64_t bits = 0;
 #pragma unroll
     for (int j = 0; j < kWidth; ++j) {
-      if (j % 2 == 0) bits = rounding_bits(rounding_key(seed, step, class_id), (i + j) / 2);
+      if (j % 2 == 0) bits = rounding_bits(key, (i + j) / 2);
       const int shift = (i + j) % 2 * 16;
       float& number = weight.values[part * kWidth + j];
       weights.values[j] = round_stochastically(number, static_cast<uint16_t>(bits >> shift));
@@ -623,12 +622,147 @@ __global__ void update_rows_kernel(T* rows, T* momentum, Sampled sampled, int d,
 #pragma unroll
   for (int k = 0; k < static_cast<int>(sizeof(weight.values) / sizeof(float)); ++k)
     sgd.apply(weight.values[k], velocity.values[k], gradient.values[k]);
-  store_rounded(weight, velocity, rows + row * d, momentum + row * d, d, seed, step, first + row);
+  store_rounded(weight, velocity, rows + row * d, momentum + row * d, d, rounding_key(seed, step, first + row));
   if (!next) return;
   const float inverse = inverse_norm(weight.dot(weight));
   weight.multiply(inverse);
   weight.store_to(next + position * d, d);
   if (first_lane()) next_inverse_norms[position] = inverse;
+}
+
+// Stores a row, and sets it to what was stored. `key`: of the random bits, of which the first are for this row.
+template <int kParts, int kWidth>
+__device__ void store_row(WarpRow<kParts, kWidth>& row, float* to, int d, uint64_t) {
+  row.store_to(to, d);
+}
+
+template <int kParts, int kWidth>
+__device__ void store_row(WarpRow<kParts, kWidth>& row, __nv_bfloat16* to, int d, uint64_t key) {
+#pragma unroll
+  for (int part = 0; part < kParts; ++part) {
+    const int i = WarpRow<kParts, kWidth>::index(part);
+    if (i >= d) continue;
+    Vector<uint16_t, kWidth> rounded;
+    uint64_t bits = 0;
+#pragma unroll
+    for (int j = 0; j < kWidth; ++j) {
+      if (j % 2 == 0) bits = rounding_bits(key, (i + j) / 2);
+      float& number = row.values[part * kWidth + j];
+      rounded.values[j] = round_stochastically(number, static_cast<uint16_t>(bits >> ((i + j) % 2 * 16)));
+      number = __uint_as_float(uint32_t{rounded.values[j]} << 16);
+    }
+    *reinterpret_cast<Vector<uint16_t, kWidth>*>(to + i) = rounded;
+  }
+}
+
+// What one lane reads for the warp, whose first lane may replace it afterwards.
+template <class T>
+__device__ T read_for_warp(const T* from) {
+  return __shfl_sync(kAll, first_lane() ? *from : T{}, 0);
+}
+
+// Loads a sampled row and the gradient with respect to it.
+template <class Row, class T, class G>
+__device__ void load_sampled(const RowUpdate& update, int64_t position, const T* row, const G* gradients, Row& weight,
+                             Row& gradient) {
+  const int d = static_cast<int>(update.d);
+  weight.load_from(row, d);
+  gradient.load_from(gradients + position * d, d);
+  unnormalize(gradient, weight, update.gradient.inverse_norms[position], update.gradient.unit);
+}
+
+template <class Row, class T, class G>
+__global__ void update_adamw_kernel(T* rows, T* first_moments, T* second_moments, float* updates, RowRates rates,
+                                    RowUpdate update, const G* gradients) {
+  const int64_t position = row_of_warp();
+  if (position >= update.sampled.capacity || (update.skip && *update.skip != 0)) return;
+  const int64_t row = row_at(update.sampled, position);
+  if (row < 0) return;
+  const int d = static_cast<int>(update.d);
+  Row weight, gradient, first_moment, second_moment;
+  load_sampled(update, position, rows + row * d, gradients, weight, gradient);
+  first_moment.load_from(first_moments + row * d, d);
+  second_moment.load_from(second_moments + row * d, d);
+  const float count = read_for_warp(updates + row) + 1;
+  const RowAdamW adamw = RowAdamW::of(rates, count);
+#pragma unroll
+  for (int k = 0; k < static_cast<int>(sizeof(weight.values) / sizeof(float)); ++k)
+    adamw.apply(weight.values[k], first_moment.values[k], second_moment.values[k], gradient.values[k]);
+  const int64_t class_id = update.first + row;
+  store_rounded(weight, first_moment, rows + row * d, first_moments + row * d, d,
+                rounding_key(update.seed, update.step, class_id));
+  store_row(second_moment, second_moments + row * d, d,
+            rounding_key(update.seed, update.step, class_id, kMomentsStream));
+  if (first_lane()) updates[row] = count;
+}
+
+template <class Row, class T, class G>
+__global__ void update_adagrad_kernel(T* rows, float* squares, RowRates rates, RowUpdate update, const G* gradients) {
+  const int64_t position = row_of_warp();
+  if (position >= update.sampled.capacity || (update.skip && *update.skip != 0)) return;
+  const int64_t row = row_at(update.sampled, position);
+  if (row < 0) return;
+  const int d = static_cast<int>(update.d);
+  Row weight, gradient;
+  load_sampled(update, position, rows + row * d, gradients, weight, gradient);
+  const float sum = read_for_warp(squares + row) + gradient.dot(gradient) / static_cast<float>(d);
+  const RowAdaGrad adagrad = RowAdaGrad::of(rates, sum);
+#pragma unroll
+  for (int k = 0; k < static_cast<int>(sizeof(weight.values) / sizeof(float)); ++k)
+    adagrad.apply(weight.values[k], gradient.values[k]);
+  store_row(weight, rows + row * d, d, rounding_key(update.seed, update.step, update.first + row));
+  if (first_lane()) squares[row] = sum;
+}
+
+__global__ void add_update_kernel(PendingUpdates update, const PendingUpdates* last, int64_t limit, const float* skip,
+                                  PendingUpdates* next, int32_t* count) {
+  const int64_t i = int64_t{blockIdx.x} * blockDim.x + threadIdx.x;
+  if (i > limit) return;
+  const bool skipped = skip && *skip != 0;
+  if (skipped) {
+    next[i] = last[i];
+  } else {
+    next[i + 1] = update.after(last[i]);
+  }
+  if (i == 0 && !skipped) {
+    next[0] = PendingUpdates();
+    ++*count;
+  }
+}
+
+template <class Row, class T>
+__global__ void catch_up_kernel(T* rows, T* momentum, Sampled sampled, int d, MissedUpdates missed, uint64_t seed,
+                                uint64_t step, int64_t first) {
+  const int64_t position = row_of_warp();
+  if (position >= sampled.capacity) return;
+  const int64_t row = row_at(sampled, position);
+  if (row < 0) return;
+  const int32_t count = *missed.count, behind = count - read_for_warp(missed.seen + row);
+  if (behind == 0) return;
+  const PendingUpdates updates = missed.last[behind];
+  const uint64_t key = rounding_key(seed, step, first + row, kPendingStream);
+  Row weight;
+  weight.load_from(rows + row * d, d);
+  if (momentum) {
+    Row velocity;
+    velocity.load_from(momentum + row * d, d);
+#pragma unroll
+    for (int k = 0; k < static_cast<int>(sizeof(weight.values) / sizeof(float)); ++k)
+      updates.apply(weight.values[k], velocity.values[k]);
+    store_rounded(weight, velocity, rows + row * d, momentum + row * d, d, key);
+  } else {
+#pragma unroll
+    for (int k = 0; k < static_cast<int>(sizeof(weight.values) / sizeof(float)); ++k) updates.apply(weight.values[k]);
+    store_row(weight, rows + row * d, d, key);
+  }
+  if (first_lane()) missed.seen[row] = count;
+}
+
+__global__ void mark_up_to_date_kernel(Sampled sampled, MissedUpdates missed, const float* skip) {
+  const int64_t position = int64_t{blockIdx.x} * blockDim.x + threadIdx.x;
+  if (position >= sampled.capacity || (skip && *skip != 0)) return;
+  const int64_t row = row_at(sampled, position);
+  if (row >= 0) missed.seen[row] = *missed.count;
 }
 
 }  // namespace
@@ -813,26 +947,81 @@ void row_gradients(Numbers rows, Sampled sampled, int64_t d, RowGradient gradien
   check_launch();
 }
 
-void update_rows(Numbers rows, Numbers momentum, Sampled sampled, int64_t d, RowGradient gradient, RowSgd sgd,
-                 const float* skip, uint64_t seed, uint64_t step, int64_t first, UnitRows next, cudaStream_t stream) {
-  if (sampled.capacity == 0) return;
-  const auto update = [&](auto row, auto* row_type, auto* gradient_type, auto* unit_type) {
+static unsigned warps_for(const Sampled& sampled) { return blocks_for(sampled.capacity, kWarps); }
+
+void update_sgd(Numbers rows, Numbers momentum, RowSgd sgd, const RowUpdate& update, UnitRows next,
+                cudaStream_t stream) {
+  if (update.sampled.capacity == 0) return;
+  const RowGradient& gradient = update.gradient;
+  const auto launch = [&](auto row, auto* row_type, auto* gradient_type, auto* unit_type) {
     using T = std::remove_pointer_t<decltype(row_type)>;
     using G = std::remove_pointer_t<decltype(gradient_type)>;
     using Unit = std::remove_pointer_t<decltype(unit_type)>;
-    update_rows_kernel<decltype(row)><<<blocks_for(sampled.capacity, kWarps), kThreads, 0, stream>>>(
-        static_cast<T*>(rows.data), static_cast<T*>(momentum.data), sampled, static_cast<int>(d),
-        static_cast<const G*>(gradient.values.data), gradient.inverse_norms, gradient.unit, sgd, skip, seed, step,
-        first, static_cast<Unit*>(next.values.data), next.inverse_norms);
+    update_rows_kernel<decltype(row)><<<warps_for(update.sampled), kThreads, 0, stream>>>(
+        static_cast<T*>(rows.data), static_cast<T*>(momentum.data), update.sampled, static_cast<int>(update.d),
+        static_cast<const G*>(gradient.values.data), gradient.inverse_norms, gradient.unit, sgd, update.skip,
+        update.seed, update.step, update.first, static_cast<Unit*>(next.values.data), next.inverse_norms);
   };
   // Gradients in bfloat16 come with unit rows in bfloat16.
-  with_row_types(d, rows.type, gradient.values.type, [&](auto row, auto* row_type, auto* gradient_type) {
+  with_row_types(update.d, rows.type, gradient.values.type, [&](auto row, auto* row_type, auto* gradient_type) {
     if constexpr (std::is_same_v<decltype(gradient_type), float*>) {
       if (next.values.type == Number::float16)
-        return update(row, row_type, gradient_type, static_cast<__half*>(nullptr));
+        return launch(row, row_type, gradient_type, static_cast<__half*>(nullptr));
     }
-    update(row, row_type, gradient_type, gradient_type);
+    launch(row, row_type, gradient_type, gradient_type);
   });
+  check_launch();
+}
+
+void update_adamw(Numbers rows, Numbers first_moment, Numbers second_moment, float* updates, const RowRates& rates,
+                  const RowUpdate& update, cudaStream_t stream) {
+  if (update.sampled.capacity == 0) return;
+  const Numbers gradients = update.gradient.values;
+  with_row_types(update.d, rows.type, gradients.type, [&](auto row, auto* row_type, auto* gradient_type) {
+    using T = std::remove_pointer_t<decltype(row_type)>;
+    using G = std::remove_pointer_t<decltype(gradient_type)>;
+    update_adamw_kernel<decltype(row)><<<warps_for(update.sampled), kThreads, 0, stream>>>(
+        static_cast<T*>(rows.data), static_cast<T*>(first_moment.data), static_cast<T*>(second_moment.data), updates,
+        rates, update, static_cast<const G*>(gradients.data));
+  });
+  check_launch();
+}
+
+void update_adagrad(Numbers rows, float* squares, const RowRates& rates, const RowUpdate& update, cudaStream_t stream) {
+  if (update.sampled.capacity == 0) return;
+  const Numbers gradients = update.gradient.values;
+  with_row_types(update.d, rows.type, gradients.type, [&](auto row, auto* row_type, auto* gradient_type) {
+    using T = std::remove_pointer_t<decltype(row_type)>;
+    using G = std::remove_pointer_t<decltype(gradient_type)>;
+    update_adagrad_kernel<decltype(row)><<<warps_for(update.sampled), kThreads, 0, stream>>>(
+        static_cast<T*>(rows.data), squares, rates, update, static_cast<const G*>(gradients.data));
+  });
+  check_launch();
+}
+
+void add_update(PendingUpdates update, const PendingUpdates* last, int64_t limit, const float* skip,
+                PendingUpdates* next, int32_t* count, cudaStream_t stream) {
+  add_update_kernel<<<blocks_for(limit + 1, kThreads), kThreads, 0, stream>>>(update, last, limit, skip, next, count);
+  check_launch();
+}
+
+void catch_up(Numbers rows, Numbers momentum, Sampled sampled, int64_t d, const MissedUpdates& missed, uint64_t seed,
+              uint64_t step, int64_t first, cudaStream_t stream) {
+  if (sampled.capacity == 0) return;
+  with_warp_row(d, [&](auto row) {
+    with_row_type(rows.type, [&](auto* row_type) {
+      using T = std::remove_pointer_t<decltype(row_type)>;
+      catch_up_kernel<decltype(row)>
+          <<<warps_for(sampled), kThreads, 0, stream>>>(static_cast<T*>(rows.data), static_cast<T*>(momentum.data),
+                                                        sampled, static_cast<int>(d), missed, seed, step, first);
+    });
+  });
+  check_launch();
+}
+
+void mark_up_to_date(Sampled sampled, const MissedUpdates& missed, const float* skip, cudaStream_t stream) {
+  if (sampled.capacity == 0) return;
+  mark_up_to_date_kernel<<<blocks_for(sampled.capacity, kThreads), kThreads, 0, stream>>>(sampled, missed, skip);
   check_launch();
 }
 

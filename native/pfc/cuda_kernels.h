@@ -137,10 +137,40 @@ struct UnitRows {
   Numbers values;        // [capacity, d]
   float* inverse_norms;  // [capacity]
 };
-// SGD on the sampled rows. Nothing changes when *skip is not 0; null: 0. `seed`, `step` and `first`, the first row's
-// class, are for the stochastic rounding of rows in bfloat16. If next.values.data is not null, also does for the new
-// rows what gather_unit_rows would.
-void update_rows(Numbers rows, Numbers momentum, Sampled sampled, int64_t d, RowGradient gradient, RowSgd sgd,
-                 const float* skip, uint64_t seed, uint64_t step, int64_t first, UnitRows next, cudaStream_t stream);
+// An update of the sampled rows, for any optimizer. Nothing changes when *skip is not 0; null: 0. `seed`, `step` and
+// `first`, the first row's class, are for the stochastic rounding of rows in bfloat16.
+struct RowUpdate {
+  Sampled sampled;
+  int64_t d;
+  RowGradient gradient;
+  const float* skip;
+  uint64_t seed, step;
+  int64_t first;
+};
+// The updates of row_update.h. What an optimizer keeps has the type of the rows, but `updates` and `squares` [rows]. If
+// next.values.data is not null, SGD's also does for the new rows what gather_unit_rows would.
+void update_sgd(Numbers rows, Numbers momentum, RowSgd sgd, const RowUpdate& update, UnitRows next,
+                cudaStream_t stream);
+void update_adamw(Numbers rows, Numbers first_moment, Numbers second_moment, float* updates, const RowRates& rates,
+                  const RowUpdate& update, cudaStream_t stream);
+void update_adagrad(Numbers rows, float* squares, const RowRates& rates, const RowUpdate& update, cudaStream_t stream);
+
+// What dense updates have yet to do to rows that steps have not sampled.
+struct MissedUpdates {
+  int32_t* seen;   // [rows]: of a row, how many of the updates it has had
+  int32_t* count;  // [1]: updates until now
+  // [i]: the last i updates, first to last; [0]: none. It has as many as *count allows, and one.
+  PendingUpdates* last;
+};
+// Another update, unless *skip is not 0: next[0 .. limit + 1] of last[0 .. limit], which stays, and *count. limit is at
+// least *count.
+void add_update(PendingUpdates update, const PendingUpdates* last, int64_t limit, const float* skip,
+                PendingUpdates* next, int32_t* count, cudaStream_t stream);
+// Does to the sampled rows what they have missed. `momentum` is for SGD; its data is null for AdaGrad. `seed`, `step`
+// and `first` as in RowUpdate.
+void catch_up(Numbers rows, Numbers momentum, Sampled sampled, int64_t d, const MissedUpdates& missed, uint64_t seed,
+              uint64_t step, int64_t first, cudaStream_t stream);
+// The sampled rows have had all updates, unless *skip is not 0.
+void mark_up_to_date(Sampled sampled, const MissedUpdates& missed, const float* skip, cudaStream_t stream);
 
 }  // namespace facetrain::cuda

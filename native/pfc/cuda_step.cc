@@ -37,6 +37,7 @@ std::unique_ptr<HeadStep> make_cuda_step(Comm&, const PfcOptions&, RowRange, con
 
 #include <algorithm>
 #include <cmath>
+#include <deque>
 
 #include "comm/parts.h"
 #include "pfc/cuda_kernels.h"
@@ -143,37 +144,63 @@ class StoredRows {
 
 class Step final : public HeadStep {
  public:
-  Step(Comm& comm, const PfcOptions& options, RowRange rows, const at::Tensor& weight, const at::Tensor& momentum)
+  Step(Comm& comm, const PfcOptions& options, RowRange rows, const std::vector<RowTensor>& tensors)
       : comm_(comm),
         options_(options),
         rows_(rows),
         device_(options.device),
-        weight_(weight, device_),
-        momentum_(momentum, device_),
         count_(at::full({1}, rows.count, of(at::kInt))),
         negatives_(device_) {
-    set_precision(options.precision);
     const c10::cuda::CUDAGuard guard(device_);
+    for (const RowTensor& tensor : tensors) stored_.emplace_back(tensor.values, device_);
+    if (options.dense_update) {
+      row_count_ = count_.clone();
+      seen_ = at::zeros({rows.count}, of(at::kInt));
+      update_count_ = at::zeros({1}, of(at::kInt));
+      forget_updates();
+    }
+    set_precision(options.precision);
     if (options.margin.form == MarginForm::adaface) {
       statistics_ = at::empty({2}, of(at::kDouble));
       set_norm_statistics({});
     }
-    cuda::initialize_rows(weight_.on_device(), rows_.count, options.embedding_dim, options.seed, rows_.first, stream());
+    cuda::initialize_rows(stored(0), rows_.count, options.embedding_dim, options.seed, rows_.first, stream());
   }
 
   PfcResult forward_backward(const at::Tensor& embeddings, const at::Tensor& labels, uint64_t step) override;
 
   void update_rows(const RowRates& rates, const at::Tensor& skip) override {
     if (!gradient_.defined()) return;
-    const RowSgd sgd{static_cast<float>(rates.learning_rate), static_cast<float>(rates.momentum),
-                     static_cast<float>(rates.weight_decay)};
     const c10::cuda::CUDAGuard guard(device_);
-    // Where all rows are sampled, the update makes the next step's unit rows.
+    const cuda::RowUpdate update{.sampled = sample(),
+                                 .d = dim(),
+                                 .gradient = row_gradient(),
+                                 .skip = skip.defined() ? skip.const_data_ptr<float>() : nullptr,
+                                 .seed = options_.seed,
+                                 .step = step_,
+                                 .first = rows_.first};
+    // Where all rows are sampled, SGD makes the next step's unit rows; after another optimizer they are gathered.
     cuda::UnitRows next{};
-    if (unit_rows_.defined()) next = {numbers(unit_rows_), inverse_norms_.data_ptr<float>()};
-    cuda::update_rows(weight_.on_device(), momentum_.on_device(), sample(), dim(), row_gradient(), sgd,
-                      skip.defined() ? skip.const_data_ptr<float>() : nullptr, options_.seed, step_, rows_.first, next,
-                      stream());
+    if (options_.row_optimizer != RowOptimizer::sgd) {
+      unit_rows_ = at::Tensor();
+    } else if (unit_rows_.defined()) {
+      next = {numbers(unit_rows_), inverse_norms_.data_ptr<float>()};
+    }
+    switch (options_.row_optimizer) {
+      case RowOptimizer::sgd:
+        cuda::update_sgd(stored(0), stored(1), RowSgd::of(rates), update, next, stream());
+        break;
+      case RowOptimizer::adamw:
+        cuda::update_adamw(stored(0), stored(1), stored(2), static_cast<float*>(stored(3).data), rates, update,
+                           stream());
+        break;
+      case RowOptimizer::adagrad:
+        cuda::update_adagrad(stored(0), static_cast<float*>(stored(1).data), rates, update, stream());
+        break;
+    }
+    if (!options_.dense_update) return;
+    remember_update(PendingUpdates::of(options_.row_optimizer, rates), update.skip);
+    cuda::mark_up_to_date(update.sampled, missed(), update.skip, stream());
   }
 
   void set_precision(Precision precision) override {
@@ -196,7 +223,12 @@ class Step final : public HeadStep {
   }
 
   void release_rows() override {
+    const c10::cuda::CUDAGuard guard(device_);
     unit_rows_ = at::Tensor();
+    if (update_limit_ > 0) {
+      catch_up({nullptr, row_count_.const_data_ptr<int32_t>(), rows_.count});
+      forget_updates();
+    }
     // The host reads such rows without asking the device.
     if (options_.host_rows) C10_CUDA_CHECK(cudaStreamSynchronize(stream()));
   }
@@ -210,7 +242,7 @@ class Step final : public HeadStep {
     if (!gradient_.defined()) return at::empty({0, dim()}, of(at::kFloat));
     const c10::cuda::CUDAGuard guard(device_);
     at::Tensor out = at::empty({capacity_, dim()}, of(at::kFloat));
-    cuda::row_gradients(weight_.on_device(), sample(), dim(), row_gradient(), out.data_ptr<float>(), stream());
+    cuda::row_gradients(stored(0), sample(), dim(), row_gradient(), out.data_ptr<float>(), stream());
     return out.narrow(0, 0, count_.item<int>());
   }
 
@@ -231,6 +263,8 @@ class Step final : public HeadStep {
   at::TensorOptions of(at::ScalarType type) const { return at::TensorOptions(device_).dtype(type); }
   cudaStream_t stream() const { return c10::cuda::getCurrentCUDAStream(device_.index()).stream(); }
   int64_t dim() const { return options_.embedding_dim; }
+  // The rows, or what their optimizer keeps: by the order of RowTensor::name.
+  cuda::Numbers stored(size_t i) const { return stored_[i].on_device(); }
   // Whether every row is in the sample of a step: then there is no list of them.
   bool all_at(uint64_t step) const { return options_.sample_rate_at(step) >= 1 && !live_words_.defined(); }
   int64_t word_count() const { return (rows_.count + 31) / 32; }
@@ -243,6 +277,32 @@ class Step final : public HeadStep {
   }
   static uint32_t* bits(const at::Tensor& words) { return reinterpret_cast<uint32_t*>(words.data_ptr<int32_t>()); }
 
+  cuda::MissedUpdates missed() const {
+    return {seen_.data_ptr<int32_t>(), update_count_.data_ptr<int32_t>(), pending(last_updates_)};
+  }
+  static PendingUpdates* pending(const at::Tensor& updates) {
+    return reinterpret_cast<PendingUpdates*>(updates.data_ptr<double>());
+  }
+  // No update is pending in any row.
+  void forget_updates() {
+    seen_.zero_();
+    update_count_.zero_();
+    last_updates_ = at::tensor({1.0, 0.0, 0.0, 1.0}, at::kDouble).to(device_).view({1, 4});
+    update_limit_ = 0;
+  }
+  // Those of all updates since forget_updates() are kept: a row may have missed all of them. 32 bytes each.
+  void remember_update(const PendingUpdates& update, const float* skip) {
+    const at::Tensor next = at::empty({update_limit_ + 2, 4}, of(at::kDouble));
+    cuda::add_update(update, pending(last_updates_), update_limit_, skip, pending(next),
+                     update_count_.data_ptr<int32_t>(), stream());
+    last_updates_ = next;
+    ++update_limit_;
+  }
+  void catch_up(const cuda::Sampled& sampled) const {
+    const bool has_momentum = options_.row_optimizer == RowOptimizer::sgd;
+    cuda::catch_up(stored(0), has_momentum ? stored(1) : cuda::Numbers{nullptr, stored(0).type}, sampled, dim(),
+                   missed(), options_.seed, step_, rows_.first, stream());
+  }
   void make_sample_memory() {
     words_ = at::empty({word_count()}, of(at::kInt));
     next_words_ = at::empty_like(words_);
@@ -258,7 +318,12 @@ class Step final : public HeadStep {
   const at::Device device_;
   at::ScalarType low_ = at::kFloat;  // of the products' operands
   bool relative_ = true;             // one pass, with exponentials relative to 1
-  const StoredRows weight_, momentum_;
+  std::deque<StoredRows> stored_;    // as RowTensors
+
+  // Of dense updates: cuda::MissedUpdates. The host does not know which updates were skipped, only how many there are
+  // at most: update_limit_.
+  at::Tensor row_count_, seen_, update_count_, last_updates_;  // [1], [rows] and [1] int32, [update_limit_ + 1, 4]
+  int64_t update_limit_ = 0;
 
   at::Tensor live_words_;  // as words_: the rows that are not retired; undefined: all
   // The sample of the last step, and the negatives of step drawn_. The words are made when a step first needs them.
@@ -328,6 +393,7 @@ PfcResult Step::forward_backward(const at::Tensor& embeddings, const at::Tensor&
   const int64_t batch = packed_.size(0);
   const float* const packed = packed_.const_data_ptr<float>();
   choose_rows(step, batch);
+  if (update_limit_ > 0) catch_up(sample());
 
   // The targets, in float64, and rows and features at unit length in the products' type.
   const at::Tensor columns = at::empty({batch}, of(at::kInt)), doubles = at::empty({4, batch}, of(at::kDouble));
@@ -335,14 +401,13 @@ PfcResult Step::forward_backward(const at::Tensor& embeddings, const at::Tensor&
                               doubles[1].data_ptr<double>()};
   auto* const statistics = statistics_.defined() ? static_cast<NormStatistics*>(statistics_.data_ptr()) : nullptr;
   if (statistics != nullptr) cuda::follow_norms(packed, batch, d, statistics, stream());
-  cuda::find_targets(packed, batch, d, weight_.on_device(), rows_.first, rows_.count, all_ ? nullptr : bits(words_),
+  cuda::find_targets(packed, batch, d, stored(0), rows_.first, rows_.count, all_ ? nullptr : bits(words_),
                      all_ ? nullptr : word_offsets_.const_data_ptr<int32_t>(), options_.margin, statistics, scale,
                      targets, stream());
   if (!all_ || !unit_rows_.defined()) {
     unit_rows_ = at::empty({capacity_, d}, of(low_));
     inverse_norms_ = at::empty({capacity_}, of(at::kFloat));
-    cuda::gather_unit_rows(weight_.on_device(), sample(), d, numbers(unit_rows_), inverse_norms_.data_ptr<float>(),
-                           stream());
+    cuda::gather_unit_rows(stored(0), sample(), d, numbers(unit_rows_), inverse_norms_.data_ptr<float>(), stream());
   }
   const at::Tensor rows = unit_rows_;
   if (!all_) unit_rows_ = at::Tensor();
@@ -440,7 +505,7 @@ PfcResult Step::forward_backward(const at::Tensor& embeddings, const at::Tensor&
   if (!feature_sums.defined()) feature_sums = at::zeros({batch, d}, of(at::kFloat));
   at::Tensor feature_gradients = at::empty({batch, d}, of(at::kFloat));
   cuda::feature_gradients(feature_sums.const_data_ptr<float>(), by_picture.factors, by_picture.target_gradients, batch,
-                          d, targets, weight_.on_device(), sample(), inverse_norms_.const_data_ptr<float>(),
+                          d, targets, stored(0), sample(), inverse_norms_.const_data_ptr<float>(),
                           feature_gradients.data_ptr<float>(), stream());
   at::Tensor result = feature_gradients;
   if (comm_.size() > 1) result = reduce_scatter_parts(comm_, feature_gradients, options_.parts);
@@ -453,13 +518,7 @@ PfcResult Step::forward_backward(const at::Tensor& embeddings, const at::Tensor&
 
 std::unique_ptr<HeadStep> make_cuda_step(Comm& comm, const PfcOptions& options, RowRange rows,
                                          const std::vector<RowTensor>& tensors) {
-  if (options.row_optimizer != RowOptimizer::sgd || options.dense_update) {
-    throw Error(
-        "InvalidConfig", options.dense_update ? "optimizer.rowUpdate" : "loss.rows.optimizer",
-        (options.dense_update ? "dense" : std::string(name_of(options.row_optimizer))) + ", and the device is a GPU",
-        "sgd with lazy updates on a GPU; AdamW, AdaGrad and dense updates are for CPUs");
-  }
-  return std::make_unique<Step>(comm, options, rows, tensors[0].values, tensors[1].values);
+  return std::make_unique<Step>(comm, options, rows, tensors);
 }
 
 }  // namespace facetrain

@@ -30,10 +30,10 @@ static bool host_rows = false;        // PfcOptions::host_rows in all tests
 
 static double max_error(const at::Tensor& actual, const at::Tensor& expected) {
   if (actual.sizes() != expected.sizes() || !actual.isfinite().all().item<bool>()) return INFINITY;
-  const at::Tensor reference = expected.to(at::kDouble);
+  const at::Tensor reference = expected.to(at::kCPU, at::kDouble);
   if (reference.numel() == 0) return 0;
   const double largest = reference.abs().max().item<double>();
-  const double error = (actual.to(at::kDouble) - reference).abs().max().item<double>();
+  const double error = (actual.to(at::kCPU, at::kDouble) - reference).abs().max().item<double>();
   return largest > 0 ? error / largest : error;
 }
 
@@ -837,7 +837,7 @@ static void test_bf16_rows() {
   CHECK_NEAR((moved * sum).sum().item<double>() / sum.square().sum().item<double>(), 1, 0.05);
 }
 
-// ---- the optimizers of rows, on CPUs ----
+// ---- the optimizers of rows ----
 
 // In float64, of all rows, as row_update.h defines it.
 struct NaiveOptimizer {
@@ -848,7 +848,7 @@ struct NaiveOptimizer {
   NaiveOptimizer(RowOptimizer kind, bool all, const at::Tensor& rows)
       : optimizer(kind),
         dense(all),
-        w(rows.to(at::kDouble).clone()),
+        w(rows.to(at::kCPU, at::kDouble).clone()),
         m(at::zeros_like(w)),
         v(at::zeros_like(w)),
         n(at::zeros({w.size(0), 1}, at::kDouble)) {}
@@ -914,7 +914,7 @@ static OptimizerRun run_optimizer(PfcOptions options, int steps, double learning
     naive.update(sampled, gradient, rates);
   }
   check(pfc, naive);
-  return {pfc.weight().to(at::kFloat).clone(), naive};
+  return {pfc.weight().to(at::kCPU, at::kFloat).clone(), naive};
 }
 
 static void test_row_optimizers() {
@@ -936,7 +936,7 @@ static void test_row_optimizers() {
           case RowOptimizer::adamw:
             CHECK_NEAR(max_error(tensor_named(pfc, "first_moment").values, naive.m), 0, kError);
             CHECK_NEAR(max_error(tensor_named(pfc, "second_moment").values, naive.v), 0, kError);
-            CHECK(at::equal(tensor_named(pfc, "updates").values.to(at::kDouble), naive.n));
+            CHECK(at::equal(tensor_named(pfc, "updates").values.to(at::kCPU, at::kDouble), naive.n));
             break;
           case RowOptimizer::adagrad:
             CHECK_NEAR(max_error(tensor_named(pfc, "squares").values, naive.n), 0, kError);
@@ -944,13 +944,13 @@ static void test_row_optimizers() {
         }
         // A row that was never sampled.
         const at::Tensor start = make_problem(150, 19, 4, options).w;
-        const at::Tensor unchanged = (pfc.weight() == start).all(1);
+        const at::Tensor unchanged = (pfc.weight().cpu() == start).all(1);
         CHECK_EQ(unchanged.any().item<bool>(), false);  // in 1000 steps, each is sampled
       });
       // A few steps: lazy updates leave rows alone, dense ones do not.
       run_optimizer(options, 3, learning_rate, [&](PartialFc& pfc, const NaiveOptimizer& naive) {
         const at::Tensor start = make_problem(150, 19, 4, options).w;
-        CHECK_EQ((pfc.weight() == start).all(1).any().item<bool>(), !dense);
+        CHECK_EQ((pfc.weight().cpu() == start).all(1).any().item<bool>(), !dense);
         CHECK_NEAR(max_error(pfc.weight(), naive.w), 0, kError);
       });
       // In bfloat16, rounding errors of all steps add up, but do not lean to a side.
@@ -971,7 +971,7 @@ static void test_dense_updates_around_a_checkpoint() {
   const auto solo = make_solo_comm();
   const auto steps = [&](PartialFc& pfc, int first, int end) {
     for (int step = first; step < end; ++step) {
-      pfc.forward_backward(problem.x, problem.labels, step);
+      pfc.forward_backward(problem.x.to(device), problem.labels, step);
       pfc.update_rows(0.05, kMomentum, kWeightDecay);
     }
   };
@@ -986,6 +986,74 @@ static void test_dense_updates_around_a_checkpoint() {
   steps(second, 7, 20);
   CHECK(at::equal(whole.weight(), second.weight()));
   CHECK(at::equal(whole.momentum(), second.momentum()));
+}
+
+// An update that is skipped is none, also for the rows that the step has not sampled. On a GPU only the device knows
+// that it is skipped.
+static void test_skipped_updates() {
+  for (const RowOptimizer optimizer : kRowOptimizers) {
+    for (const bool dense : {false, true}) {
+      if (dense && optimizer == RowOptimizer::adamw) continue;
+      PfcOptions options = cosface_on_all_classes();
+      options.row_optimizer = optimizer;
+      options.dense_update = dense;
+      options.sample_rate = 0.05;
+      options.sample_rate_changes = {{12, 1}, {16, 0.05}};
+      const Problem problem = make_problem(150, 19, 4, options);
+      const auto solo = make_solo_comm();
+      PartialFc skips(*solo, problem.options), stands(*solo, problem.options);
+      const at::Tensor start = stands.weight().clone();
+      const at::Tensor yes = at::ones({1}, at::TensorOptions(device)), no = at::zeros_like(yes);
+      for (int step = 0; step < 24; ++step) {
+        const bool skipped = step % 3 == 1 || step == 12;
+        for (PartialFc* pfc : {&skips, &stands}) pfc->forward_backward(problem.x.to(device), problem.labels, step);
+        skips.update_rows(0.01, kMomentum, kWeightDecay, skipped ? yes : no);
+        if (!skipped) stands.update_rows(0.01, kMomentum, kWeightDecay);
+      }
+      CHECK(!at::equal(stands.weight(), start));
+      for (size_t i = 0; i < stands.row_tensors().size(); ++i)
+        CHECK(at::equal(skips.row_tensors()[i].values, stands.row_tensors()[i].values));
+    }
+  }
+}
+
+// The same training on a CPU and on the GPU, which differ by rounding; in bfloat16 a number may be rounded to the other
+// side, by the same random bits.
+static void test_optimizers_equal_those_of_a_cpu() {
+  for (const RowOptimizer optimizer : kRowOptimizers) {
+    for (const bool dense : {false, true}) {
+      if (dense && optimizer == RowOptimizer::adamw) continue;
+      for (const bool bf16_rows : {false, true}) {
+        PfcOptions options = cosface_on_all_classes();
+        options.row_optimizer = optimizer;
+        options.dense_update = dense;
+        options.bf16_rows = bf16_rows;
+        options.sample_rate = 0.1;
+        options.sample_rate_changes = {{8, 1}, {11, 0.1}};
+        const Problem problem = make_problem(301, 36, 6, options);
+        const auto solo = make_solo_comm();
+        PfcOptions on_cpu = problem.options;
+        on_cpu.device = at::kCPU;
+        PartialFc expected(*solo, on_cpu), actual(*solo, problem.options);
+        for (int step = 0; step < 20; ++step) {
+          const at::Tensor labels = (problem.labels + 7 * step).remainder(200);
+          expected.forward_backward(problem.x, labels, step);
+          actual.forward_backward(problem.x.to(device), labels, step);
+          for (PartialFc* pfc : {&expected, &actual}) pfc->update_rows(0.005, kMomentum, kWeightDecay);
+        }
+        for (size_t i = 0; i < expected.row_tensors().size(); ++i) {
+          const at::Tensor one = expected.row_tensors()[i].values.to(at::kFloat),
+                           other = actual.row_tensors()[i].values.to(at::kCPU, at::kFloat);
+          if (!bf16_rows) {
+            CHECK_NEAR(max_error(other, one), 0, 1e-4);
+          } else {
+            CHECK(cosine(other, one) > 0.9999);
+            CHECK((other == one).to(at::kFloat).mean().item<double>() > 0.5);
+          }
+        }
+      }
+    }
+  }
 }
 
 static void test_refused_optimizers() {
@@ -1042,7 +1110,6 @@ static void test_host_rows_equal_device_rows() {
   for (const RowOptimizer optimizer : kRowOptimizers) {
     for (const bool dense : {false, true}) {
       if (dense && optimizer == RowOptimizer::adamw) continue;
-      if (device.is_cuda() && (dense || optimizer != RowOptimizer::sgd)) continue;
       for (const bool bf16_rows : {false, true}) {
         PfcOptions options = cosface_on_all_classes();
         options.row_optimizer = optimizer;
@@ -1195,6 +1262,40 @@ static void test_stochastic_rounding() {
   CHECK_EQ(round_stochastically(1.0f, 0xffff), 0x3f80);
 }
 
+// The effects of the last 0, 1, 2, ... updates, each made of the list before as on a GPU, against the updates one by
+// one.
+static void test_lists_of_missed_updates() {
+  for (const RowOptimizer optimizer : {RowOptimizer::sgd, RowOptimizer::adagrad}) {
+    std::vector<RowRates> all;
+    std::vector<PendingUpdates> last{{}};
+    for (int i = 0; i < 200; ++i) {
+      all.push_back(
+          {.learning_rate = 0.1 * (1 - i / 300.0), .momentum = i % 50 == 0 ? 0.5 : 0.9, .weight_decay = 5e-3});
+      std::vector<PendingUpdates> next{{}};
+      for (const PendingUpdates& updates : last) {
+        next.push_back(PendingUpdates::of(optimizer, all.back()).after(updates));
+      }
+      last = next;
+    }
+    for (size_t missed = 0; missed <= all.size(); ++missed) {
+      double w = 0.7, m = -0.3;
+      for (size_t i = all.size() - missed; i < all.size(); ++i) {
+        const RowRates& rates = all[i];
+        if (optimizer == RowOptimizer::sgd) {
+          m = rates.momentum * m + rates.weight_decay * w;
+          w -= rates.learning_rate * m;
+        } else {
+          w -= rates.learning_rate * rates.weight_decay * w;
+        }
+      }
+      float weight = 0.7F, velocity = -0.3F;
+      last[missed].apply(weight, velocity);
+      CHECK_NEAR(weight, w, 1e-6);
+      CHECK_NEAR(velocity, m, 1e-6);
+    }
+  }
+}
+
 static void test_on_device() {
   test_every_margin_rate_filter_and_world_size();
   test_statistics_of_adaface();
@@ -1218,6 +1319,9 @@ static void test_on_device() {
   test_embeddings_of_a_graph();
   test_skipped_update();
   test_bf16_rows();
+  test_row_optimizers();
+  test_dense_updates_around_a_checkpoint();
+  test_skipped_updates();
 }
 
 int main(int argc, char** argv) {
@@ -1227,16 +1331,13 @@ int main(int argc, char** argv) {
   test_rows_of_normal_pairs();
   test_words_of_a_sample();
   test_stochastic_rounding();
+  test_lists_of_missed_updates();
   test_on_device();
   test_precisions_on_a_cpu();
-  test_row_optimizers();
-  test_dense_updates_around_a_checkpoint();
   test_refused_optimizers();
   test_host_rows_equal_device_rows();
   host_rows = true;
   test_on_device();
-  test_row_optimizers();
-  test_dense_updates_around_a_checkpoint();
   host_rows = false;
   test_loss_curves();
   test_gloo();
@@ -1245,6 +1346,7 @@ int main(int argc, char** argv) {
   test_on_device();
   test_initial_rows_on_cuda();
   test_host_rows_equal_device_rows();
+  test_optimizers_equal_those_of_a_cpu();
   test_steps_out_of_order();
   test_precisions();
   test_ten_million_rows();

@@ -1,8 +1,9 @@
-// The updates of a class centre, and stochastic rounding for centres in bfloat16. What compiles for CPU and CUDA is
-// marked FT_HD; optimizers other than SGD, and RowUpdate::dense, are for CPUs.
+// The updates of a class centre, and stochastic rounding for centres in bfloat16: the arithmetic of CPUs and CUDA. T is
+// float or, on CPUs, a vector of them.
 #pragma once
 
 #include <array>
+#include <cmath>
 #include <cstdint>
 #include <cstring>
 #include <optional>
@@ -58,26 +59,79 @@ struct PendingUpdates {
   double a = 1, b = 0, c = 0, d = 1;
 
   // Of one update. Not for AdamW, whose second moments would need more.
-  static constexpr PendingUpdates of(RowOptimizer optimizer, const RowRates& rates) {
+  FT_HD static constexpr PendingUpdates of(RowOptimizer optimizer, const RowRates& rates) {
     const double decay = rates.learning_rate * rates.weight_decay;
     if (optimizer != RowOptimizer::sgd) return {1 - decay, 0, 0, 1};
     return {1 - decay, -rates.learning_rate * rates.momentum, rates.weight_decay, rates.momentum};
   }
 
   // First `earlier`, then these.
-  constexpr PendingUpdates after(const PendingUpdates& earlier) const {
+  FT_HD constexpr PendingUpdates after(const PendingUpdates& earlier) const {
     return {a * earlier.a + b * earlier.c, a * earlier.b + b * earlier.d, c * earlier.a + d * earlier.c,
             c * earlier.b + d * earlier.d};
   }
+
+  template <class T>
+  FT_HD void apply(T& weight, T& velocity) const {
+    const T before = weight;
+    weight = before * static_cast<float>(a) + velocity * static_cast<float>(b);
+    velocity = before * static_cast<float>(c) + velocity * static_cast<float>(d);
+  }
+  // Without a momentum.
+  template <class T>
+  FT_HD void apply(T& weight) const {
+    weight = weight * static_cast<float>(a);
+  }
 };
 
-// momentum <- factor momentum + (gradient + weight_decay weight), weight <- weight - learning_rate momentum.
+// RowOptimizer::sgd, of one number of a row.
 struct RowSgd {
   float learning_rate, momentum, weight_decay;
 
-  FT_HD void apply(float& weight, float& velocity, float gradient) const {
+  static RowSgd of(const RowRates& rates) {
+    return {static_cast<float>(rates.learning_rate), static_cast<float>(rates.momentum),
+            static_cast<float>(rates.weight_decay)};
+  }
+
+  template <class T>
+  FT_HD void apply(T& weight, T& velocity, T gradient) const {
     velocity = momentum * velocity + (gradient + weight_decay * weight);
     weight -= learning_rate * velocity;
+  }
+};
+
+// RowOptimizer::adamw, of one number of a row.
+struct RowAdamW {
+  float keep, step, root;
+
+  // `updates`: of this row, this one included.
+  FT_HD static RowAdamW of(const RowRates& rates, double updates) {
+    return {static_cast<float>(1 - rates.learning_rate * rates.weight_decay),
+            static_cast<float>(rates.learning_rate / (1 - pow(kAdamBeta1, updates))),
+            static_cast<float>(1 / sqrt(1 - pow(kAdamBeta2, updates)))};
+  }
+
+  FT_HD void apply(float& weight, float& first_moment, float& second_moment, float gradient) const {
+    first_moment = first_moment * static_cast<float>(kAdamBeta1) + gradient * static_cast<float>(1 - kAdamBeta1);
+    second_moment =
+        second_moment * static_cast<float>(kAdamBeta2) + gradient * gradient * static_cast<float>(1 - kAdamBeta2);
+    weight = weight * keep - step * first_moment / (sqrtf(second_moment) * root + kAdamEpsilon);
+  }
+};
+
+// RowOptimizer::adagrad, of one number of a row.
+struct RowAdaGrad {
+  float keep, step;
+
+  // `squares`: the sum of mean squares of this row, with those of this gradient.
+  FT_HD static RowAdaGrad of(const RowRates& rates, float squares) {
+    return {static_cast<float>(1 - rates.learning_rate * rates.weight_decay),
+            static_cast<float>(rates.learning_rate) / (sqrtf(squares) + kAdaGradEpsilon)};
+  }
+
+  template <class T>
+  FT_HD void apply(T& weight, T gradient) const {
+    weight = weight * keep - gradient * step;
   }
 };
 
@@ -95,7 +149,7 @@ FT_HD inline uint64_t rounding_key(uint64_t seed, uint64_t step, int64_t class_i
 }
 
 // The random bits of numbers 2 pair and 2 pair + 1 of the row with that key: 16 for each weight, then 16 for each
-// momentum.
+// momentum or first moment. Second moments have a key of their own, and its first bits.
 FT_HD inline uint64_t rounding_bits(uint64_t key, int64_t pair) {
   return sequence_number(key, static_cast<uint64_t>(pair));
 }

@@ -43,7 +43,7 @@ class HeadStep {
 };
 
 // `tensors`: the rows, and what their optimizer keeps, as PartialFc::row_tensors. Both draw the initial rows.
-// make_cuda_step throws Error(InvalidConfig) in a build without CUDA, and for another optimizer than lazy SGD.
+// make_cuda_step throws Error(InvalidConfig) in a build without CUDA.
 std::unique_ptr<HeadStep> make_cpu_step(Comm& comm, const PfcOptions& options, RowRange rows,
                                         const std::vector<RowTensor>& tensors);
 std::unique_ptr<HeadStep> make_cuda_step(Comm& comm, const PfcOptions& options, RowRange rows,

@@ -162,7 +162,6 @@ const largestFitting = (values: number[], fits: (value: number) => boolean) => v
 /** @param usable bytes of a rank's device; null: not known */
 export function adviceFor(facts: TrainingFacts, machines: Machines, usable: number | null): Advice[] {
   return [
-    optimizerAdvice(facts),
     sampleRateAdvice(facts, machines),
     precisionAdvice(facts, machines),
     rowsAdvice(facts),
@@ -170,17 +169,6 @@ export function adviceFor(facts: TrainingFacts, machines: Machines, usable: numb
     loaderAdvice(facts, machines),
     headroomAdvice(facts, usable),
   ].filter((advice) => advice !== undefined);
-}
-
-/** The trainers' own refusal: make_cuda_step in native/pfc/cuda_step.cc. */
-function optimizerAdvice({ device, rowsOptimizer, rowUpdate }: TrainingFacts): Advice | undefined {
-  if (device === 'cpu' || (rowsOptimizer === 'sgd' && rowUpdate === 'lazy')) return undefined;
-  return {
-    change: { 'loss.rows.optimizer': 'SGD', 'optimizer.rowUpdate': 'Lazy' },
-    text:
-      'loss.rows.optimizer SGD with optimizer.rowUpdate Lazy: trainers on a GPU have no other yet and would refuse ' +
-      'to start',
-  };
 }
 
 const percent = (share: number) => `${(100 * share).toFixed(0)} %`;

@@ -271,11 +271,9 @@ describe('advice', () => {
     assert.deepEqual(changesOf({ precision: 'fp32' }), [{ 'trainers.precision': 'BF16' }]);
     assert.deepEqual(changesOf({ precision: 'fp32', device: 'cpu' }, cpu), []);
   });
-  test('SGD in place of an optimizer that GPUs do not have', () => {
-    const sgd = { 'loss.rows.optimizer': 'SGD', 'optimizer.rowUpdate': 'Lazy' };
-    assert.deepEqual(changesOf({ rowsOptimizer: 'adagrad' }), [sgd]);
-    assert.deepEqual(changesOf({ rowUpdate: 'dense' }), [sgd]);
-    assert.deepEqual(changesOf({ rowsOptimizer: 'adagrad', device: 'cpu' as const, precision: 'fp32' }, cpu), []);
+  test('nothing about optimizers, which all devices have', () => {
+    assert.deepEqual(changesOf({ rowsOptimizer: 'adagrad' }), []);
+    assert.deepEqual(changesOf({ rowUpdate: 'dense' }), []);
   });
   test('BF16 rows where class centres are a large part of the memory', () => {
     assert.deepEqual(changesOf({ numClasses: 4e6, sampleRate: 0.1 }), [{ 'loss.rows.precision': 'BF16' }]);
@@ -379,5 +377,11 @@ describe('the check before a training', () => {
     assert.match(centres!.message, /^class centres: training on 256 pictures with 10000000 classes needs 65\.\d GiB/);
     assert.equal(refusal({ numClasses: 1_000_000, sampleRate: 0.1 }), undefined);
     assert.match(refusal({ numClasses: 1_000_000, sampleRate: 0.1 }, 4)!.message, /each of the 4 trainers/);
+  });
+  test('counts dense updates on the GPU, also of class centres on the host', () => {
+    const facts: TrainingFacts = { ...onH100, rowsPlacement: 'host', sampleRate: 0.1 };
+    const [lazy, dense] = (['lazy', 'dense'] as const).map((rowUpdate) => trainingMemory({ ...facts, rowUpdate }));
+    assert.equal(sumOf(dense!.device) - sumOf(lazy!.device), 4 * facts.numClasses);
+    assert.equal(sumOf(dense!.host), sumOf(lazy!.host));
   });
 });

@@ -130,9 +130,8 @@ export function headSeconds(facts: TrainingFacts, kind: DeviceKind, rates: Rates
   const low = BYTES_OF_VALUE[precision];
   const gradient = dim * (precision === 'bf16' ? 2 : 4);
   const logits = batch * sampled * (4 + low);
-  // Gather: row to unit row. Where all rows are sampled the update writes the next unit rows instead.
-  const unit = sampleRate >= 1 ? dim * low : weight + dim * low;
-  const update = gradient + 2 * (weight + state);
+  const unit = gatheredBytes(facts) + dim * low;
+  const update = gradient + 2 * (weight + state) + caughtUp(facts);
   const draw = sampleRate >= 1 ? 0 : rowsOfRank(facts) / 2;
   const ofRows = onHost(facts) ? busBytes(facts) / kind.hostBytesPerSecond : 0;
   return HEAD_SECONDS + products + (logits + sampled * (unit + update) + draw) / rates.bytes + ofRows;
@@ -144,8 +143,18 @@ export function headSeconds(facts: TrainingFacts, kind: DeviceKind, rates: Rates
  */
 function busBytes(facts: TrainingFacts): number {
   const { weight, state } = rowBytes(facts);
-  const gathered = facts.sampleRate >= 1 ? 0 : weight;
-  return sampledRows(facts) * (gathered + 2 * (weight + state));
+  return sampledRows(facts) * (gatheredBytes(facts) + 2 * (weight + state) + caughtUp(facts));
+}
+
+/** Bytes of a row that are read to make one of unit length. Where all rows are sampled SGD's update makes them. */
+const gatheredBytes = (facts: TrainingFacts) =>
+  facts.sampleRate >= 1 && facts.rowsOptimizer === 'sgd' ? 0 : rowBytes(facts).weight;
+
+/** Bytes of a sampled row that are read and written for the dense updates that it has missed. */
+function caughtUp(facts: TrainingFacts): number {
+  if (facts.rowUpdate === 'lazy' || facts.sampleRate >= 1) return 0;
+  const { weight, state } = rowBytes(facts);
+  return 2 * (weight + (facts.rowsOptimizer === 'sgd' ? state : 0));
 }
 
 /** Bytes of one rank, and seconds over the slowest link of a ring. */

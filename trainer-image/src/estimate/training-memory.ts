@@ -212,13 +212,13 @@ function backboneParts(facts: TrainingFacts): MemoryPart[] {
 function storedRows(facts: TrainingFacts): MemoryPart[] {
   const { embeddingDim: dim } = facts;
   const rows = rowsOfRank(facts);
-  const { weight, state, pending } = rowBytes(facts);
+  const { weight, state } = rowBytes(facts);
   const type = facts.rowsPrecision.toUpperCase();
   return [
     { name: 'class centres', bytes: rows * weight, why: `${rows} rows of ${dim} numbers in ${type}` },
     {
       name: facts.rowsOptimizer === 'sgd' ? 'momentum of class centres' : 'optimizer of class centres',
-      bytes: rows * (state + pending),
+      bytes: rows * state,
       why: facts.rowsOptimizer === 'sgd' ? type : ROWS_OPTIMIZER_NAMES[facts.rowsOptimizer],
     },
   ];
@@ -227,7 +227,14 @@ function storedRows(facts: TrainingFacts): MemoryPart[] {
 /** What a step of Partial FC takes beside them. */
 function headParts(facts: TrainingFacts): MemoryPart[] {
   const { embeddingDim: dim, globalBatchSize: batch, device } = facts;
-  return [...(device === 'cuda' ? cudaStep(facts) : cpuStep(facts)), gathered(batch, dim)];
+  const updates = denseUpdates(facts);
+  return [...(device === 'cuda' ? cudaStep(facts) : cpuStep(facts)), ...updates, gathered(batch, dim)];
+}
+
+/** They stay on the device, also where the rows are on the host. */
+function denseUpdates(facts: TrainingFacts): MemoryPart[] {
+  const bytes = rowsOfRank(facts) * rowBytes(facts).pending;
+  return bytes > 0 ? [{ name: 'updates of class centres', bytes, why: 'how many each has had' }] : [];
 }
 
 const gathered = (batch: number, dim: number): MemoryPart => ({
