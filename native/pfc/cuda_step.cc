@@ -120,7 +120,16 @@ class StoredRows {
       : tensor_(std::move(tensor)), device_(device), on_device_(numbers(tensor_)) {
     if (tensor_.is_cuda() || tensor_.nbytes() == 0) return;
     const c10::cuda::CUDAGuard guard(device_);
-    C10_CUDA_CHECK(cudaHostRegister(tensor_.data_ptr(), tensor_.nbytes(), cudaHostRegisterMapped));
+    if (const cudaError_t error = cudaHostRegister(tensor_.data_ptr(), tensor_.nbytes(), cudaHostRegisterMapped);
+        error != cudaSuccess) {
+      cudaGetLastError();  // the next check would report it again
+      throw Error(
+          "InsufficientMemory", "loss.rows.placement",
+          "Host, but " + std::to_string(tensor_.nbytes()) +
+              " bytes of host memory cannot be locked for the GPU: " + cudaGetErrorString(error),
+          "host memory that a process may lock (in Kubernetes resources.limits.memory), more trainers.replicas, "
+          "or placement Device");
+    }
     is_locked_ = true;
     C10_CUDA_CHECK(cudaHostGetDevicePointer(&on_device_.data, tensor_.data_ptr(), 0));
   }

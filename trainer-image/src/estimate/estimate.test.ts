@@ -378,6 +378,19 @@ describe('the check before a training', () => {
     assert.equal(refusal({ numClasses: 1_000_000, sampleRate: 0.1 }), undefined);
     assert.match(refusal({ numClasses: 1_000_000, sampleRate: 0.1 }, 4)!.message, /each of the 4 trainers/);
   });
+  test('counts class centres of a GPU that are in host memory', (t) => {
+    t.mock.method(process, 'availableMemory', () => 16 * GIB);
+    const onGpu = { device: 'cuda', precision: 'bf16', rowsPlacement: 'host', sampleRate: 0.01 } as const;
+    assert.equal(refusal({ ...onGpu, numClasses: 3_000_000 }), undefined);
+    const message = refusal({ ...onGpu, numClasses: 5_000_000 })!.message;
+    assert.match(
+      message,
+      /^class centres: training on .* needs 19\.\d GiB at least of the machine’s memory, 9\.5 GiB of it/,
+    );
+    assert.match(message, /loss\.rows\.placement Device/);
+    // Activations are in the GPU's memory.
+    assert.equal(refusal({ ...onGpu, numClasses: 1000, globalBatchSize: 8192 }), undefined);
+  });
   test('counts dense updates on the GPU, also of class centres on the host', () => {
     const facts: TrainingFacts = { ...onH100, rowsPlacement: 'host', sampleRate: 0.1 };
     const [lazy, dense] = (['lazy', 'dense'] as const).map((rowUpdate) => trainingMemory({ ...facts, rowUpdate }));

@@ -165,9 +165,11 @@ export const neededMemory = (facts: TrainingFacts) => Math.ceil(sumOf(trainingMe
 /** Whether class centres are in another memory than that of the device. */
 export const onHost = ({ rowsPlacement, device }: TrainingFacts) => rowsPlacement === 'host' && device === 'cuda';
 
-/** What a rank allocates for certain: with less, a step cannot be computed. */
-export const leastBytes = (facts: TrainingFacts) =>
-  sumOf(trainingMemory(facts).device.filter(({ isGuess }) => !isGuess));
+/** What a rank’s process allocates on the machine for certain: with less, a step cannot be computed. */
+function leastParts(facts: TrainingFacts): MemoryPart[] {
+  const { device, host } = trainingMemory(facts);
+  return (facts.device === 'cpu' ? device : host).filter(({ isGuess }) => !isGuess);
+}
 
 export const sumOf = (parts: readonly MemoryPart[]) => parts.reduce((sum, { bytes }) => sum + bytes, 0);
 
@@ -300,24 +302,27 @@ function rowWindow(facts: TrainingFacts): MemoryPart {
  */
 export function checkTrainingMemory(facts: TrainingFacts, subject: string, ranks: number): void {
   const limit = process.availableMemory();
-  const bytes = leastBytes(facts);
+  const parts = leastParts(facts);
+  const bytes = sumOf(parts);
   if (ranks * bytes <= limit) return;
-  const largest = trainingMemory(facts).device.reduce((a, b) => (b.bytes > a.bytes ? b : a));
+  const largest = parts.reduce((a, b) => (b.bytes > a.bytes ? b : a));
   const { keeper } = facts.backbone;
   const isActivations = largest.name === 'activations' && keeper !== undefined;
   const trainers = ranks > 1 ? ` for each of the ${ranks} trainers on this machine` : '';
   const most = isActivations
     ? `a value of [${[picturesOfRank(facts), ...keeper.shape.slice(1)].join(', ')}]`
     : largest.why;
+  const onGpu = facts.device === 'cuda';
+  const memory = onGpu ? ' of the machine’s memory' : '';
+  const less = onGpu ? 'loss.rows.placement Device' : 'a smaller trainers.microBatchSize, model.checkpointActivations';
   throw new FacetrainError({
     code: 'InsufficientMemory',
     subject: isActivations ? `${subject}: node "${keeper.node.name}" (${keeper.node.op})` : largest.name,
     found:
       `training on ${picturesOfRank(facts)} pictures with ${facts.numClasses} classes needs ${gibibytes(bytes)} at ` +
-      `least${trainers}, ${gibibytes(largest.bytes)} of it for ${largest.name} (${most})`,
+      `least${trainers}${memory}, ${gibibytes(largest.bytes)} of it for ${largest.name} (${most})`,
     allowed:
-      `the ${gibibytes(limit)} that are available: more memory, a smaller trainers.microBatchSize, ` +
-      'model.checkpointActivations, more trainers.replicas, ' +
+      `the ${gibibytes(limit)} that are available: more memory, ${less}, more trainers.replicas, ` +
       'loss.rows.precision BF16, or a smaller model; facetrain plan says what each takes',
   });
 }

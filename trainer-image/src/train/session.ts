@@ -38,7 +38,11 @@ export async function openSession(
     rowsPrecision: loss.rows.precision,
     rowsOptimizer: loss.rows.optimizer,
     rowsPlacement: loss.rows.placement,
-    deviceBytes: bytesWithRowsOnGpu(config, graph, { numClasses, replicas: ranks.size }),
+    // Only Auto asks, and only on a GPU.
+    deviceBytes:
+      loss.rows.placement === 'auto' && config.device !== 'cpu'
+        ? bytesWithRowsOnGpu(config, graph, { numClasses, replicas: ranks.size })
+        : 0,
     rowUpdate: optimizer.rowUpdate,
     rowsRateFactor: (loss.rows.learningRate ?? optimizer.learningRate) / optimizer.learningRate,
     momentum: optimizer.momentum,

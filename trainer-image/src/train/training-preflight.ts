@@ -59,15 +59,12 @@ export async function preflight(
   });
   if (dataset.numClasses < size)
     throw invalidConfig('model.numClasses', dataset.numClasses, `at least one for each of the ${size} ranks`);
-  // Memory of a GPU is not known here; libtorch reports what it lacks.
-  if (config.device === 'cpu' || (config.device === 'auto' && !existsSync('/dev/nvidiactl'))) {
-    const facts = trainingFacts(config, graph, {
-      numClasses: dataset.numClasses,
-      replicas: size,
-      ranksPerPod: localSize,
-      maxReplicas: null,
-      device: 'cpu',
-    });
+  // Memory of a GPU is not known here; libtorch reports what it lacks. Class centres on the host are.
+  const device = config.device === 'auto' ? (existsSync('/dev/nvidiactl') ? 'cuda' : 'cpu') : config.device;
+  if (device === 'cpu' || config.loss.rows.placement === 'host') {
+    const { numClasses } = dataset;
+    const gang = { numClasses, replicas: size, ranksPerPod: localSize, maxReplicas: null, device } as const;
+    const facts = trainingFacts(config, graph, gang);
     checkTrainingMemory(facts, config.model.onnxPath ?? config.model.backbone, localSize);
   }
   return { ...dataset, totalSteps: config.epochs * dataset.stepsPerEpoch };
