@@ -254,6 +254,8 @@ class CpuStep final : public HeadStep {
 
   void draw_rows();
   bool all_at(uint64_t step) const { return options_.sample_rate_at(step) >= 1 && retired_.empty(); }
+  // Copies of all rows, or all but the retired ones, would take as much memory as the rows.
+  bool uses_window_at(uint64_t step) const { return options_.sample_rate_at(step) < 1; }
   void draw_negatives(uint64_t step);
   void prefetch_rows(uint64_t step);
   std::vector<int64_t> sample(uint64_t step, const std::vector<int64_t>& positives);
@@ -330,7 +332,7 @@ void CpuStep::draw_negatives(uint64_t step) {
 
 // A step that samples all rows has no window: it would hold as many rows as there are.
 void CpuStep::prefetch_rows(uint64_t step) {
-  if (!has_window() || all_at(step)) return;
+  if (!has_window() || !uses_window_at(step)) return;
   draw_negatives(step);
   std::vector<int64_t> rows;
   for (const Worker& worker : workers_) {
@@ -458,7 +460,11 @@ PfcResult CpuStep::forward_backward(const at::Tensor& embeddings, const at::Tens
   const Positives positives = find_positives(batch.labels, rows_);
   const std::vector<int64_t> target_columns = sample(step, positives.rows);
   if (window_) {
-    all_at(step) ? window_->close() : window_->open(step, sampled_.const_data_ptr<int64_t>(), sampled_.size(0));
+    if (uses_window_at(step)) {
+      window_->open(step, sampled_.const_data_ptr<int64_t>(), sampled_.size(0));
+    } else {
+      window_->close();
+    }
   }
   norms_ = norms_memory_.of({sampled_.size(0)}, at::kFloat);
   make_tiles(batch_size);
