@@ -37,7 +37,8 @@ export interface PodParts {
   config: { name: string; directory: string };
   /** Places that the pod writes to: written-places.ts. */
   writesTo: string[];
-  /** Annotations that a template may replace. */
+  /** Labels and annotations that a template may replace. */
+  labels?: Record<string, string>;
   annotations?: Record<string, string>;
   container?: Pick<Container, 'ports' | 'readinessProbe' | 'livenessProbe'>;
   network?: { hostname: string; subdomain: string };
@@ -113,7 +114,7 @@ export function makePod(parts: PodParts, environment: Environment): Pod {
   };
   const metadata = {
     ...parts.metadata,
-    labels: { ...labels, ...parts.metadata.labels },
+    labels: { ...parts.labels, ...labels, ...parts.metadata.labels },
     ...(Object.keys(annotations).length > 0 && { annotations }),
   };
   return { apiVersion: 'v1', kind: 'Pod', metadata, spec: oneVolumePerClaim(spec) };

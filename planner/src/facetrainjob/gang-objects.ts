@@ -227,6 +227,7 @@ function pod(
     storage: allStorage(storage),
     config: { name: gangName, directory: environment.configDirectory(gangName) },
     writesTo: trainerPlaces(spec),
+    labels: MESH_LABELS,
     annotations: meshAnnotations(trainers.rendezvousPort),
     ...(number === 0 && { container: serverOf(trainers) }),
     network: { hostname: name, subdomain: job.name },
@@ -259,6 +260,12 @@ const meshAnnotations = (rendezvousPort: number): Record<string, string> => ({
   'config.linkerd.io/skip-inbound-ports': '1-65535',
   'config.linkerd.io/skip-outbound-ports': `${rendezvousPort},${EPHEMERAL_PORTS}`,
 });
+
+/**
+ * Other proxies of Istio would take the injected one for a reason to speak mTLS, also to the progress port, where it is
+ * bypassed. The injector keeps the label if a pod has it (istio.io, Resource Labels).
+ */
+const MESH_LABELS = { 'security.istio.io/tlsMode': 'disabled' };
 
 /**
  * Pods that hold places for ranks that an elastic gang lacks (elastic.ts). Each asks the scheduler for what a trainer
