@@ -240,6 +240,7 @@ export const QuantizeReport = z.strictObject({
     candidates: z.int(),
     lower: z.number(),
     upper: z.number(),
+    zeroPoints: z.boolean().optional().describe('Absent in artifacts from before it, when all were 0.'),
     equalize: z.boolean(),
     biasCorrection: z.boolean(),
     strict: z.boolean().optional().describe('Absent in artifacts from before it, when nothing could stay FP32.'),
@@ -271,7 +272,7 @@ export const QuantizeReport = z.strictObject({
 });
 export type QuantizeReport = z.infer<typeof QuantizeReport>;
 
-/** `scales.json`: real = integer × scale. This scale is the reciprocal of EasyQuant’s S. */
+/** `scales.json`: real = (integer − zero point) × scale. This scale is the reciprocal of EasyQuant’s S. */
 export const ScalesDocument = z.strictObject({
   schemaVersion: z.literal(1),
   tensors: z.record(
@@ -279,6 +280,7 @@ export const ScalesDocument = z.strictObject({
     z.strictObject({
       scale: z.number().positive(),
       limit: z.union([z.literal(63), z.literal(127)]).describe('Largest magnitude of the integers.'),
+      zeroPoint: z.int().min(-63).max(63).default(0).describe('The integer of 0. Absent in artifacts from before it.'),
     }),
   ),
   weights: z

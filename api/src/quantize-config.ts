@@ -21,6 +21,7 @@ import {
   searchUpper,
   seed,
 } from './ranges.ts';
+import { DEFAULT_SEARCH } from './shared-defaults.ts';
 import { StorageAddress } from './storage.ts';
 import { ModelInput, VerificationSet } from './trainer-config.ts';
 
@@ -52,6 +53,10 @@ export const QuantizeConfig = z.strictObject({
     candidates: searchCandidates.describe('Scales tried for each tensor in each round.'),
     lower: searchLower.describe('Smallest candidate as a multiple of the initial scale (alpha in the paper).'),
     upper: searchUpper.describe('Largest candidate as a multiple of the initial scale (beta in the paper).'),
+    zeroPoints: z
+      .boolean()
+      .default(DEFAULT_SEARCH.zeroPoints)
+      .describe('Search zero points of the tensors that convolutions multiply, too.'),
     equalize: z
       .boolean()
       .describe('Before the search, balance the ranges of channels against the weights that read them.'),

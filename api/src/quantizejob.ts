@@ -76,6 +76,13 @@ const search = section(
     upper: searchUpper
       .default(DEFAULT_SEARCH.upper)
       .describe('Upper end of the range of 1/scale that is tried, as a multiple of its first value.'),
+    zeroPoints: z
+      .boolean()
+      .default(DEFAULT_SEARCH.zeroPoints)
+      .describe(
+        'Search a zero point, too, for each tensor that a convolution multiplies: where its values are mostly positive, ' +
+          'as behind a PReLU, the integers are then finer.',
+      ),
     equalize: z
       .boolean()
       .default(DEFAULT_SEARCH.equalize)

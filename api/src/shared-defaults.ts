@@ -52,6 +52,7 @@ export const DEFAULT_SEARCH = {
   candidates: 100,
   lower: 0.5,
   upper: 2,
+  zeroPoints: true,
   equalize: true,
   biasCorrection: true,
   strict: false,

@@ -197,7 +197,7 @@ async function measure(title: string, graph: Graph, rounds: number): Promise<Rec
   const pictures = randomPictures(layers.input, 2);
   // The values of the scales do not affect the time, so the search has no rounds.
   const quantized = await searchScales(layers, pictures, {
-    ...{ rounds: 0, candidates: 2, lower: 0.5, upper: 2, equalize: false, biasCorrection: false },
+    ...{ rounds: 0, candidates: 2, lower: 0.5, upper: 2, zeroPoints: false, equalize: false, biasCorrection: false },
     ...{ memoryBytes: 2 ** 31, temporaryDirectory: tmpdir(), computeThreads: 2 },
   });
   const one = randomPictures(layers.input, 1);

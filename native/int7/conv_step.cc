@@ -9,10 +9,10 @@
 namespace facetrain::int7 {
 namespace {
 
-// The sum of products that a zero byte of 64 adds, taken from the bias. Wraps like the sums themselves, which are right
-// modulo 2^32 and, at the end, within an int32 (kernels/conv.h).
-int32_t without_zero(int32_t bias, int64_t weight_sum) {
-  return static_cast<int32_t>(static_cast<uint32_t>(bias) - static_cast<uint32_t>(kOperandZero * weight_sum));
+// The sum of products that the byte of the integer 0 adds, taken from the bias. Wraps like the sums themselves, which
+// are right modulo 2^32 and, at the end, within an int32 (kernels/conv.h).
+int32_t without_zero(int32_t bias, int zero, int64_t weight_sum) {
+  return static_cast<int32_t>(static_cast<uint32_t>(bias) - static_cast<uint32_t>(zero * weight_sum));
 }
 
 // Input channels [first, last) that the groups of `outputs` output channels from `channel` on read, in whole steps of
@@ -188,7 +188,7 @@ class ConvStep final : public Step {
           panel.weights[(step * width + o) * 4 + byte % 4] = w;
         }
       }
-      panel.bias[o] = without_zero(layer_.bias[channel + o], sum);
+      panel.bias[o] = without_zero(layer_.bias[channel + o], x_->zero, sum);
     }
     if (kernels_.int16_products > 0) panel.chunks = safe_chunks(panel, width, kernels_.int16_products);
     panels_.push_back(std::move(panel));
@@ -300,7 +300,7 @@ class DepthwiseStep final : public Step {
         const int64_t group = (vector * lanes + in_wide / kVector) * part + in_lane % part;
         weights_[int64_t{c / wide} * wide * taps + group * together + i % together] = w;
       }
-      bias_[c] = without_zero(layer_.bias[c], sum);
+      bias_[c] = without_zero(layer_.bias[c], x_->zero, sum);
       if (kernels_.int16_products > 0) chunk_ = std::min(chunk_, safe_chunk(c));
     }
   }

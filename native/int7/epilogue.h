@@ -18,7 +18,7 @@ template <class V>
 struct Saturation {
   typename V::Real low, high;
 
-  explicit Saturation(float limit) : low(V::all(-limit)), high(V::all(limit)) {}
+  Saturation(float low, float high) : low(V::all(low)), high(V::all(high)) {}
   typename V::Real clamp(typename V::Real x) const { return V::max(V::min(x, high), low); }
 };
 
@@ -31,7 +31,7 @@ struct Pointwise {
   bool has_offset, divides;
 
   Pointwise(const PointwiseStage& stage, int channel)
-      : saturation(stage.limit),
+      : saturation(stage.low, stage.high),
         positive(V::load(stage.positive + channel)),
         negative(V::load(stage.negative + channel)),
         offset(stage.offset ? V::load(stage.offset + channel) : V::all(0)),
@@ -59,7 +59,7 @@ struct Addition {
   bool divides;
 
   explicit Addition(const AddStage& stage)
-      : saturation(stage.limit),
+      : saturation(stage.low, stage.high),
         scale(V::all(stage.scale)),
         second_scale(V::all(stage.second_scale)),
         y_scale(V::all(stage.y_scale)),
@@ -83,7 +83,7 @@ struct Nothing {
 template <class V, bool Sums, bool First, bool Add, bool Last>
 void run_epilogue(const Epilogue& e, const EpilogueRow& given) {
   const EpilogueRow row = given;
-  const Saturation<V> sums(e.limit);
+  const Saturation<V> sums(e.low, e.high);
   const std::conditional_t<Add, Addition<V>, Nothing> add(e.add);
   const int source_zero = e.source_zero, middle_zero = e.middle_zero, zero = e.zero;
   for (int c = 0; c < row.channels; c += V::kLanes) {

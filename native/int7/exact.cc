@@ -36,27 +36,29 @@ bool any_neighbor(float slope, float offset, Found found) {
 
 }  // namespace
 
-float round_saturated(float x, float limit) { return (std::max(std::min(x, limit), -limit) + kRound) - kRound; }
+float round_saturated(float x, IntegerRange range) {
+  const auto low = static_cast<float>(range.low), high = static_cast<float>(range.high);
+  return (std::max(std::min(x, high), low) + kRound) - kRound;
+}
 
 ExactPointwise exact_pointwise(const std::vector<float>& positive, const std::vector<float>& negative,
-                               const std::vector<float>& offset, float x_scale, int x_limit, float y_scale,
-                               int y_limit) {
+                               const std::vector<float>& offset, float x_scale, IntegerRange x_range, float y_scale,
+                               IntegerRange y_range) {
   const bool has_offset = std::any_of(offset.begin(), offset.end(), [](float o) { return o != 0; });
   const size_t channels = positive.size();
   ExactPointwise result{.positive = std::vector<float>(channels),
                         .negative = std::vector<float>(channels),
                         .offset = std::vector<float>(has_offset ? channels : 0)};
-  const auto bound = static_cast<float>(y_limit);
-  std::vector<float> wanted(2 * x_limit + 1);  // by q + x_limit
+  std::vector<float> wanted(x_range.size());  // by q - x_range.low
   for (size_t c = 0; c < channels && !result.divides; ++c) {
-    for (int q = -x_limit; q <= x_limit; ++q) {
+    for (int q = x_range.low; q <= x_range.high; ++q) {
       const float real = static_cast<float>(q) * x_scale;
-      wanted[q + x_limit] =
-          round_saturated(((real > 0 ? positive[c] : negative[c]) * real + offset[c]) / y_scale, bound);
+      wanted[q - x_range.low] =
+          round_saturated(((real > 0 ? positive[c] : negative[c]) * real + offset[c]) / y_scale, y_range);
     }
     const auto equal = [&](float slope, float shift, int first, int last) {
       for (int q = first; q <= last; ++q) {
-        if (round_saturated(slope * static_cast<float>(q) + shift, bound) != wanted[q + x_limit]) return false;
+        if (round_saturated(slope * static_cast<float>(q) + shift, y_range) != wanted[q - x_range.low]) return false;
       }
       return true;
     };
@@ -66,9 +68,9 @@ ExactPointwise exact_pointwise(const std::vector<float>& positive, const std::ve
     // One offset serves both signs: found for the negative numbers and zero, then tried for the positive ones.
     const auto shift = static_cast<float>(static_cast<double>(offset[c]) / y_scale);
     const bool found = any_neighbor(quotient(negative[c]), shift, [&](float down, float b) {
-      if (!equal(down, b, -x_limit, 0)) return false;
+      if (!equal(down, b, x_range.low, 0)) return false;
       return any_neighbor(quotient(positive[c]), 0, [&](float up, float) {
-        if (!equal(up, b, 1, x_limit)) return false;
+        if (!equal(up, b, 1, x_range.high)) return false;
         result.positive[c] = up;
         result.negative[c] = down;
         if (has_offset) result.offset[c] = b;
@@ -85,20 +87,20 @@ ExactPointwise exact_pointwise(const std::vector<float>& positive, const std::ve
   return result;
 }
 
-ExactAdd exact_add(float a_scale, int a_limit, float b_scale, int b_limit, float y_scale, int y_limit) {
-  const auto bound = static_cast<float>(y_limit);
+ExactAdd exact_add(float a_scale, IntegerRange a_range, float b_scale, IntegerRange b_range, float y_scale,
+                   IntegerRange y_range) {
   std::vector<float> wanted;
-  for (int a = -a_limit; a <= a_limit; ++a) {
-    for (int b = -b_limit; b <= b_limit; ++b) {
+  for (int a = a_range.low; a <= a_range.high; ++a) {
+    for (int b = b_range.low; b <= b_range.high; ++b) {
       const float sum = static_cast<float>(a) * a_scale + static_cast<float>(b) * b_scale;
-      wanted.push_back(round_saturated(sum / y_scale, bound));
+      wanted.push_back(round_saturated(sum / y_scale, y_range));
     }
   }
   const auto equal = [&](float first, float second) {
     size_t i = 0;
-    for (int a = -a_limit; a <= a_limit; ++a) {
-      for (int b = -b_limit; b <= b_limit; ++b, ++i) {
-        if (round_saturated(static_cast<float>(a) * first + static_cast<float>(b) * second, bound) != wanted[i])
+    for (int a = a_range.low; a <= a_range.high; ++a) {
+      for (int b = b_range.low; b <= b_range.high; ++b, ++i) {
+        if (round_saturated(static_cast<float>(a) * first + static_cast<float>(b) * second, y_range) != wanted[i])
           return false;
       }
     }

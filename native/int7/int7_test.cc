@@ -22,7 +22,14 @@ std::mt19937 random_source(11);
 int random_int(int low, int high) { return std::uniform_int_distribution<int>(low, high)(random_source); }
 float random_real(float low, float high) { return std::uniform_real_distribution<float>(low, high)(random_source); }
 
-int8_t negative(int8_t q) { return static_cast<int8_t>(std::clamp(-q, -63, 63)); }
+int8_t negative(int8_t q, IntegerRange range) { return static_cast<int8_t>(std::clamp(-q, range.low, range.high)); }
+
+// Of a tensor that a convolution reads.
+int random_zero_point() {
+  constexpr int kZeroPoints[] = {0, -63, 63};
+  const int choice = random_int(0, 3);
+  return choice < 3 ? kZeroPoints[choice] : random_int(-63, 63);
+}
 
 // An operator that reads the layer's input `times` times.
 NodeSpec node_of(const std::string& op, const ArrayDims& dims, int times) {
@@ -35,7 +42,7 @@ NodeSpec node_of(const std::string& op, const ArrayDims& dims, int times) {
 class Builder {
  public:
   Builder(int channels, int height, int width) {
-    network_.tensors.push_back({.channels = channels, .height = height, .width = width, .scale = 0.02f, .limit = 63});
+    network_.tensors.push_back({.channels = channels, .height = height, .width = width, .scale = 0.02f, .range = 63});
     for (int c = 0; c < channels; ++c) {
       for (int byte = 0; byte < 256; ++byte) network_.pixels.push_back(static_cast<int8_t>(byte / 2 - 63));
     }
@@ -84,16 +91,24 @@ class Builder {
     layer.node = node_of("Neg", {1, x.channels, x.height, x.width}, 1);
     const int output = add_tensor(x.channels, x.height, x.width);
     network_.tensors[output].scale = x.scale;
-    network_.tensors[output].limit = 63;
+    network_.tensors[output].range = 63;
     return output;
   }
 
-  // Ends with the last tensor as output. Tensors that convolutions read get the limit of operands.
-  Network finish() {
+  // Ends with the last tensor as output. Tensors that convolutions read get the range of operands.
+  Network finish(int (*zero_point)() = random_zero_point) {
     network_.outputs = {static_cast<int>(network_.tensors.size()) - 1};
     network_.tensors.back().real = true;
+    std::vector<bool> is_operand(network_.tensors.size());
     for (const LayerSpec& layer : network_.layers) {
-      if (layer.kind == Kind::conv) network_.tensors[layer.inputs[0]].limit = 63;
+      if (layer.kind == Kind::conv) is_operand[layer.inputs[0]] = true;
+    }
+    for (size_t t = 0; t < is_operand.size(); ++t) {
+      if (!is_operand[t]) continue;
+      const int zero = zero_point();
+      network_.tensors[t].range = {63, zero};
+      if (t > 0) continue;
+      for (auto& q : network_.pixels) q = static_cast<int8_t>(q - zero);
     }
     return network_;
   }
@@ -152,18 +167,18 @@ std::vector<float> expected_output(const Network& network, const std::vector<uin
       }
       std::vector<float> multipliers;
       for (const float scale : layer.weight_scales) multipliers.push_back(x.scale * scale / y.scale);
-      reference::requantize(sums.data(), y.channels, y.area(), multipliers.data(), y.limit, to.data());
+      reference::requantize(sums.data(), y.channels, y.area(), multipliers.data(), y.range, to.data());
     } else if (layer.kind == Kind::pointwise) {
       reference::pointwise(from, x.channels, x.area(), layer.positive.data(), layer.negative.data(),
-                           layer.offset.data(), x.scale, y.scale, y.limit, to.data());
+                           layer.offset.data(), x.scale, y.scale, y.range, to.data());
     } else if (layer.kind == Kind::add) {
       const int second = layer.inputs[1];
       reference::add(from, x.scale, integers[second].data(), network.tensors[second].scale, static_cast<int>(y.size()),
-                     y.scale, y.limit, to.data());
+                     y.scale, y.range, to.data());
     } else if (layer.kind == Kind::pool) {
-      reference::pool(from, x.channels, x.area(), x.scale, y.scale, y.limit, to.data());
+      reference::pool(from, x.channels, x.area(), x.scale, y.scale, y.range, to.data());
     } else if (!y.real) {
-      for (int64_t i = 0; i < y.size(); ++i) to[i] = negative(from[i]);
+      for (int64_t i = 0; i < y.size(); ++i) to[i] = negative(from[i], y.range);
     }
   }
   return output;
@@ -254,12 +269,14 @@ void test_extremes() {
     for (const int sign : {-1, 0, 1}) {
       for (const ConvShape& shape :
            {shape_of(33, 1, 3, 1, 1), shape_of(70, 70, 3, 1, 1), shape_of(70, 70, 7, 1, 3), shape_of(64, 1, 1, 1, 0)}) {
-        Builder b(70, 9, 9);
-        b.conv(0, shape);
-        Network network = b.finish();
-        for (auto& w : network.layers[0].weights)
-          w = static_cast<int8_t>(sign == 0 ? (random_int(0, 1) ? 63 : -63) : sign * 63);
-        compare(network, "extremes", byte);
+        for (int (*zero_point)() : {+[] { return -63; }, +[] { return 0; }, +[] { return 63; }}) {
+          Builder b(70, 9, 9);
+          b.conv(0, shape);
+          Network network = b.finish(zero_point);
+          for (auto& w : network.layers[0].weights)
+            w = static_cast<int8_t>(sign == 0 ? (random_int(0, 1) ? 63 : -63) : sign * 63);
+          compare(network, "extremes", byte);
+        }
       }
     }
   }
@@ -490,7 +507,7 @@ void test_flattened() {
 
 void test_windows() {
   // A window without a tap has the least integer.
-  const TensorSpec pixel{.channels = 1, .height = 1, .width = 1, .scale = 1, .limit = 63};
+  const TensorSpec pixel{.channels = 1, .height = 1, .width = 1, .scale = 1, .range = 63};
   NodeSpec padded = node_of("MaxPool", {1, 1, 1, 1}, 1);
   padded.steps[0].numbers = {{"kernel_shape", {1, 1}}, {"pads", {0, 1, 0, 1}}};
   padded.output_dims = {1, 1, 1, 3};
@@ -500,7 +517,7 @@ void test_windows() {
 
   // A pool of a constant, with an operand more that is computed, as a damaged file may have it.
   row.width = 4;
-  row.limit = 127;
+  row.range = 127;
   for (const char* op : {"MaxPool", "AveragePool"}) {
     const TensorSpec map{.channels = 3, .height = 2, .width = 1, .scale = 1};
     NodeSpec pool = node_of(op, {1, 3, 2, 1}, 2);
@@ -528,8 +545,8 @@ void test_instruction_sets() {
 void test_refusals() {
   Builder b(3, 4, 4);
   Network network = seen(b, b.conv(0, shape_of(5, 1, 1, 1, 0)));
-  network.tensors[1].limit = 127;
-  CHECK_THROWS(Runtime(network, Isa::portable), std::invalid_argument, "its input has a limit above 63");
+  network.tensors[1].range = 127;
+  CHECK_THROWS(Runtime(network, Isa::portable), std::invalid_argument, "its input has more than 127 integers");
   // 640 outputs of one group each: the packed weights are 64 times those of the layer.
   Builder groups(3, 4, 4);
   const int x = groups.conv(0, shape_of(640 * 16, 1, 1, 1, 0));

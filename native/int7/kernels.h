@@ -2,9 +2,10 @@
 // kernels/reference.h bit for bit.
 //
 // Tensors in memory are [rows][columns][channels] of bytes, channels padded to whole vectors of 16. A tensor that a
-// convolution multiplies holds q + 64, an unsigned byte from 1 to 127; other tensors hold q as a signed byte. So the
-// unsigned operand of vpdpbusd and vpmaddubsw is the activation as it lies in memory, and the signed one the weight.
-// The 64 adds 64 * (sum of the filter's weights) to each sum; the packed bias is less by that.
+// convolution multiplies holds q + zero, an unsigned byte from 1 to 127 (zero: 64 and the tensor's zero point); other
+// tensors hold q as a signed byte. So the unsigned operand of vpdpbusd and vpmaddubsw is the activation as it lies in
+// memory, and the signed one the weight. The zero adds zero * (sum of the filter's weights) to each sum; the packed
+// bias is less by that.
 #pragma once
 
 #include <cstdint>
@@ -13,10 +14,9 @@
 
 namespace facetrain::int7 {
 
-inline constexpr int kVector = 16;       // channels that tensors are padded to
-inline constexpr int kBlock = 64;        // channels that a call for a depthwise convolution computes
-inline constexpr int kTilePixels = 24;   // pixels that any tile computes at most
-inline constexpr int kOperandZero = 64;  // the byte of the integer 0 in a tensor that a convolution multiplies
+inline constexpr int kVector = 16;      // channels that tensors are padded to
+inline constexpr int kBlock = 64;       // channels that a call for a depthwise convolution computes
+inline constexpr int kTilePixels = 24;  // pixels that any tile computes at most
 // The byte reaches 127, so this bound on a sum of weights of one sign keeps a sum of products within an int16: four
 // products of weights of 63. Without the 64 eight would fit (EasyQuant, arXiv 2006.16669, section 3.4), and weights of
 // both signs might add up to 520; here those of each sign may add up to 258, nearly the same for real filters.
@@ -43,7 +43,7 @@ struct PointwiseStage {
   const float* offset = nullptr;  // null: none
   bool divides = false;
   float x_scale = 0, y_scale = 0;
-  float limit = 0;
+  float low = 0, high = 0;
 };
 
 // q becomes round(q * scale + second * second_scale), proven in the same way, or with the division by y_scale.
@@ -51,7 +51,7 @@ struct AddStage {
   float scale = 0, second_scale = 0;
   bool divides = false;
   float y_scale = 0;
-  float limit = 0;
+  float low = 0, high = 0;
   int second_zero = 0;  // the byte of the second's integer 0
 };
 
@@ -59,7 +59,7 @@ struct AddStage {
 // saturates, as if its result were stored. Arrays are by channel, padded to kBlock.
 struct Epilogue {
   const float* multipliers = nullptr;  // of sums; null if a tensor is read
-  float limit = 0;
+  float low = 0, high = 0;
   int source_zero = 0;  // of that tensor
   bool has_first = false, has_add = false, has_last = false;
   PointwiseStage first;

@@ -13,8 +13,8 @@ namespace facetrain::int7 {
 inline int least_multiple(int value, int of) { return (value + of - 1) / of * of; }
 
 // A tensor in memory: [top + height + bottom][left + width + right][pitch] of bytes. Around the picture is a border
-// of integers 0, so that a convolution reads its padding without asking where it is. A real tensor is [height][width]
-// [channels] of float32, without border and padding.
+// of integers 0 (bytes of `zero`), so that a convolution reads its padding without asking where it is. A real tensor is
+// [height][width] [channels] of float32, without border and padding.
 struct Stored {
   int width = 0, height = 0, channels = 0;
   int top = 0, left = 0, bottom = 0, right = 0;

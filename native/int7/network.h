@@ -1,9 +1,10 @@
 // What the INT7 runtime runs: a network of integers with their scales, and of real numbers where a layer needs them;
 // without names of files, without torch.
 //
-// Real value = integer * scale. The integers of operands, which convolutions multiply, lie in [-63, 63]; those of
-// other tensors in [-127, 127]. The arithmetic is that of kernels/reference.h and nodes/: every tensor that is not real
-// is rounded to integers, whether it is ever written to memory or not.
+// Real value = integer * scale. The integers of operands, which convolutions multiply, are 127 neighboring ones around
+// 0: [-63, 63] less the zero point that a file has. Those of other tensors lie in [-127, 127]. The arithmetic is that
+// of kernels/reference.h and nodes/: every tensor that is not real is rounded to integers, whether it is ever written
+// to memory or not.
 #pragma once
 
 #include <array>
@@ -23,13 +24,13 @@ inline constexpr float kLeastScale = 1e-12f, kLargestNumber = 1e12f;
 struct TensorSpec {
   int channels = 0, height = 0, width = 0;
   float scale = 0;
-  int limit = 127;    // largest integer: 63 for operands
+  IntegerRange range = 127;
   bool real = false;  // not quantized: float32, which nodes and the caller read
 
   int area() const { return height * width; }
   int64_t size() const { return int64_t{channels} * area(); }
   NodeTensor for_node() const {
-    return {.channels = channels, .height = height, .width = width, .real = real, .scale = scale, .limit = limit};
+    return {.channels = channels, .height = height, .width = width, .real = real, .scale = scale, .range = range};
   }
 };
 

@@ -23,7 +23,6 @@ constexpr size_t kMostLayers = 4096;
 // Of all nodes: operands; and rows, columns and channels of what they compute, for which lists of indices may be made.
 constexpr int64_t kMostOperands = 1 << 14, kMostExtents = 1 << 26;
 constexpr size_t kMostOutputs = 1024;
-constexpr int kOtherLimit = 127;
 constexpr size_t kLongestFunction = 64;  // nodes that are one function of single numbers
 constexpr int64_t kMostColors = 4;       // channels of a picture: ft_int7_info has room for their means
 
@@ -93,7 +92,7 @@ class Reader {
     for (const std::string_view name : file.outputs) add_output(name);
     if (network_.outputs.empty()) refuse("the graph", "has no output");
     check_real_reads();
-    set_limits();
+    set_ranges();
     read_pixels();
   }
 
@@ -189,6 +188,11 @@ class Reader {
     return result;
   }
 
+  // Of an activation, less the 128 that makes a byte of it.
+  int zero_point(const Node& node) const {
+    return numbers<uint8_t>(constant(input(node, 2), kUint8, 1))[0] - kActivationZero;
+  }
+
   // An attribute that the runtime computes with one value alone, which is also its default.
   static void refuse_other(const Node& node, const char* name, double computed) {
     const auto found = node.numbers.find(name);
@@ -251,25 +255,24 @@ class Reader {
     Value& value = tensor_value(node, input(node, 0));
     if (value.tensor == 0 && channels_last_) refuse(node.name, "reads a picture whose channels are last");
     const float scale = this->scale(input(node, 1));
-    check_activation_zero(node);
+    const int zero_point = this->zero_point(node);
+    if (std::abs(zero_point) > kLargestOperand) refuse(node.name, "has a zero point outside 65 to 191");
     TensorSpec& tensor = network_.tensors[value.tensor];
-    if (!tensor.real && tensor.scale != scale) refuse(node.name, "gives a tensor a second scale");
+    zero_points_.resize(network_.tensors.size());
+    if (!tensor.real && (tensor.scale != scale || zero_points_[value.tensor] != zero_point))
+      refuse(node.name, "gives a tensor a second scale or zero point");
     tensor.real = false;
     tensor.scale = scale;
+    zero_points_[value.tensor] = zero_point;
     integers_[output(node)] = value;
-  }
-
-  void check_activation_zero(const Node& node) const {
-    if (numbers<uint8_t>(constant(input(node, 2), kUint8, 1))[0] != kActivationZero)
-      refuse(node.name, "has another zero point than 128");
   }
 
   void dequantize(const Node& node) {
     const auto value = integers_.find(input(node, 0));
     if (value != integers_.end()) {
-      if (scale(input(node, 1)) != network_.tensors[value->second.tensor].scale)
-        refuse(node.name, "has another scale than the quantization");
-      check_activation_zero(node);
+      const int tensor = value->second.tensor;
+      if (scale(input(node, 1)) != network_.tensors[tensor].scale || zero_point(node) != zero_points_[tensor])
+        refuse(node.name, "has another scale or zero point than the quantization");
       values_[output(node)] = {.tensor = value->second.tensor, .dims = value->second.dims, .dequantized = true};
       return;
     }
@@ -601,7 +604,7 @@ class Reader {
         refuse(node.name, "has auto_pad " + std::string(padding->second));
     }
     s.out_channels = static_cast<int>(dims[0]);
-    if (int64_t{s.group_in()} * s.kernel[0] * s.kernel[1] > kLargestFilter || s.out_height() < 1 || s.out_width() < 1)
+    if (s.filter() > kLargestFilter || s.out_height() < 1 || s.out_width() < 1)
       refuse(node.name, "has a filter that is too large");
     layer.kind = LayerSpec::Kind::conv;
     // Every layer has its own weights, so a small file cannot ask for many copies.
@@ -703,8 +706,9 @@ class Reader {
     }
   }
 
-  // As LayerGraph::share_scales: what only moves numbers reads and writes integers of one scale and one limit.
-  void set_limits() {
+  // As LayerGraph::share_scales: what only moves numbers reads and writes integers of one scale and one range.
+  void set_ranges() {
+    zero_points_.resize(network_.tensors.size());
     std::vector<int> first(network_.tensors.size());
     for (size_t t = 0; t < first.size(); ++t) first[t] = static_cast<int>(t);
     std::vector<bool> multiplied(first.size());
@@ -714,15 +718,23 @@ class Reader {
                          std::all_of(layer.node.steps.begin(), layer.node.steps.end(), moves_numbers);
       if (moves && !network_.tensors[x].real && !network_.tensors[y].real) {
         first[y] = first[x];
-        if (network_.tensors[x].scale != network_.tensors[y].scale)
-          refuse(layer.name, "moves numbers, and changes their scale");
+        if (network_.tensors[x].scale != network_.tensors[y].scale || zero_points_[x] != zero_points_[y])
+          refuse(layer.name, "moves numbers, and changes their scale or zero point");
       }
     }
     for (const LayerSpec& layer : network_.layers) {
-      if (layer.kind == LayerSpec::Kind::conv) multiplied[first[layer.inputs[0]]] = true;
+      if (layer.kind != LayerSpec::Kind::conv) continue;
+      multiplied[first[layer.inputs[0]]] = true;
+      if (zero_points_[layer.inputs[0]] != 0 && layer.shape.filter() > kLargestFilterOfZeroPoint)
+        refuse(layer.name, "has a filter that is too large for an input with a zero point");
     }
-    for (size_t t = 0; t < first.size(); ++t)
-      network_.tensors[t].limit = multiplied[first[t]] ? kLargestOperand : kOtherLimit;
+    for (size_t t = 0; t < first.size(); ++t) {
+      if (multiplied[first[t]]) {
+        network_.tensors[t].range = {kLargestOperand, zero_points_[t]};
+      } else if (zero_points_[t] != 0) {
+        refuse("the graph", "has a zero point of a tensor that no convolution reads");
+      }
+    }
   }
 
   std::vector<double> from_metadata(const char* key) const {
@@ -759,9 +771,9 @@ class Reader {
           continue;
         }
         const float value = real / picture.scale;
-        const auto limit = static_cast<float>(picture.limit);
+        const auto low = static_cast<float>(picture.range.low), high = static_cast<float>(picture.range.high);
         if (std::isnan(value)) refuse("the input", "has a range without numbers");
-        network_.pixels.push_back(static_cast<int8_t>(std::nearbyint(std::clamp(value, -limit, limit))));
+        network_.pixels.push_back(static_cast<int8_t>(std::nearbyint(std::clamp(value, low, high))));
       }
     }
   }
@@ -786,6 +798,7 @@ class Reader {
   std::map<std::string_view, Value> integers_, values_;
   std::vector<FunctionNode> functions_;
   std::vector<RealRead> real_reads_;
+  std::vector<int> zero_points_;  // by tensor; those of the last tensors may lack
 };
 
 }  // namespace

@@ -32,14 +32,28 @@ void test_reads() {
   CHECK(network.layers[2].inputs == (std::vector<int>{2, 1}));
   CHECK_EQ(network.layers[3].shape.in_height, 4);
   CHECK(network.layers[3].shape.kernel == (std::array{4, 5}));
-  CHECK_EQ(network.tensors[0].limit, 63);
-  CHECK_EQ(network.tensors[1].limit, 127);
-  CHECK_EQ(network.tensors[3].limit, 63);
+  CHECK_EQ(network.tensors[0].range.high, 63);
+  CHECK_EQ(network.tensors[1].range.high, 127);
+  CHECK_EQ(network.tensors[3].range.high, 63);
   CHECK(network.tensors[4].real);
   // Byte 255 is (255 - 127.5) / 128, of which the head takes half, at a scale of 1/128.
   CHECK_EQ(int{network.pixels[255]}, 63);
   CHECK_EQ(int{network.pixels[0]}, -63);
   CHECK_EQ(int{network.pixels[130]}, 1);
+}
+
+// The integers of a network are those of the file less the zero point; so only the ranges differ.
+void test_zero_points() {
+  const Network network = read(testing::onnx_file({.zero_point = 128 - 28})).network;
+  for (const int operand : {0, 3}) {
+    CHECK_EQ(network.tensors[operand].range.low, -63 + 28);
+    CHECK_EQ(network.tensors[operand].range.high, 63 + 28);
+  }
+  for (const int other : {1, 2}) CHECK_EQ(network.tensors[other].range.high, 127);
+  CHECK_EQ(int{network.pixels[255]}, 64);
+  CHECK_EQ(int{network.pixels[0]}, -35);
+  CHECK_EQ(int{network.pixels[130]}, 1);
+  for (const int zero_point : {65, 191}) read(testing::onnx_file({.zero_point = zero_point}));
 }
 
 // Whatever a file holds, it is read or refused.
@@ -88,9 +102,14 @@ void test_refusals() {
   CHECK_THROWS(read(onnx_file({.op = "Mystery"})), Error, "layer 'to_p': operator Mystery; one of Abs, Add");
   CHECK_THROWS(read(onnx_file({.stride = 0})), std::invalid_argument, "has impossible strides");
   CHECK_THROWS(read(onnx_file({.height = 1 << 15})), std::invalid_argument, "too large");
-  CHECK_THROWS(read(onnx_file({.zero_point = 0})), std::invalid_argument, "another zero point than 128");
+  for (const int zero_point : {0, 64, 192}) {
+    CHECK_THROWS(read(onnx_file({.zero_point = zero_point})), std::invalid_argument,
+                 "has a zero point outside 65 to 191");
+  }
   CHECK_THROWS(read(onnx_file({.zero_point_behind = 127})), std::invalid_argument,
-               "from_f: has another zero point than 128");
+               "from_f: has another scale or zero point than the quantization");
+  CHECK_THROWS(read(onnx_file({.other_zero_point = 127})), std::invalid_argument,
+               "has a zero point of a tensor that no convolution reads");
   CHECK_THROWS(read(onnx_file({.channels = 5})), std::invalid_argument, "the input: has more than four channels");
   CHECK_THROWS(read(onnx_file({.bias_dims = {1, 10}})), std::invalid_argument, "to_c: has a bias of another size");
   CHECK_THROWS(read(onnx_file({.scale_axis = 1})), std::invalid_argument, "scales along another axis");
@@ -191,6 +210,7 @@ void test_nodes() {
 int main() {
   using namespace facetrain::int7;
   test_reads();
+  test_zero_points();
   test_damaged();
   test_refusals();
   test_nodes();

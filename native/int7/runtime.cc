@@ -51,14 +51,15 @@ void Runtime::store_tensors() {
       stored_.push_back(stored);
       continue;
     }
-    stored.zero = tensor.limit <= kLargestOperand ? kOperandZero : 0;
+    constexpr int kOperands = 2 * kLargestOperand + 1;
+    const bool is_operand = tensor.range.size() <= kOperands;
+    stored.zero = is_operand ? 1 - tensor.range.low : 0;
     bool only_mixed = t == 0;
     for (const LayerSpec& layer : network_.layers) {
       if (std::find(layer.inputs.begin(), layer.inputs.end(), static_cast<int>(t)) == layer.inputs.end()) continue;
       only_mixed = only_mixed && mixes_channels(layer);
       if (layer.kind != LayerSpec::Kind::conv) continue;
-      if (tensor.limit > kLargestOperand)
-        throw std::invalid_argument("layer '" + layer.name + "': its input has a limit above 63");
+      if (!is_operand) throw std::invalid_argument("layer '" + layer.name + "': its input has more than 127 integers");
       stored.top = std::max(stored.top, layer.shape.pads[0]);
       stored.left = std::max(stored.left, layer.shape.pads[1]);
       stored.bottom = std::max(stored.bottom, layer.shape.pads[2]);
@@ -177,7 +178,7 @@ int64_t Runtime::output_size() const {
 // The stretches of memory around the picture: neighboring rows share one.
 void Runtime::add_borders(Planned& planned, const Stored& stored) const {
   const auto add = [&](int64_t begin, int64_t end) {
-    if (begin < end) planned.borders.push_back({begin, end - begin});
+    if (begin < end) planned.borders.push_back({begin, end - begin, stored.zero});
   };
   if (stored.flat() && stored.top == 0 && stored.bottom == 0) return;
   add(stored.offset, stored.at(0, 0));
@@ -201,8 +202,7 @@ Runtime::Context::Context(const Runtime& runtime, int threads) : threads_(thread
 void Runtime::run_step(const Planned& planned, Context& context, const uint8_t* picture, float* output, int part,
                        int parts) {
   if (part == 0) {
-    for (const Border& border : planned.borders)
-      std::memset(context.arena_ + border.offset, kOperandZero, border.bytes);
+    for (const Border& border : planned.borders) std::memset(context.arena_ + border.offset, border.zero, border.bytes);
   }
   planned.step->run({context.arena_, picture, output},
                     {.index = part, .count = parts, .sums = context.sums_ + int64_t{part} * kSums});

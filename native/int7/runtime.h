@@ -72,6 +72,7 @@ class Runtime {
  private:
   struct Border {
     int64_t offset, bytes;
+    int zero;  // the byte of the integer 0
   };
   struct Planned {
     std::unique_ptr<Step> step;

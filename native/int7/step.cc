@@ -79,11 +79,11 @@ class ElementsStep final : public Step {
 class PoolStep final : public Step {
  public:
   PoolStep(const StepContext& context, const Group& group)
-      : source_(&context.stored[context.network.layers[group.head].inputs[0]]), y_(&context.stored[group.output]) {
-    const TensorSpec& output = context.network.tensors[group.output];
+      : source_(&context.stored[context.network.layers[group.head].inputs[0]]),
+        y_(&context.stored[group.output]),
+        y_range_(context.network.tensors[group.output].range) {
     scale_ = context.network.tensors[context.network.layers[group.head].inputs[0]].scale;
-    y_scale_ = output.scale;
-    limit_ = static_cast<float>(output.limit);
+    y_scale_ = context.network.tensors[group.output].scale;
   }
 
   void run(const Memory& memory, const Part& part) const override {
@@ -106,14 +106,15 @@ class PoolStep final : public Step {
           continue;
         }
         y[v * kVector + c] =
-            static_cast<uint8_t>(static_cast<int>(round_saturated(mean / y_scale_, limit_)) + y_->zero);
+            static_cast<uint8_t>(static_cast<int>(round_saturated(mean / y_scale_, y_range_)) + y_->zero);
       }
     }
   }
 
  private:
   const Stored *source_, *y_;
-  float scale_, y_scale_, limit_;
+  float scale_, y_scale_;
+  IntegerRange y_range_;
 };
 
 // A function of single integers, in the stored layouts of both tensors.
@@ -242,7 +243,7 @@ class OutputsStep final : public Step {
 PointwiseStage GroupEpilogue::pointwise_of(const StepContext& context, int layer, ExactPointwise& numbers) {
   const LayerSpec& spec = context.network.layers[layer];
   const TensorSpec &x = context.network.tensors[spec.inputs[0]], &y = context.network.tensors[spec.output];
-  numbers = exact_pointwise(spec.positive, spec.negative, spec.offset, x.scale, x.limit, y.scale, y.limit);
+  numbers = exact_pointwise(spec.positive, spec.negative, spec.offset, x.scale, x.range, y.scale, y.range);
   numbers.positive = padded(std::move(numbers.positive));
   numbers.negative = padded(std::move(numbers.negative));
   numbers.offset = padded(std::move(numbers.offset));
@@ -252,7 +253,8 @@ PointwiseStage GroupEpilogue::pointwise_of(const StepContext& context, int layer
           .divides = numbers.divides,
           .x_scale = x.scale,
           .y_scale = y.scale,
-          .limit = static_cast<float>(y.limit)};
+          .low = static_cast<float>(y.range.low),
+          .high = static_cast<float>(y.range.high)};
 }
 
 GroupEpilogue::GroupEpilogue(const StepContext& context, const Group& group) : function_(context.kernels.epilogue) {
@@ -266,7 +268,8 @@ GroupEpilogue::GroupEpilogue(const StepContext& context, const Group& group) : f
     }
     multipliers_ = padded(std::move(multipliers_));
     epilogue_.multipliers = multipliers_.data();
-    epilogue_.limit = static_cast<float>(network.tensors[tensor].limit);
+    epilogue_.low = static_cast<float>(network.tensors[tensor].range.low);
+    epilogue_.high = static_cast<float>(network.tensors[tensor].range.high);
   } else {
     tensor = head.inputs[0];
     source_ = &context.stored[tensor];
@@ -282,9 +285,15 @@ GroupEpilogue::GroupEpilogue(const StepContext& context, const Group& group) : f
     const int second = add.inputs[0] == tensor ? add.inputs[1] : add.inputs[0];
     const TensorSpec &a = network.tensors[tensor], &b = network.tensors[second], &y = network.tensors[add.output];
     second_ = &context.stored[second];
-    const ExactAdd exact = exact_add(a.scale, a.limit, b.scale, b.limit, y.scale, y.limit);
+    const ExactAdd exact = exact_add(a.scale, a.range, b.scale, b.range, y.scale, y.range);
     epilogue_.has_add = true;
-    epilogue_.add = {exact.a, exact.b, exact.divides, y.scale, static_cast<float>(y.limit), second_->zero};
+    epilogue_.add = {.scale = exact.a,
+                     .second_scale = exact.b,
+                     .divides = exact.divides,
+                     .y_scale = y.scale,
+                     .low = static_cast<float>(y.range.low),
+                     .high = static_cast<float>(y.range.high),
+                     .second_zero = second_->zero};
   }
   if (group.last >= 0) {
     epilogue_.has_last = true;

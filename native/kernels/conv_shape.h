@@ -35,8 +35,9 @@ struct ConvShape {
   int group_in() const { return in_channels / group; }
   int group_out() const { return out_channels / group; }
   bool depthwise() const { return group_in() == 1 && group_out() == 1; }
-  // Number of weights.
-  int64_t weights() const { return int64_t{out_channels} * group_in() * taps(); }
+  // Number of weights: of one output channel, and of all.
+  int64_t filter() const { return int64_t{group_in()} * taps(); }
+  int64_t weights() const { return out_channels * filter(); }
   // Multiply-accumulates for one image.
   int64_t macs() const { return weights() * out_area(); }
   // Position in a weight tensor [O, I/group, kh, kw] of output channel o, input channel i of its group, tap t.

@@ -12,25 +12,25 @@ namespace {
 // the value half to even. Every instruction set gives the same result, and the loop needs no call of nearbyint.
 constexpr float kRound = 12582912.0f;  // 1.5 * 2^23
 
-// Saturates before it rounds, which gives the same result because the limit is an integer. `value` is never NaN: scales
+// Saturates before it rounds, which gives the same result because the bounds are integers. `value` is never NaN: scales
 // are positive and weights finite.
-inline int8_t saturate(float value, float limit) {
-  const float clamped = std::max(-limit, std::min(limit, value));
+inline int8_t saturate(float value, float low, float high) {
+  const float clamped = std::max(low, std::min(high, value));
   return static_cast<int8_t>(static_cast<int32_t>((clamped + kRound) - kRound));
 }
 
 }  // namespace
 
-FACETRAIN_CLONES void quantize(const float* x, int64_t count, float scale, int limit, int8_t* y) {
-  const auto bound = static_cast<float>(limit);
-  for (int64_t i = 0; i < count; ++i) y[i] = saturate(x[i] / scale, bound);
+FACETRAIN_CLONES void quantize(const float* x, int64_t count, float scale, IntegerRange range, int8_t* y) {
+  const auto low = static_cast<float>(range.low), high = static_cast<float>(range.high);
+  for (int64_t i = 0; i < count; ++i) y[i] = saturate(x[i] / scale, low, high);
 }
 
-FACETRAIN_CLONES void requantize(const int32_t* x, int channels, int64_t area, const float* multipliers, int limit,
-                                 int8_t* y) {
-  const auto bound = static_cast<float>(limit);
+FACETRAIN_CLONES void requantize(const int32_t* x, int channels, int64_t area, const float* multipliers,
+                                 IntegerRange range, int8_t* y) {
+  const auto low = static_cast<float>(range.low), high = static_cast<float>(range.high);
   for (int64_t p = 0; p < area; ++p, x += channels, y += channels) {
-    for (int c = 0; c < channels; ++c) y[c] = saturate(static_cast<float>(x[c]) * multipliers[c], bound);
+    for (int c = 0; c < channels; ++c) y[c] = saturate(static_cast<float>(x[c]) * multipliers[c], low, high);
   }
 }
 

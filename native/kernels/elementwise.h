@@ -7,12 +7,14 @@
 
 #include <cstdint>
 
+#include "kernels/integer_range.h"
+
 namespace facetrain {
 
-// y = round_half_even(x / scale), saturated at +-limit.
-void quantize(const float* x, int64_t count, float scale, int limit, int8_t* y);
-// y = round_half_even(x * multipliers[channel]), saturated at +-limit.
-void requantize(const int32_t* x, int channels, int64_t area, const float* multipliers, int limit, int8_t* y);
+// y = round_half_even(x / scale), saturated at the range.
+void quantize(const float* x, int64_t count, float scale, IntegerRange range, int8_t* y);
+// y = round_half_even(x * multipliers[channel]), saturated at the range.
+void requantize(const int32_t* x, int channels, int64_t area, const float* multipliers, IntegerRange range, int8_t* y);
 
 // The following compute real values; quantize() makes integers of them.
 

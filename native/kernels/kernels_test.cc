@@ -96,13 +96,18 @@ void test_conv_equals_reference() {
   shapes.push_back(conv_shape(3, 2, 2, 5, 1, 3, 1, 4));                       // pixels that see only padding
   for (const auto& shape : shapes) {
     const int64_t in = int64_t{shape.in_channels} * shape.in_height * shape.in_width;
-    compare_conv(shape, random_integers(in, 63), random_integers(shape.weights(), 63));
+    // Activations as they are with zero points 0, 63 and -63.
+    for (const int middle : {0, -63, 63}) {
+      auto x = random_integers(in, 63);
+      for (auto& q : x) q = static_cast<int8_t>(q + middle);
+      compare_conv(shape, x, random_integers(shape.weights(), 63));
+    }
   }
 }
 
 // The largest possible sums, of either sign: no intermediate value may saturate or wrap around.
 void test_conv_extremes() {
-  for (const int x : {-63, 63}) {
+  for (const int x : {-126, -63, 63, 126}) {
     for (const int w : {-63, 63}) {
       for (const auto& shape : {conv_shape(70, 5, 5, 33, 1, 3, 1, 1), conv_shape(33, 9, 9, 33, 33, 7, 1, 3)}) {
         std::vector<int8_t> input(int64_t{shape.in_channels} * shape.in_height * shape.in_width + kOverread,
@@ -134,6 +139,14 @@ void test_conv_by_hand() {
 }
 
 void test_rounding_and_saturation() {
+  // A zero point moves the range, and nothing else.
+  const IntegerRange moved{63, -60};
+  CHECK_EQ(moved.low, -3);
+  CHECK_EQ(moved.high, 123);
+  const float apart[] = {-9, -2.5f, 0, 2.5f, 122.6f, 900};
+  int8_t moved_integers[6];
+  quantize(apart, 6, 1, moved, moved_integers);
+  CHECK(std::vector<int>(moved_integers, moved_integers + 6) == (std::vector<int>{-3, -2, 0, 2, 123, 123}));
   // Ties round to the even neighbor. Limits are symmetric: the results never are -128 or -64.
   const std::vector<int32_t> x{1, 3, 5, -1, -3, -5, 125, 127, 129, -127, -129, 2000000000, -2000000000};
   const std::vector<int8_t> expected63{0, 2, 2, 0, -2, -2, 62, 63, 63, -63, -63, 63, -63};

@@ -198,7 +198,8 @@ NamedScales scales_from(const Napi::Object& object) {
   for (const auto& [key, value] : object.Get("tensors").As<Napi::Object>()) {
     const auto tensor = Napi::Value(value).As<Napi::Object>();
     scales.tensors[key.As<Napi::String>()] = {static_cast<float>(number_of(tensor, "scale")),
-                                              static_cast<int>(integer_of(tensor, "limit"))};
+                                              static_cast<int>(integer_of(tensor, "limit")),
+                                              static_cast<int>(integer_of(tensor, "zeroPoint"))};
   }
   for (const auto& [key, value] : object.Get("weights").As<Napi::Object>()) {
     const auto layer = Napi::Value(value).As<Napi::Object>();
@@ -220,6 +221,7 @@ Napi::Object scales_to(Napi::Env env, const LayerGraph& graph, const Scales& sca
     Napi::Object tensor = Napi::Object::New(env);
     tensor.Set("scale", scales.tensors[t]);
     tensor.Set("limit", graph.tensors[t].limit());
+    tensor.Set("zeroPoint", scales.zero_points[t]);
     tensors.Set(graph.tensors[t].name, tensor);
   }
   for (size_t l = 0; l < graph.layers.size(); ++l) {
@@ -300,6 +302,7 @@ Napi::Value search_scales_call(const Napi::CallbackInfo& info) {
                               .candidates = static_cast<int>(integer_of(from, "candidates")),
                               .lower = static_cast<float>(number_of(from, "lower")),
                               .upper = static_cast<float>(number_of(from, "upper")),
+                              .zero_points = flag_of(from, "zeroPoints"),
                               .equalize = flag_of(from, "equalize"),
                               .bias_correction = flag_of(from, "biasCorrection")};
   const auto space_from = info[4].As<Napi::Object>();

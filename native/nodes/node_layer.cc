@@ -54,7 +54,9 @@ bool has_layout_of(const NodeTensor& x, const NodeTensor& y) {
 }
 
 // Whether integers of x are integers of y with the same value.
-bool has_integers_of(const NodeTensor& x, const NodeTensor& y) { return x.scale == y.scale && x.limit <= y.limit; }
+bool has_integers_of(const NodeTensor& x, const NodeTensor& y) {
+  return x.scale == y.scale && y.range.contains(x.range);
+}
 
 // ---- A function of single numbers, of integers ----
 
@@ -68,7 +70,7 @@ class TableForm final : public NodeLayer::Form {
     while (reinterpret_cast<uintptr_t>(aligned) % kLine != 0) ++aligned;
     const float* input = values.data();
     program.run(&input, reals_.data(), aligned);
-    if (!real_) quantize(reals_.data(), 256, y.scale, y.limit, integers_.data());
+    if (!real_) quantize(reals_.data(), 256, y.scale, y.range, integers_.data());
   }
 
   const Table* table() const override { return real_ ? nullptr : &integers_; }
@@ -121,7 +123,7 @@ class ConcatForm final : public NodeLayer::Form {
       if (!part.same) {
         std::array<float, 256> values;
         for (int q = 0; q < 256; ++q) values[q] = static_cast<float>(q - 128) * tensor.scale;
-        quantize(values.data(), 256, output.scale, output.limit, part.table.data());
+        quantize(values.data(), 256, output.scale, output.range, part.table.data());
       }
       parts_.push_back(part);
     }
@@ -196,7 +198,7 @@ void each_window(const PoolWindow& window, int64_t channels, const T* x, const S
 class MaxPoolForm final : public NodeLayer::Form {
  public:
   MaxPoolForm(const PoolWindow& window, const NodeTensor& y)
-      : window_(window), channels_(y.channels), real_(y.real), least_(static_cast<int8_t>(-y.limit)) {}
+      : window_(window), channels_(y.channels), real_(y.real), least_(static_cast<int8_t>(y.range.low)) {}
   void run(const void* const* inputs, void* y, uint8_t*) const override {
     real_ ? pool(static_cast<const float*>(inputs[0]), std::numeric_limits<float>::lowest(), static_cast<float*>(y))
           : pool(static_cast<const int8_t*>(inputs[0]), least_, static_cast<int8_t*>(y));
@@ -246,7 +248,7 @@ class RealForm : public NodeLayer::Form {
       turn(result, y_.channels, y_.area(), to);
       result = to;
     }
-    if (!y_.real) quantize(result, y_.size(), y_.scale, y_.limit, static_cast<int8_t*>(y));
+    if (!y_.real) quantize(result, y_.size(), y_.scale, y_.range, static_cast<int8_t*>(y));
   }
 
  protected:

@@ -10,6 +10,7 @@
 #include <string>
 #include <vector>
 
+#include "kernels/integer_range.h"
 #include "nodes/float_steps.h"
 
 namespace facetrain {
@@ -20,7 +21,7 @@ struct NodeTensor {
   int channels = 0, height = 1, width = 1;
   bool real = false;
   float scale = 0;  // of integers: real = integer * scale
-  int limit = 127;  // largest integer
+  IntegerRange range = 127;
 
   int64_t area() const { return int64_t{height} * width; }
   int64_t size() const { return channels * area(); }

@@ -229,7 +229,7 @@ void equalize(LayerGraph& graph, const PictureView& pictures, ThreadPool& pool, 
     if (cancelled) throw Cancelled();
     pass.run_real(l);
     const int output = graph.layers[l].output;
-    pass.largest(output);  // throws if a value is not finite, before it gets into a divisor
+    pass.extent(output);  // throws if a value is not finite, before it gets into a divisor
     const auto maxima = channel_maxima(pass, graph.tensors[output], output);
     for (size_t c = 0; c < maxima.size(); ++c) {
       float& a = activation[groups.channel(output, static_cast<int>(c))];

@@ -25,7 +25,7 @@ Int7Layer::Int7Layer(const LayerGraph& graph, int l, const Scales& scales)
       input_area_(graph.tensors[layer_->input].area()),
       output_channels_(graph.tensors[layer_->output].channels),
       output_area_(graph.tensors[layer_->output].area()),
-      output_limit_(graph.tensors[layer_->output].limit()),
+      output_range_(scales.range(graph, layer_->output)),
       input_scale_(scales.tensors[layer_->input]),
       second_scale_(layer_->second < 0 ? 0 : scales.tensors[layer_->second]),
       output_scale_(scales.tensors[layer_->output]) {
@@ -34,7 +34,7 @@ Int7Layer::Int7Layer(const LayerGraph& graph, int l, const Scales& scales)
       NodeTensor result = graph.tensors[tensor].real_node();
       result.real = !graph.quantized(tensor);
       result.scale = scales.tensors[tensor];
-      result.limit = graph.tensors[tensor].limit();
+      result.range = scales.range(graph, tensor);
       return result;
     };
     std::vector<NodeTensor> inputs;
@@ -90,7 +90,7 @@ void Int7Layer::run(const std::vector<Operand>& inputs, int8_t* y) const {
   const int8_t* x = inputs[0].integers;
   if (layer_->kind == Layer::Kind::conv) {
     return convolve(x, [&](const int32_t* sums, int first, int pixels) {
-      requantize(sums, output_channels_, pixels, multipliers_.data(), output_limit_,
+      requantize(sums, output_channels_, pixels, multipliers_.data(), output_range_,
                  y + int64_t{first} * output_channels_);
     });
   }
@@ -102,7 +102,7 @@ void Int7Layer::run(const std::vector<Operand>& inputs, int8_t* y) const {
   for (int first = 0; first < output_area_; first += kChunk) {
     const int pixels = std::min(kChunk, output_area_ - first);
     real_values(x, second, first, pixels, real.data());
-    quantize(real.data(), int64_t{pixels} * output_channels_, output_scale_, output_limit_,
+    quantize(real.data(), int64_t{pixels} * output_channels_, output_scale_, output_range_,
              y + int64_t{first} * output_channels_);
   }
 }

@@ -36,7 +36,7 @@ class Int7Layer {
   const LayerGraph* graph_;
   const Layer* layer_;
   int input_channels_, input_area_, output_channels_, output_area_;
-  int output_limit_;
+  IntegerRange output_range_;
   float input_scale_, second_scale_, output_scale_;
   // Of a convolution.
   Conv conv_;

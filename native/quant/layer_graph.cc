@@ -106,8 +106,8 @@ Tensor infer_output(Layer& layer, const std::vector<Tensor>& tensors) {
                "groups must divide both");
       }
       expect_window(layer);
-      if (const int64_t filter = int64_t{s.group_in()} * s.taps(); filter > kLargestFilter) {
-        refuse(layer.name, "filters of " + std::to_string(filter) + " weights",
+      if (s.filter() > kLargestFilter) {
+        refuse(layer.name, "filters of " + std::to_string(s.filter()) + " weights",
                "at most " + std::to_string(kLargestFilter) + ", so that the sum of their products fits 32 bits");
       }
       if (s.out_height() < 1 || s.out_width() < 1) {

@@ -15,9 +15,10 @@
 
 namespace facetrain {
 
-inline constexpr int kOperandLimit =
-    kLargestOperand;                     // of a tensor that a convolution multiplies: integers in [-63, 63]
-inline constexpr int kOtherLimit = 127;  // of any other tensor: integers in [-127, 127]
+// Of a tensor that a convolution multiplies: integers in [-63, 63], less its zero point.
+inline constexpr int kOperandLimit = kLargestOperand;
+// Of any other tensor, which has no zero point: integers in [-127, 127].
+inline constexpr int kOtherLimit = 127;
 
 struct Layer {
   enum class Kind { conv, pointwise, add, pool, node };

@@ -78,12 +78,12 @@ Activations<float> LayerwisePass::run_unquantized(int l, const Scales& scales) c
   return result;
 }
 
-float LayerwisePass::largest(int tensor) const {
-  float result = 0;
+Extent LayerwisePass::extent(int tensor) const {
+  Extent result;
   bool finite = true;
   for (const float x : real_[tensor]) {
     finite &= std::isfinite(x);
-    result = std::max(result, std::abs(x));
+    result.add(x);
   }
   if (!finite) {
     throw Error("NotANumber", "tensor '" + graph_.tensors[tensor].name + "'",

@@ -29,8 +29,8 @@ class LayerwisePass {
   // Frees the tensors that no layer after `layer` reads.
   void release(int layer);
 
-  // Largest |x| of an FP32 tensor over all pictures. Throws Error(NotANumber) when a value is not finite.
-  float largest(int tensor) const;
+  // Of an FP32 tensor over all pictures. Throws Error(NotANumber) when a value is not finite.
+  Extent extent(int tensor) const;
 
   int64_t pictures() const { return pictures_.count; }
   // The tensor's values for picture n.

@@ -46,21 +46,21 @@ std::vector<Buffers> make_buffers(const BufferPlan& plan, int threads) {
   return result;
 }
 
-// Rounds values to multiples of the scale, saturated at +-limit of them.
-void round_to(float scale, int limit, float* values, int64_t count) {
+// Rounds values to multiples of the scale, saturated at a range of them.
+void round_to(float scale, IntegerRange range, float* values, int64_t count) {
   constexpr int64_t kChunk = 4096;
   int8_t integers[kChunk];
   for (int64_t first = 0; first < count; first += kChunk) {
     const int64_t n = std::min(kChunk, count - first);
-    quantize(values + first, n, scale, limit, integers);
+    quantize(values + first, n, scale, range, integers);
     for (int64_t i = 0; i < n; ++i) values[first + i] = static_cast<float>(integers[i]) * scale;
   }
 }
 
 class RealModel final : public Model {
  public:
-  // `scales`: by tensor, of those that are rounded; 0 for others.
-  RealModel(std::shared_ptr<const LayerGraph> graph, std::vector<float> scales, int threads)
+  // `scales`: by tensor, of those that are rounded; 0 for others, and empty if there are none.
+  RealModel(std::shared_ptr<const LayerGraph> graph, Scales scales, int threads)
       : Model(std::move(graph)),
         plan_(*graph_),
         buffers_(make_buffers(plan_, threads)),
@@ -88,12 +88,14 @@ class RealModel final : public Model {
 
  private:
   void round(int tensor, float* values, int64_t count) const {
-    if (scales_[tensor] > 0) round_to(scales_[tensor], graph_->tensors[tensor].limit(), values, count);
+    if (scales_.tensors.empty() || scales_.tensors[tensor] == 0) return;
+    round_to(scales_.tensors[tensor], scales_.range(*graph_, tensor), values, count);
   }
 
   BufferPlan plan_;
   std::vector<Buffers> buffers_;
-  std::vector<float> scales_, pixels_;
+  Scales scales_;
+  std::vector<float> pixels_;
   std::vector<RealLayer> layers_;
 };
 
@@ -113,7 +115,7 @@ int7::Network network_of(const std::shared_ptr<const LayerGraph>& graph, const S
                                .height = from.height,
                                .width = from.width,
                                .scale = scales.tensors[t],
-                               .limit = from.limit(),
+                               .range = scales.range(*graph, t),
                                .real = !graph->quantized(t)});
   }
   for (int l = 0; l < static_cast<int>(graph->layers.size()); ++l) {
@@ -187,7 +189,7 @@ std::vector<float> pixel_values(const LayerGraph& graph) {
 std::vector<int8_t> pixel_integers(const LayerGraph& graph, const Scales& scales) {
   const std::vector<float> values = pixel_values(graph);
   std::vector<int8_t> integers(values.size());
-  quantize(values.data(), static_cast<int64_t>(values.size()), scales.tensors[0], graph.tensors[0].limit(),
+  quantize(values.data(), static_cast<int64_t>(values.size()), scales.tensors[0], scales.range(graph, 0),
            integers.data());
   return integers;
 }
@@ -199,14 +201,13 @@ void to_channels_first(const Tensor& tensor, const float* x, float* y) {
 }
 
 std::unique_ptr<Model> make_real_model(std::shared_ptr<const LayerGraph> graph, int threads) {
-  std::vector<float> none(graph->tensors.size());
-  return std::make_unique<RealModel>(std::move(graph), std::move(none), threads);
+  return std::make_unique<RealModel>(std::move(graph), Scales(), threads);
 }
 
 std::unique_ptr<Model> make_partly_quantized_model(const LayerGraph& graph, const Scales& scales, QuantizedPart part,
                                                    int threads) {
   auto partly = std::make_shared<LayerGraph>(graph);
-  std::vector<float> rounded(graph.tensors.size());
+  Scales rounded{std::vector<float>(graph.tensors.size()), scales.zero_points, {}};
   if (part == QuantizedPart::weights) {
     for (size_t l = 0; l < graph.layers.size(); ++l) {
       Layer& layer = partly->layers[l];
@@ -220,7 +221,7 @@ std::unique_ptr<Model> make_partly_quantized_model(const LayerGraph& graph, cons
     }
   } else {
     for (size_t t = 0; t < graph.tensors.size(); ++t) {
-      if (graph.tensors[t].operand == (part == QuantizedPart::operands)) rounded[t] = scales.tensors[t];
+      if (graph.tensors[t].operand == (part == QuantizedPart::operands)) rounded.tensors[t] = scales.tensors[t];
     }
   }
   return std::make_unique<RealModel>(std::move(partly), std::move(rounded), threads);

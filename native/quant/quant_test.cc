@@ -147,8 +147,13 @@ LayerGraph network_of_nodes(unsigned seed) {
   return LayerGraph(picture_tensor(12, 12), std::move(b.layers), {"y1", "y2"});
 }
 
-constexpr SearchOptions kOptions{
-    .rounds = 1, .candidates = 100, .lower = 0.5f, .upper = 2.0f, .equalize = true, .bias_correction = true};
+constexpr SearchOptions kOptions{.rounds = 1,
+                                 .candidates = 100,
+                                 .lower = 0.5f,
+                                 .upper = 2.0f,
+                                 .zero_points = true,
+                                 .equalize = true,
+                                 .bias_correction = true};
 
 std::vector<float> embed(Model& model, const PictureView& pictures, bool flip = false) {
   ThreadPool pool(2);
@@ -235,7 +240,8 @@ void test_network_equals_reference(const std::string& tail) {
   std::vector<std::vector<int8_t>> expected(graph.tensors.size());
   for (int c = 0; c < 3; ++c) {
     for (int i = 0; i < 144; ++i) {
-      expected[0].push_back(reference::quantize(graph.range(pictures.picture(1)[i * 3 + c], c), scales.tensors[0], 63));
+      expected[0].push_back(reference::quantize(graph.range(pictures.picture(1)[i * 3 + c], c), scales.tensors[0],
+                                                scales.range(graph, 0)));
     }
   }
   std::vector<float> embedding;
@@ -243,6 +249,7 @@ void test_network_equals_reference(const std::string& tail) {
     const Layer& layer = graph.layers[l];
     const Tensor &in = graph.tensors[layer.input], &out = graph.tensors[layer.output];
     const float in_scale = scales.tensors[layer.input], out_scale = scales.tensors[layer.output];
+    const IntegerRange out_range = scales.range(graph, layer.output);
     auto& y = expected[layer.output];
     y.resize(out.size());
     const int8_t* x = expected[layer.input].data();
@@ -258,16 +265,16 @@ void test_network_equals_reference(const std::string& tail) {
         }
         y.clear();
       } else {
-        reference::requantize(sums.data(), out.channels, out.area(), multipliers.data(), out.limit(), y.data());
+        reference::requantize(sums.data(), out.channels, out.area(), multipliers.data(), out_range, y.data());
       }
     } else if (layer.kind == Layer::Kind::pointwise) {
       reference::pointwise(x, in.channels, in.area(), layer.positive.data(), layer.negative.data(), layer.offset.data(),
-                           in_scale, out_scale, out.limit(), y.data());
+                           in_scale, out_scale, out_range, y.data());
     } else if (layer.kind == Layer::Kind::add) {
       reference::add(x, in_scale, expected[layer.second].data(), scales.tensors[layer.second],
-                     static_cast<int>(out.size()), out_scale, out.limit(), y.data());
+                     static_cast<int>(out.size()), out_scale, out_range, y.data());
     } else {
-      reference::pool(x, in.channels, in.area(), in_scale, out_scale, out.limit(), y.data());
+      reference::pool(x, in.channels, in.area(), in_scale, out_scale, out_range, y.data());
     }
   }
   CHECK(actual == expected);
@@ -342,7 +349,8 @@ void check_integers(const LayerGraph& graph, const Scales& scales, const Picture
   for (int64_t n = 0; n < pictures.count; ++n) {
     const auto tensors = run_layers(graph, scales, pictures.picture(n));
     for (size_t t = 0; t < tensors.size(); ++t) {
-      for (const int8_t q : tensors[t]) CHECK(std::abs(int{q}) <= graph.tensors[t].limit());
+      const IntegerRange range = scales.range(graph, static_cast<int>(t));
+      for (const int8_t q : tensors[t]) CHECK(q >= range.low && q <= range.high);
     }
   }
 }
@@ -370,7 +378,14 @@ void test_search() {
       check_integers(graph, found.scales, pictures);
       const auto inside = [](float scale, float first) { return scale >= first / 2.001f && scale <= first * 2.001f; };
       for (size_t t = 0; t < graph.tensors.size(); ++t) {
-        if (graph.quantized(t)) CHECK(inside(found.scales.tensors[t], start.scales.tensors[t]));
+        if (!graph.quantized(t)) continue;
+        // How far the tensor's longer side reaches.
+        const auto bound = [&](const Scales& scales) {
+          const IntegerRange range = scales.range(graph, static_cast<int>(t));
+          const bool up = start.scales.zero_points[t] <= 0;
+          return scales.tensors[t] * static_cast<float>(up ? range.high : -range.low);
+        };
+        CHECK(inside(bound(found.scales), bound(start.scales)));
       }
       for (size_t l = 0; l < graph.layers.size(); ++l) {
         for (size_t o = 0; o < found.scales.convs[l].weight.size(); ++o) {
@@ -387,7 +402,40 @@ void test_search() {
   LayerGraph one = small_network(11), four = small_network(11);
   const auto a = run_search(one, pictures, kOptions, 1), b = run_search(four, pictures, kOptions, 4);
   CHECK(a.scales.tensors == b.scales.tensors);
+  CHECK(a.scales.zero_points == b.scales.zero_points);
   for (size_t l = 0; l < one.layers.size(); ++l) CHECK(a.scales.convs[l].weights == b.scales.convs[l].weights);
+}
+
+// Tensors that are mostly positive get a zero point, and their integers are finer.
+void test_zero_points() {
+  auto pixels = Builder(8).pictures(10, 12, 12);
+  const PictureView pictures{pixels.data(), 10, 12, 12};
+  const auto positive_network = [] {
+    LayerGraph graph = small_network(11);
+    for (Layer& layer : graph.layers) {
+      if (layer.kind == Layer::Kind::pointwise) std::fill(layer.negative.begin(), layer.negative.end(), 0.1f);
+    }
+    return graph;
+  };
+  SearchOptions options = kOptions;
+  options.equalize = options.bias_correction = false;
+  double cosine[2];
+  for (const bool zero_points : {false, true}) {
+    options.zero_points = zero_points;
+    LayerGraph graph = positive_network();
+    const auto found = run_search(graph, pictures, options);
+    int used = 0;
+    for (size_t t = 0; t < graph.tensors.size(); ++t) {
+      const int zero_point = found.scales.zero_points[t];
+      if (!zero_points || !graph.tensors[t].operand) CHECK_EQ(zero_point, 0);
+      CHECK(std::abs(zero_point) <= 63);
+      used += zero_point < -20;
+    }
+    CHECK_EQ(used > 0, zero_points);
+    check_integers(graph, found.scales, pictures);
+    cosine[zero_points] = found.layers.back().cosine;
+  }
+  CHECK(cosine[true] > cosine[false]);
 }
 
 // Activations that do not fit into memory lie in a file, and nothing else changes.
@@ -399,6 +447,7 @@ void test_activations_in_a_file() {
   const auto a = run_search(in_memory, pictures, kOptions, 2, {.memory_bytes = bytes, .directory = "/no/such/folder"});
   const auto b = run_search(in_file, pictures, kOptions, 2, {.memory_bytes = bytes - 1, .directory = "/var/tmp"});
   CHECK(a.scales.tensors == b.scales.tensors);
+  CHECK(a.scales.zero_points == b.scales.zero_points);
   for (size_t l = 0; l < a.layers.size(); ++l) {
     CHECK(a.scales.convs[l].weights == b.scales.convs[l].weights);
     CHECK_EQ(a.layers[l].cosine, b.layers[l].cosine);
@@ -609,6 +658,9 @@ void test_bounds() {
   };
   const auto unchanged = [](ConvShape&) {};
   CHECK_EQ(one_conv(4, 256, unchanged).tensors.size(), size_t{2});  // 2^18 weights
+  // Of half as many, so that sums of products with 126 fit an int32.
+  CHECK(!may_have_zero_point(one_conv(4, 256, unchanged), 0));
+  CHECK(may_have_zero_point(one_conv(2, 256, unchanged), 0));
   CHECK_THROWS(one_conv(5, 256, unchanged), Error, "layer 'wide': filters of 327680 weights; at most 262144");
   // Integers that would overflow, or divide by zero, in the sizes of outputs.
   CHECK_THROWS(one_conv(3, 2, [](ConvShape& s) { s.strides[1] = 0; }), Error, "layer 'wide': a stride of 0; 1 to");
@@ -689,6 +741,7 @@ void test_resumed_search() {
       const SearchResult resumed = run(decided, made);
       CHECK(made == all);
       CHECK(resumed.scales.tensors == whole.scales.tensors);
+      CHECK(resumed.scales.zero_points == whole.scales.zero_points);
       for (size_t l = 0; l < whole.layers.size(); ++l) {
         const ConvScales &a = resumed.scales.convs[l], &b = whole.scales.convs[l];
         CHECK(a.weight == b.weight && a.weights == b.weights && a.bias == b.bias);
@@ -711,7 +764,8 @@ void test_resolve_scales() {
   const Scales scales = run_search(graph, {pixels.data(), 2, 12, 12}, options).scales;
   NamedScales named;
   for (size_t t = 0; t < graph.tensors.size(); ++t) {
-    if (graph.quantized(t)) named.tensors[graph.tensors[t].name] = {scales.tensors[t], graph.tensors[t].limit()};
+    if (graph.quantized(t))
+      named.tensors[graph.tensors[t].name] = {scales.tensors[t], graph.tensors[t].limit(), scales.zero_points[t]};
   }
   for (size_t l = 0; l < graph.layers.size(); ++l) {
     if (!scales.convs[l].weight.empty()) named.convs[graph.layers[l].name] = scales.convs[l];
@@ -724,6 +778,8 @@ void test_resolve_scales() {
   };
   refused([](NamedScales& s) { s.tensors.erase("p1"); }, "tensor 'p1': missing");
   refused([](NamedScales& s) { s.tensors["p1"].limit = 127; }, "limit 127; 63");
+  refused([](NamedScales& s) { s.tensors["p1"].zero_point = -64; }, "zero point -64; -63 to 63");
+  refused([](NamedScales& s) { s.tensors["c1"].zero_point = 1; }, "zero point 1; 0");
   refused([](NamedScales& s) { s.tensors["p1"].scale = 0; }, "a positive number");
   refused([](NamedScales& s) { s.convs.erase("to_c2"); }, "layer 'to_c2': missing");
   refused([](NamedScales& s) { s.convs["to_c2"].weights[4] = 64; }, "weight 64; -63 to 63");
@@ -743,6 +799,7 @@ int main() {
   test_few_pictures();
   test_equalize();
   test_search();
+  test_zero_points();
   test_activations_in_a_file();
   test_known_optimum();
   test_odd_networks();

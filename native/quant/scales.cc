@@ -20,6 +20,14 @@ float weight_scale_from_maximum(const float* weights, int64_t count, float bias,
   return std::max({maximum / kOperandLimit, least, 1e-20f});
 }
 
+// With which both sides just fit. 0 where that saves less than a tenth of the scale.
+int zero_point_of(const Extent& extent) {
+  const float sum = extent.high - extent.low;
+  if (sum <= 0) return 0;
+  const auto result = static_cast<int>(std::nearbyint(-kOperandLimit * ((extent.high + extent.low) / sum)));
+  return 10 * std::abs(result) < kOperandLimit ? 0 : result;
+}
+
 }  // namespace
 
 float bounded_scale(float scale) { return std::max(int7::kLeastScale, scale); }
@@ -60,18 +68,24 @@ Scales resolve_scales(const LayerGraph& graph, const NamedScales& named) {
   };
   const auto positive = [](float scale) { return scale > 0 && std::isfinite(scale); };
   scales.tensors.resize(graph.tensors.size());
+  scales.zero_points.resize(graph.tensors.size());
   for (size_t t = 0; t < graph.tensors.size(); ++t) {
     if (!graph.quantized(t)) continue;
     const Tensor& tensor = graph.tensors[t];
     const std::string subject = "tensor '" + tensor.name + "'";
     const auto found = named.tensors.find(tensor.name);
     if (found == named.tensors.end()) refuse(subject, "missing", "one scale");
-    const auto& [scale, limit] = found->second;
+    const auto& [scale, limit, zero_point] = found->second;
     if (!positive(scale)) refuse(subject, std::to_string(scale), "a positive number");
     if (limit != tensor.limit()) refuse(subject, "limit " + std::to_string(limit), std::to_string(tensor.limit()));
+    const int largest = may_have_zero_point(graph, static_cast<int>(t)) ? kOperandLimit : 0;
+    if (std::abs(zero_point) > largest)
+      refuse(subject, "zero point " + std::to_string(zero_point), largest == 0 ? "0" : "-63 to 63");
     scales.tensors[t] = scale;
-    if (scale != scales.tensors[tensor.scale_of])
-      refuse(subject, std::to_string(scale), "the scale of '" + graph.tensors[tensor.scale_of].name + "'");
+    scales.zero_points[t] = zero_point;
+    if (scale != scales.tensors[tensor.scale_of] || zero_point != scales.zero_points[tensor.scale_of])
+      refuse(subject, std::to_string(scale) + " with zero point " + std::to_string(zero_point),
+             "the scale and zero point of '" + graph.tensors[tensor.scale_of].name + "'");
   }
   scales.convs.resize(graph.layers.size());
   for (size_t l = 0; l < graph.layers.size(); ++l) {
@@ -102,14 +116,35 @@ Scales resolve_scales(const LayerGraph& graph, const NamedScales& named) {
   return scales;
 }
 
-Scales scales_from_maximum(const LayerGraph& graph, const std::vector<float>& maxima) {
+bool may_have_zero_point(const LayerGraph& graph, int tensor) {
+  if (!graph.tensors[tensor].operand) return false;
+  for (const Tensor& shared : graph.tensors) {
+    if (shared.scale_of != graph.tensors[tensor].scale_of) continue;
+    for (const int reader : shared.readers) {
+      const Layer& layer = graph.layers[reader];
+      if (layer.kind == Layer::Kind::conv && layer.shape.filter() > kLargestFilterOfZeroPoint) return false;
+    }
+  }
+  return true;
+}
+
+float extent_scale(const Extent& extent, int limit, int zero_point) {
+  const bool up = extent.high >= -extent.low;
+  const float largest = up ? extent.high : -extent.low;
+  // A tensor of zeros is exact at any scale.
+  return bounded_scale((largest > 0 ? largest : 1.0f) / static_cast<float>(limit - (up ? zero_point : -zero_point)));
+}
+
+Scales scales_from_extents(const LayerGraph& graph, const std::vector<Extent>& extents, bool zero_points) {
   Scales scales;
   scales.tensors.resize(graph.tensors.size());
+  scales.zero_points.resize(graph.tensors.size());
   scales.convs.resize(graph.layers.size());
   for (size_t t = 0; t < graph.tensors.size(); ++t) {
-    // A tensor of zeros is exact at any scale.
-    if (graph.quantized(t))
-      scales.tensors[t] = bounded_scale((maxima[t] > 0 ? maxima[t] : 1.0f) / graph.tensors[t].limit());
+    if (!graph.quantized(t)) continue;
+    if (zero_points && may_have_zero_point(graph, static_cast<int>(t)))
+      scales.zero_points[t] = zero_point_of(extents[t]);
+    scales.tensors[t] = extent_scale(extents[t], graph.tensors[t].limit(), scales.zero_points[t]);
   }
   for (size_t l = 0; l < graph.layers.size(); ++l) {
     const Layer& layer = graph.layers[l];

@@ -1,6 +1,8 @@
-// The scales of a network and the integers that follow from them: native/src/types.ts's Scales. Real = integer * scale.
+// The scales of a network and the integers that follow from them: native/src/types.ts's Scales. Real = integer * scale;
+// a file holds an operand's integers plus its zero point.
 #pragma once
 
+#include <algorithm>
 #include <cstdint>
 #include <map>
 #include <string>
@@ -18,14 +20,20 @@ struct ConvScales {
 
 struct Scales {
   std::vector<float> tensors;     // by index of the tensor; 0 for one that stays real
+  std::vector<int> zero_points;   // by index of the tensor: -63 to 63 of an operand, else 0
   std::vector<ConvScales> convs;  // by index of the layer; empty except for convolutions
+
+  // The integers of a quantized tensor.
+  IntegerRange range(const LayerGraph& graph, int tensor) const {
+    return {graph.tensors[tensor].limit(), zero_points[tensor]};
+  }
 };
 
 // Scales by name, as files contain them; not validated.
 struct NamedScales {
   struct TensorScale {
     float scale;
-    int limit;
+    int limit, zero_point;
   };
   std::map<std::string, TensorScale> tensors;
   std::map<std::string, ConvScales> convs;  // by name of the layer
@@ -35,13 +43,30 @@ struct NamedScales {
 // zeros. Such tensors are behind dead Relu layers of real networks.
 float bounded_scale(float scale);
 
+// Whether the tensor may have a zero point: an operand, and not of a filter so large that sums would not fit an int32.
+bool may_have_zero_point(const LayerGraph& graph, int tensor);
+
 // Validates scales and resolves their names. Throws Error(InvalidArtifact) naming the tensor or layer whose scales are
-// missing, have another length or limit, or are out of range; the kernels rely on all of that.
+// missing, have another length, limit or zero point than allowed, or are out of range; the kernels rely on all of that.
 Scales resolve_scales(const LayerGraph& graph, const NamedScales& named);
 
+// The least and the largest of some numbers and 0.
+struct Extent {
+  float low = 0, high = 0;
+
+  void add(float x) {
+    low = std::min(low, x);
+    high = std::max(high, x);
+  }
+};
+
+// The scale at which a tensor's larger side just fits.
+float extent_scale(const Extent& extent, int limit, int zero_point);
+
 // Scales from the maximum, from which the search starts: for weights the largest |weight| of an output channel / 63,
-// for tensors maxima[tensor] / limit.
-Scales scales_from_maximum(const LayerGraph& graph, const std::vector<float>& maxima);
+// for tensors the largest |x| / limit. With `zero_points`, an operand whose sides differ gets the zero point with which
+// both just fit.
+Scales scales_from_extents(const LayerGraph& graph, const std::vector<Extent>& extents, bool zero_points);
 
 // The integers of one output channel's weights: round_half_even(weight / scale), saturated at +-63.
 void quantize_weights(const float* weights, int64_t count, float scale, int8_t* integers);

@@ -16,10 +16,10 @@
 namespace facetrain {
 namespace detail {
 
-// The number of values with |x| > bound.
-FACETRAIN_CLONES int64_t count_beyond(const float* x, int64_t count, float bound) {
+// The number of values below `low` or above `high`.
+FACETRAIN_CLONES int64_t count_beyond(const float* x, int64_t count, float low, float high) {
   int64_t result = 0;
-  for (int64_t i = 0; i < count; ++i) result += std::abs(x[i]) > bound;
+  for (int64_t i = 0; i < count; ++i) result += x[i] < low || x[i] > high;
   return result;
 }
 
@@ -37,6 +37,15 @@ float candidate_scale(const SearchOptions& options, int k, float start, float cu
   const float step = static_cast<float>(k - 1) / static_cast<float>(options.candidates - 1);
   return start / (options.lower + step * (options.upper - options.lower));
 }
+
+// What is searched for a tensor.
+struct Quantization {
+  float scale;
+  int zero_point;
+};
+
+// Zero points tried between 0 and the largest, and on either side of the one that is best so far.
+constexpr int kZeroPoints = 9, kNearZeroPoints = 3;
 
 bool is_conv(const Layer& layer) { return layer.kind == Layer::Kind::conv; }
 
@@ -81,16 +90,19 @@ class Search {
   template <typename T>
   std::vector<T> decide(size_t size, const std::function<std::vector<T>()>& make);
 
-  void find_maxima();
+  void find_extents();
   void weights_pass();
   void activations_pass();
   void correct_biases();
   std::vector<float> scan_weights(const LayerwisePass& pass, int layer) const;
-  float scan_activation(const LayerwisePass& pass, int tensor, const Unquantized& unquantized) const;
+  Quantization scan_activation(const LayerwisePass& pass, int tensor, const Unquantized& unquantized) const;
+  std::vector<Quantization> with_zero_points(int tensor, const Quantization& scaled) const;
   SampledTensor sample_tensor(const LayerwisePass& pass, int tensor, const Unquantized& unquantized) const;
-  void add_reader_cosines(const Reader& reader, int limit, float scale, double& score) const;
-  void add_tensor_cosines(const SampledTensor& sampled, const Tensor& tensor, float scale, double& score) const;
-  void set_tensor_scale(int tensor, float scale);
+  void add_reader_cosines(const Reader& reader, float scale, IntegerRange range, double& score) const;
+  void add_tensor_cosines(const SampledTensor& sampled, int channels, float scale, IntegerRange range,
+                          double& score) const;
+  Quantization quantization(int tensor) const { return {scales_.tensors[tensor], scales_.zero_points[tensor]}; }
+  void set_quantization(int tensor, const Quantization& chosen);
   Evaluation evaluate();
   Evaluation measure() const;
   void keep_if_better();
@@ -104,7 +116,8 @@ class Search {
   const SearchControl& control_;
   size_t next_decision_ = 0;      // of control_.decided
   int steps_ = 0, total_ = 0;     // progress: layers that the passes have done, and will do
-  Scales start_, scales_, best_;  // from the maximum; current; those of best_evaluation_
+  std::vector<Extent> extents_;   // by tensor, of its FP32 values and of those that share its scale
+  Scales start_, scales_, best_;  // from the extents; current; those of best_evaluation_
   Evaluation best_evaluation_;
 };
 
@@ -135,33 +148,36 @@ std::vector<T> Search::decide(size_t size, const std::function<std::vector<T>()>
   return made;
 }
 
-// Sets start_ from the largest activations.
-void Search::find_maxima() {
+// Sets extents_, and start_ from them.
+void Search::find_extents() {
   const int layers = static_cast<int>(graph_.layers.size());
-  std::vector<float> maxima(graph_.tensors.size());
+  extents_.assign(graph_.tensors.size(), {});
   LayerwisePass pass(graph_, pictures_, pool_, space_);
   pass.start_real();
   for (int l = 0; l < layers; ++l) {
     if (control_.cancelled) throw Cancelled();
     pass.run_real(l);
-    maxima[graph_.layers[l].output] = pass.largest(graph_.layers[l].output);
+    extents_[graph_.layers[l].output] = pass.extent(graph_.layers[l].output);
     pass.release(l);
   }
   // The bound of all pixels, not only of those in these pictures.
-  for (const float value : pixel_values(graph_)) maxima[0] = std::max(maxima[0], std::abs(value));
-  for (size_t t = 0; t < maxima.size(); ++t) {
-    float& largest = maxima[graph_.tensors[t].scale_of];
-    largest = std::max(largest, maxima[t]);
+  for (const float value : pixel_values(graph_)) extents_[0].add(value);
+  for (size_t t = 0; t < extents_.size(); ++t) {
+    Extent& shared = extents_[graph_.tensors[t].scale_of];
+    shared.add(extents_[t].low);
+    shared.add(extents_[t].high);
   }
-  for (size_t t = 0; t < maxima.size(); ++t) maxima[t] = maxima[graph_.tensors[t].scale_of];
-  start_ = scales_from_maximum(graph_, maxima);
+  for (size_t t = 0; t < extents_.size(); ++t) extents_[t] = extents_[graph_.tensors[t].scale_of];
+  start_ = scales_from_extents(graph_, extents_, options_.zero_points);
 }
 
-// Sets the scale of a tensor and of those that share it, and requantizes the biases of the convolutions that read them.
-void Search::set_tensor_scale(int tensor, float scale) {
+// Sets what was chosen for a tensor and for those that share its scale, and requantizes the biases of the convolutions
+// that read them.
+void Search::set_quantization(int tensor, const Quantization& chosen) {
   for (size_t t = 0; t < graph_.tensors.size(); ++t) {
     if (graph_.tensors[t].scale_of != tensor) continue;
-    scales_.tensors[t] = scale;
+    scales_.tensors[t] = chosen.scale;
+    scales_.zero_points[t] = chosen.zero_point;
     for (const int reader : graph_.tensors[t].readers) {
       if (graph_.layers[reader].kind == Layer::Kind::conv) quantize_conv_bias(graph_, reader, scales_);
     }
@@ -246,8 +262,8 @@ SampledTensor Search::sample_tensor(const LayerwisePass& pass, int t, const Unqu
   return result;
 }
 
-// Adds the cosine of the reader's output for each picture, with `scale` for its input.
-void Search::add_reader_cosines(const Reader& reader, int limit, float scale, double& score) const {
+// Adds the cosine of the reader's output for each picture, with `scale` and `range` for its input.
+void Search::add_reader_cosines(const Reader& reader, float scale, IntegerRange range, double& score) const {
   const auto& [l, patches, targets, conv] = reader;
   const ConvShape& shape = conv.shape();
   const int outputs = shape.out_channels, pixels = patches.pixels();
@@ -259,7 +275,7 @@ void Search::add_reader_cosines(const Reader& reader, int limit, float scale, do
   const auto taps = patch_taps(shape, pixels, integers.data());
   std::vector<float> dot(outputs), square(outputs);
   for (int64_t n = 0; n < pictures_.count; ++n) {
-    quantize(patches.picture(n), patches.picture_size(), scale, limit, integers.data());
+    quantize(patches.picture(n), patches.picture_size(), scale, range, integers.data());
     conv.run(taps.data(), pixels, bias.data(), sums.data());
     channel_products(sums.data(), targets.values.data() + n * pixels * outputs, pixels, outputs, dot.data(),
                      square.data());
@@ -275,27 +291,28 @@ void Search::add_reader_cosines(const Reader& reader, int limit, float scale, do
 }
 
 // Adds the cosine of the tensor for each picture, after the pointwise layer that reads it, if there is one.
-void Search::add_tensor_cosines(const SampledTensor& sampled, const Tensor& tensor, float scale, double& score) const {
-  const int64_t size = sampled.pixels * tensor.channels;
+void Search::add_tensor_cosines(const SampledTensor& sampled, int channels, float scale, IntegerRange range,
+                                double& score) const {
+  const int64_t size = sampled.pixels * channels;
   std::vector<int8_t> integers(size);
   std::vector<float> mapped(sampled.pointwise == nullptr ? 0 : size);
   for (int64_t n = 0; n < pictures_.count; ++n) {
     const float* real = sampled.real.data() + n * size;
-    quantize(sampled.values.data() + n * size, size, scale, tensor.limit(), integers.data());
+    quantize(sampled.values.data() + n * size, size, scale, range, integers.data());
     if (sampled.pointwise == nullptr) {
-      score += tensor_cosine(integers.data(), real, sampled.pixels, tensor.channels);
+      score += tensor_cosine(integers.data(), real, sampled.pixels, channels);
       continue;
     }
     const Layer& layer = *sampled.pointwise;
-    pointwise(integers.data(), tensor.channels, sampled.pixels, layer.positive.data(), layer.negative.data(),
+    pointwise(integers.data(), channels, sampled.pixels, layer.positive.data(), layer.negative.data(),
               layer.offset.data(), scale, mapped.data());
-    score += tensor_cosine(mapped.data(), real, sampled.pixels, tensor.channels);
+    score += tensor_cosine(mapped.data(), real, sampled.pixels, channels);
   }
 }
 
-// The best scale of tensor t. A candidate's score is the cosine of the convolutions that read the tensor, or, if
-// there are none, of the tensor itself.
-float Search::scan_activation(const LayerwisePass& pass, int t, const Unquantized& unquantized) const {
+// The best scale of tensor t, and then its best zero point if it may have one. A candidate's score is the cosine of the
+// convolutions that read the tensor, or, if there are none, of the tensor itself.
+Quantization Search::scan_activation(const LayerwisePass& pass, int t, const Unquantized& unquantized) const {
   const Tensor& tensor = graph_.tensors[t];
   std::vector<Reader> readers;
   for (const int l : tensor.readers) {
@@ -307,17 +324,45 @@ float Search::scan_activation(const LayerwisePass& pass, int t, const Unquantize
   std::optional<SampledTensor> sampled;
   if (readers.empty()) sampled = sample_tensor(pass, t, unquantized);
 
-  const int candidates = options_.candidates + 1;
-  std::vector<double> scores(candidates);
-  pool_.parallel_for(candidates, [&](int64_t k, int) {
-    if (control_.cancelled) throw Cancelled();
-    const float scale =
-        bounded_scale(candidate_scale(options_, static_cast<int>(k), start_.tensors[t], scales_.tensors[t]));
-    for (const Reader& reader : readers) add_reader_cosines(reader, tensor.limit(), scale, scores[k]);
-    if (sampled) add_tensor_cosines(*sampled, tensor, scale, scores[k]);
-  });
-  const auto best = std::max_element(scores.begin(), scores.end()) - scores.begin();  // the first of equals
-  return bounded_scale(candidate_scale(options_, static_cast<int>(best), start_.tensors[t], scales_.tensors[t]));
+  // The best of the candidates, the first of equals.
+  const auto choose = [&](const std::vector<Quantization>& candidates) {
+    std::vector<double> scores(candidates.size());
+    pool_.parallel_for(static_cast<int64_t>(candidates.size()), [&](int64_t k, int) {
+      if (control_.cancelled) throw Cancelled();
+      const auto& [scale, zero_point] = candidates[k];
+      const IntegerRange range{tensor.limit(), zero_point};
+      for (const Reader& reader : readers) add_reader_cosines(reader, scale, range, scores[k]);
+      if (sampled) add_tensor_cosines(*sampled, tensor.channels, scale, range, scores[k]);
+    });
+    return candidates[std::max_element(scores.begin(), scores.end()) - scores.begin()];
+  };
+
+  const Quantization current = quantization(t);
+  const float start = extent_scale(extents_[t], tensor.limit(), current.zero_point);
+  std::vector<Quantization> candidates;
+  for (int k = 0; k <= options_.candidates; ++k)
+    candidates.push_back({bounded_scale(candidate_scale(options_, k, start, current.scale)), current.zero_point});
+  const Quantization scaled = choose(candidates);
+  return start_.zero_points[t] == 0 ? scaled : choose(with_zero_points(t, scaled));
+}
+
+// Candidates for a tensor's zero point. They keep the bound of the side on which the tensor reaches farther, and so
+// differ in where they saturate the other.
+std::vector<Quantization> Search::with_zero_points(int t, const Quantization& scaled) const {
+  const int side = start_.zero_points[t] < 0 ? -1 : 1;
+  const auto steps = [&](int zero_point) { return static_cast<float>(kOperandLimit + side * zero_point); };
+  const float bound = scaled.scale * steps(scaled.zero_point);
+  std::vector<Quantization> result{scaled};
+  const auto add = [&](int zero_point) {
+    if (side * zero_point >= 0 && side * zero_point <= kOperandLimit)
+      result.push_back({bounded_scale(bound / steps(zero_point)), zero_point});
+  };
+  for (int k = 0; k < kZeroPoints; ++k) add(side * kOperandLimit * k / (kZeroPoints - 1));
+  for (int k = 1; k <= kNearZeroPoints; ++k) {
+    add(scaled.zero_point - k);
+    add(scaled.zero_point + k);
+  }
+  return result;
 }
 
 void Search::weights_pass() {
@@ -350,8 +395,11 @@ void Search::activations_pass() {
   const bool known = are_decided(searched);
   LayerwisePass pass(graph_, pictures_, pool_, space_);
   const auto search = [&](int t, const std::function<Unquantized()>& unquantized) {
-    const auto scan = [&] { return std::vector<float>{scan_activation(pass, t, unquantized())}; };
-    set_tensor_scale(t, decide<float>(1, scan)[0]);
+    const auto chosen = decide<float>(2, [&] {
+      const auto [scale, zero_point] = scan_activation(pass, t, unquantized());
+      return std::vector<float>{scale, static_cast<float>(zero_point)};
+    });
+    set_quantization(t, {chosen[0], static_cast<int>(chosen[1])});
   };
   if (!known) pass.start_real();
   if (is_searched(0)) search(0, [&]() -> Unquantized { return [&](int64_t n) { return pass.real(0, n); }; });
@@ -446,8 +494,10 @@ Search::Evaluation Search::measure() const {
         return;
       }
       cosines[n] = tensor_cosine(pass.integers(output, n), real, tensor.area(), tensor.channels);
-      const float bound = scales_.tensors[output] * (static_cast<float>(tensor.limit()) + 0.5f);
-      clipped[n] = detail::count_beyond(values, size, bound);
+      const IntegerRange range = scales_.range(graph_, output);
+      const float scale = scales_.tensors[output];
+      clipped[n] = detail::count_beyond(values, size, scale * (static_cast<float>(range.low) - 0.5f),
+                                        scale * (static_cast<float>(range.high) + 0.5f));
     });
     for (int64_t n = 0; n < pass.pictures(); ++n) {
       result.cosine[l] += cosines[n] / static_cast<double>(pass.pictures());
@@ -473,9 +523,15 @@ SearchResult Search::run() {
              [&](int done) { control_.on_progress(SearchStage::equalizing, done, layers); });
   }
   total_ = (2 * options_.rounds + (options_.bias_correction ? 1 : 0)) * layers;
-  find_maxima();
+  find_extents();
   scales_ = best_ = start_;
   best_evaluation_ = evaluate();
+  if (options_.zero_points) {
+    // Zero points from the least and largest values are not always better. Begins with what is; the rounds try both.
+    scales_ = scales_from_extents(graph_, extents_, false);
+    keep_if_better();
+    scales_ = best_;
+  }
   const Evaluation first = best_evaluation_;
   for (int round = 0; round < options_.rounds; ++round) {
     const double before = best_evaluation_.end_to_end;

@@ -8,6 +8,11 @@
 // of a layer comes from the network as it is quantized so far, so later layers compensate for the errors of earlier
 // ones. All filters of a layer are searched at the same time, because an output channel depends on its own filter only.
 //
+// Operands of convolutions have a zero point, too, with `zero_points`: their values are mostly positive behind a PReLU,
+// and would use half of the integers. For each tensor the scale is chosen first, and then how far its shorter side
+// reaches, while the bound of its longer side stays. A network starts with the zero points of the least and largest
+// values, or without any, whichever gives its outputs the better cosine.
+//
 // After each half of a round the whole network is evaluated, and the scales with the best cosine of the output are
 // kept.
 //
@@ -32,13 +37,15 @@ struct SearchOptions {
   int rounds;            // 0: keeps the scales of the maximum
   int candidates;        // values tried for each scale in a round, 2 or more
   float lower, upper;    // range of the candidates, as multiples of the initial value of 1 / scale
+  bool zero_points;      // search zero points of operands, too
   bool equalize;         // first equalize the channels (equalize.h)
   bool bias_correction;  // last correct the mean error of each output channel by its bias
 };
 
 enum class SearchStage { equalizing, searching };
 
-// The scales of a layer's filters, a tensor's scale, a layer's corrected biases, or figures of the whole network.
+// The scales of a layer's filters, a tensor's scale and zero point, a layer's corrected biases, or figures of the whole
+// network.
 using Decision = std::vector<double>;
 
 struct SearchControl {

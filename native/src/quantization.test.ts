@@ -24,6 +24,7 @@ const options: SearchOptions = {
   candidates: 20,
   lower: 0.5,
   upper: 2,
+  zeroPoints: true,
   equalize: true,
   biasCorrection: true,
   memoryBytes: 2 ** 30,
@@ -166,7 +167,7 @@ test('each part of a network that is quantized alone has its own error, and no o
   }
   // Each change is seen by one part.
   const { a } = scales.weights as { a: (typeof scales.weights)[string] };
-  const { 'a:0': other, 'c:0': operand } = scales.tensors as Record<string, { scale: number; limit: 63 | 127 }>;
+  const { 'a:0': other, 'c:0': operand } = scales.tensors as Record<string, (typeof scales.tensors)[string]>;
   const changes = [
     { ...scales, weights: { ...scales.weights, a: { ...a, values: a.values.map((value) => value >> 1) } } },
     { ...scales, tensors: { ...scales.tensors, 'c:0': { ...operand!, scale: operand!.scale * 8 } } },

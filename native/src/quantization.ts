@@ -14,6 +14,8 @@ export interface SearchOptions {
   candidates: number;
   lower: number;
   upper: number;
+  /** Operands of convolutions may have a zero point; else it is 0. */
+  zeroPoints: boolean;
   equalize: boolean;
   biasCorrection: boolean;
   /** For the activations of all pictures; when they take more, they lie in a file without a name. */
@@ -92,7 +94,10 @@ interface QuantizationAddon {
     graph: LayerGraph,
     pixels: Uint8Array,
     count: number,
-    options: Pick<SearchOptions, 'rounds' | 'candidates' | 'lower' | 'upper' | 'equalize' | 'biasCorrection'>,
+    options: Pick<
+      SearchOptions,
+      'rounds' | 'candidates' | 'lower' | 'upper' | 'zeroPoints' | 'equalize' | 'biasCorrection'
+    >,
     space: { memoryBytes: number; directory: string },
     computeThreads: number,
     decided: readonly Float64Array[],

@@ -71,6 +71,9 @@ void check(const Network& network) {
   }
 }
 
+// Of what convolutions multiply.
+uint8_t random_zero_point(testing::Source& source) { return static_cast<uint8_t>(65 + testing::below(source, 127)); }
+
 // A file of one to five random nodes on a picture [1, 2, 6, 5] and on constants. Most are refused, and libFuzzer goes
 // on from those that reach further.
 std::string random_nodes(testing::Source& source) {
@@ -96,7 +99,11 @@ std::string random_nodes(testing::Source& source) {
   Message graph;
   graph.message(11, testing::value_info("data", {1, 2, 6, 5}));
   graph.message(5, constant<uint8_t>("zero", 2, {}, {128}));
-  testing::add_pair(graph, "data", 1.0f / 128);
+  graph.message(5, constant<uint8_t>("other_zero", 2, {}, {random_zero_point(source)}));
+  const auto add_pair = [&](const std::string& value, float scale) {
+    testing::add_pair(graph, value, scale, below(source, 2) == 0 ? "zero" : "other_zero");
+  };
+  add_pair("data", 1.0f / 128);
   std::vector<std::string> values = {"data", "data.dq", "data.dq"};
   const std::vector<int> shapes[] = {{}, {2}, {1, 2, 6, 5}, {1, 2, 1, 1}, {2, 1, 1}, {1, 1, 6, 5}, {2, 2, 3, 3}};
   for (const std::vector<int>& shape : shapes) {
@@ -134,7 +141,7 @@ std::string random_nodes(testing::Source& source) {
     graph.message(1, node);
     values.push_back(output);
     if (below(source, 2) == 0) {
-      testing::add_pair(graph, output, 0.05f);
+      add_pair(output, 0.05f);
       values.push_back(output + ".dq");
     }
   }
@@ -161,7 +168,9 @@ extern "C" size_t LLVMFuzzerCustomMutator(uint8_t* data, size_t size, size_t mos
   std::string file(reinterpret_cast<const char*>(data), size);
   const uint64_t choice = testing::below(source, 8);
   if (size < 8 || choice == 0) {
-    file = choice < 5 ? random_nodes(source) : choice < 7 ? testing::detector_file() : testing::onnx_file();
+    file = choice < 5   ? random_nodes(source)
+           : choice < 7 ? testing::detector_file(random_zero_point(source))
+                        : testing::onnx_file({.zero_point = random_zero_point(source)});
   } else {
     file = testing::mutated(file, source);
   }

@@ -80,8 +80,9 @@ struct Changes {
   std::string op = "PRelu";
   int stride = 2;
   int height = 7;
-  int zero_point = 128;
-  int zero_point_behind = 128;  // of one DequantizeLinear
+  int zero_point = 128;        // of what convolutions multiply
+  int zero_point_behind = 0;   // of one DequantizeLinear of those, if not 0
+  int other_zero_point = 128;  // of the rest
   int channels = 3;
   std::vector<int> bias_dims{10};  // of the convolution
   int scale_axis = 0;              // of the weights
@@ -106,11 +107,11 @@ inline Message word(const std::string& name, const std::string& value) {
   return Message().message(5, Message().bytes(1, name).bytes(4, value).integer(20, 3));
 }
 
-// The pair of quantization of a value, with a scale of its own name.
-inline void add_pair(Message& graph, const std::string& value, float scale) {
+// The pair of quantization of a value, with a scale of its own name and the constant `zero` as zero point.
+inline void add_pair(Message& graph, const std::string& value, float scale, const std::string& zero = "zero") {
   graph.message(5, constant<float>(value + ".scale", 1, {}, {scale}));
-  graph.message(1, node("", "QuantizeLinear", {value, value + ".scale", "zero"}, value + ".q"));
-  graph.message(1, node("", "DequantizeLinear", {value + ".q", value + ".scale", "zero"}, value + ".dq"));
+  graph.message(1, node("", "QuantizeLinear", {value, value + ".scale", zero}, value + ".q"));
+  graph.message(1, node("", "DequantizeLinear", {value + ".q", value + ".scale", zero}, value + ".dq"));
 }
 
 // Integers NAME.weight with a scale of 0.01 and NAME.bias for inputs of `input_scale`.
@@ -147,36 +148,38 @@ inline std::string int7_file(const Message& graph, const std::vector<std::pair<s
 
 inline std::string onnx_file(const Changes& changes = {}) {
   Message graph;
-  const auto pair = [&](const std::string& value, float scale) { add_pair(graph, value, scale); };
   const auto weights = [&](const std::string& name, std::vector<int> dims, std::vector<int> bias_dims,
                            float input_scale) {
     add_weights(graph, name, std::move(dims), input_scale, changes, std::move(bias_dims));
   };
   graph.message(11, value_info("data", {1, changes.channels, changes.height, 9}));
   graph.message(12, value_info("embedding", {1, 6}));
-  graph.message(5, constant<uint8_t>("zero", 2, {}, {static_cast<uint8_t>(changes.zero_point)}));
+  const auto zero = [&](const std::string& name, int value) {
+    graph.message(5, constant<uint8_t>(name, 2, {}, {static_cast<uint8_t>(value)}));
+  };
+  zero("zero", changes.other_zero_point);
+  zero("operand_zero", changes.zero_point);
   graph.message(5, constant<float>("half", 1, {1, 3, 1, 1}, {0.5f, 0.5f, 0.5f}));
   graph.message(5, constant<float>("slope", 1, {10, 1, 1}, std::vector<float>(10, changes.slope)));
   for (int head = 0; head < changes.heads; ++head) graph.message(1, node("head", "Mul", {"data", "half"}, "x"));
-  pair("x", changes.input_scale);
+  add_pair(graph, "x", changes.input_scale, "operand_zero");
   if (!changes.late_head.empty()) graph.message(1, node("late", changes.late_head, {"x", "half"}, "late"));
   weights("to_c", {10, 3, 3, 3}, changes.bias_dims, changes.input_scale);
   graph.message(1, node("to_c", "Conv", {"x.dq", "to_c.weight", "to_c.bias"}, "c")
                        .message(5, integers("strides", {changes.stride, 2}))
                        .message(5, integers("pads", {1, 1, 1, 1}))
                        .fields(changes.conv));
-  pair("c", 0.03f);
+  add_pair(graph, "c", 0.03f);
   for (int layer = 0; layer < changes.slope_layers; ++layer)
     graph.message(1, node("to_p", changes.op, {"c.dq", "slope"}, "p"));
-  pair("p", 0.02f);
+  add_pair(graph, "p", 0.02f);
   graph.message(1, node("to_a", "Add", {"p.dq", "c.dq"}, "a"));
-  pair("a", 0.04f);
+  add_pair(graph, "a", 0.04f, "operand_zero");
   graph.message(1, node("flat", "Flatten", {"a.dq"}, "f"));
   graph.message(5, constant<float>("f.scale", 1, {}, {0.04f}));
-  graph.message(1, node("", "QuantizeLinear", {"f", "f.scale", "zero"}, "f.q"));
-  const std::string behind = changes.zero_point_behind == 128 ? "zero" : "behind";
-  if (behind != "zero")
-    graph.message(5, constant<uint8_t>(behind, 2, {}, {static_cast<uint8_t>(changes.zero_point_behind)}));
+  graph.message(1, node("", "QuantizeLinear", {"f", "f.scale", "operand_zero"}, "f.q"));
+  const std::string behind = changes.zero_point_behind == 0 ? "operand_zero" : "behind";
+  if (behind == "behind") zero(behind, changes.zero_point_behind);
   graph.message(1, node("from_f", "DequantizeLinear", {"f.q", "f.scale", behind}, "f.dq"));
   weights("to_e", {6, 200}, {6}, 0.04f);
   graph.message(1, node("to_e", "Gemm", {"f.dq", "to_e.weight", "to_e.bias"}, "embedding")
@@ -188,8 +191,9 @@ inline std::string onnx_file(const Changes& changes = {}) {
 }
 
 // A file that reads bytes with channels last, and has what detectors have: a HardSwish of four nodes, MaxPool, Slice,
-// Resize and Concat of integers, a Softmax in FP32, and an output that layers read as integers.
-inline std::string detector_file() {
+// Resize and Concat of integers, a Softmax in FP32, and an output that layers read as integers. `zero_point` is that of
+// what convolutions multiply.
+inline std::string detector_file(int zero_point = 128) {
   Message graph;
   const auto add = [&](const std::string& op, std::vector<std::string> inputs, const std::string& y,
                        const Message& attributes = {}) {
@@ -205,11 +209,12 @@ inline std::string detector_file() {
   graph.message(12, value_info("scores", {1, 2, 12, 10}));
   graph.message(12, value_info("map", {1, 16, 12, 10}));
   graph.message(5, constant<uint8_t>("zero", 2, {}, {128}));
+  graph.message(5, constant<uint8_t>("operand_zero", 2, {}, {static_cast<uint8_t>(zero_point)}));
   for (const auto& [name, value] : {std::pair{"three", 3.0f}, {"low", 0.0f}, {"six", 6.0f}})
     graph.message(5, constant<float>(name, 1, {}, {value}));
   add("Cast", {"data"}, "float", number("to", 1));
   add("Transpose", {"float"}, "x", lists("perm", {0, 3, 1, 2}));
-  add_pair(graph, "x", 4.0f);
+  add_pair(graph, "x", 4.0f, "operand_zero");
   add_weights(graph, "to_c", {8, 3, 3, 3}, 4.0f);
   add("Conv", {"x.dq", "to_c.weight", "to_c.bias"}, "c", lists("strides", {2, 2}).fields(lists("pads", {1, 1, 1, 1})));
   add_pair(graph, "c", 0.1f);
@@ -218,25 +223,25 @@ inline std::string detector_file() {
   add("Clip", {"h1", "low", "six"}, "h2");
   add("Mul", {"c.dq", "h2"}, "h3");
   add("Div", {"h3", "six"}, "h");
-  add_pair(graph, "h", 0.1f);
+  add_pair(graph, "h", 0.1f, "operand_zero");
   add("MaxPool", {"h.dq"}, "p", lists("kernel_shape", {2, 2}).fields(lists("strides", {2, 2})));
-  add_pair(graph, "p", 0.1f);
+  add_pair(graph, "p", 0.1f, "operand_zero");
   whole("starts", {2});
   whole("ends", {6});
   whole("axes", {1});
   add("Slice", {"p.dq", "starts", "ends", "axes"}, "s");
-  add_pair(graph, "s", 0.1f);
+  add_pair(graph, "s", 0.1f, "operand_zero");
   graph.message(5, constant<float>("factors", 1, {4}, {1, 1, 2, 2}));
   add("Resize", {"s.dq", "", "factors"}, "r",
       word("mode", "nearest")
           .fields(word("coordinate_transformation_mode", "asymmetric"))
           .fields(word("nearest_mode", "floor")));
-  add_pair(graph, "r", 0.1f);
+  add_pair(graph, "r", 0.1f, "operand_zero");
   add_weights(graph, "to_d", {4, 8, 1, 1}, 0.1f);
   add("Conv", {"h.dq", "to_d.weight", "to_d.bias"}, "d");
   add_pair(graph, "d", 0.05f);
   add("Concat", {"h.dq", "r.dq", "d.dq"}, "map", number("axis", 1));
-  add_pair(graph, "map", 0.1f);
+  add_pair(graph, "map", 0.1f, "operand_zero");
   add_weights(graph, "to_e", {2, 16, 1, 1}, 0.1f);
   add("Conv", {"map.dq", "to_e.weight", "to_e.bias"}, "e");
   add("Softmax", {"e"}, "scores", number("axis", 1));

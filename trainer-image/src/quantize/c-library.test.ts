@@ -29,7 +29,7 @@ before(async () => {
   const data = Uint8Array.from({ length: 2 * size }, (_, i) => (i * i * 31 + (i >> 5)) % 256);
   pictures = { data, count: 2, height, width, channelOrder: 'bgr' };
   quantized = await searchScales(fold(graph), pictures, {
-    ...{ rounds: 0, candidates: 2, lower: 0.5, upper: 2, equalize: true, biasCorrection: true },
+    ...{ rounds: 0, candidates: 2, lower: 0.5, upper: 2, zeroPoints: true, equalize: true, biasCorrection: true },
     ...{ memoryBytes: 2 ** 30, temporaryDirectory: folder, computeThreads: 2 },
   });
   file = modelFile(quantized.graph, quantized.scales, { source: '', calibration: '', channelOrder: 'bgr' });

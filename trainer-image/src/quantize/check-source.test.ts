@@ -18,11 +18,17 @@ const graph: LayerGraph = {
   ],
 };
 const scales: Scales = {
-  tensors: { data: { scale: 0.01, limit: 127 }, x: { scale: Math.fround(1e-12), limit: 63 } },
+  tensors: {
+    data: { scale: 0.01, limit: 127, zeroPoint: 0 },
+    x: { scale: Math.fround(1e-12), limit: 63, zeroPoint: 0 },
+  },
   weights: { last: { scales: Float32Array.of(1e-20), values: Int8Array.of(63) } },
   biases: { last: Int32Array.of(0) },
 };
-const withTensor = (scale: number): Scales => ({ ...scales, tensors: { ...scales.tensors, x: { scale, limit: 63 } } });
+const withTensor = (scale: number): Scales => ({
+  ...scales,
+  tensors: { ...scales.tensors, x: { scale, limit: 63, zeroPoint: 0 } },
+});
 
 test('scales that readers take are written', () => {
   checkScales({ graph, scales }, 'model.onnx'); // the least scale of a tensor, and a filter of zeros

@@ -71,7 +71,7 @@ for (const [name, build] of Object.entries(NETWORKS))
     const layers = fold(graph);
     const pictures = somePictures(12);
     const { graph: searched, scales } = await searchScales(layers, pictures, {
-      ...{ rounds: 0, candidates: 2, lower: 0.5, upper: 2, equalize: true, biasCorrection: true },
+      ...{ rounds: 0, candidates: 2, lower: 0.5, upper: 2, zeroPoints: true, equalize: true, biasCorrection: true },
       ...{ memoryBytes: 2 ** 28, temporaryDirectory: tmpdir(), computeThreads: 1 },
     });
     const embed = async (model: Int7Model | LayerModel) => {

@@ -4,8 +4,9 @@
  * model file structure", "operation param weight table"). Pure.
  *
  * With scales, ncnn computes convolutions in int8 by the integers of the INT7 model. It differs from our runtime in
- * three ways: operands of convolutions end at ±127 and not at ±63; everything between convolutions is FP32; and a
- * convolution of several groups with more than one channel each is FP32, with the real values of its weights.
+ * three ways: operands of convolutions end at ±127 and not at 7 bits; everything between convolutions is FP32; and a
+ * convolution of several groups with more than one channel each is FP32, with the real values of its weights. ncnn knows
+ * no zero points, and needs none: our integers less their zero point are within ±126.
  */
 import { FacetrainError } from '@facetrain/api';
 import type { Layer, LayerGraph, NodeLayer, NodeStep, Scales, Tensor } from '@facetrain/native';

@@ -227,18 +227,22 @@ describe('a graph that encodeInt7 did not write is refused', () => {
       build: changed('.weight.quantized', (data) => (data[3] = 64)),
       expected: /^layer "Conv_0": it has a weight of 64; /,
     },
-    'another zero point': {
+    'a zero point beyond 7 bits': {
+      build: changed('zero_point', (data) => (data[0] = 64)),
+      expected: /^node "data\.quantized": its zero point is not a uint8 from 65 to 191; /,
+    },
+    'a zero point of a tensor that is only mapped': {
       build: changed('zero_point', (data) => (data[0] = 127)),
-      expected: /^node "data\.quantized": its zero point is not the uint8 128; /,
+      expected: /^tensor "BatchNormalization_1:0": it has a zero point, and no convolution reads it; /,
     },
     'another zero point behind the quantization': {
       build: () => {
         const graph = file();
-        graph.initializers.other = { dims: [], data: Uint8Array.of(127) };
+        graph.initializers.other = { dims: [], data: Uint8Array.of(100) };
         graph.nodes.find(({ name }) => name === 'data.dequantized')!.inputs[2] = 'other';
         return graph;
       },
-      expected: /^node "data\.dequantized": its zero point is not the uint8 128; /,
+      expected: /its scale or zero point is not that of the quantization/,
     },
     'no zero point behind the quantization': {
       build: () => {
@@ -246,7 +250,7 @@ describe('a graph that encodeInt7 did not write is refused', () => {
         graph.nodes.find(({ name }) => name === 'data.dequantized')!.inputs.pop();
         return graph;
       },
-      expected: /^node "data\.dequantized": its zero point is not the uint8 128; /,
+      expected: /^node "data\.dequantized": its zero point is not a uint8 from 65 to 191; /,
     },
     'a zero point of weights': {
       build: changed('.weight.zero_point', (data) => (data[0] = 1)),

@@ -8,12 +8,12 @@
  *
  * ONNX has no 7-bit type:
  * - Weights are int8 within ±63, with one scale per output channel.
- * - Activations are uint8 with zero point 128, because ONNX Runtime has integer kernels for them. With int8 activations
- *   it computes residual additions in float.
+ * - Activations are uint8, because ONNX Runtime has integer kernels for them. With int8 activations it computes residual
+ *   additions in float. Their zero point is 128 more than that of the scales.
  * - Every tensor that a layer reads is quantized once. So there is a Q/DQ pair before and after each PRelu, and before
  *   and after each Flatten, there with the same scale.
  * - TensorRT wants int8 activations with zero point 0, and biases in FP32. It gets a file of its own, which decodeInt7
- *   does not read.
+ *   does not read. Its integers are ours less the zero point: within ±126, so int8 holds them.
  * - Our runtime clamps the operands of convolutions at 7 bits. Other runtimes clamp them at 8 bits, which loses no more
  *   accuracy.
  */
@@ -27,7 +27,8 @@ import { onnxToLayers } from './onnx-to-layers.ts';
 
 /** The largest absolute value of a weight, and of an activation that weights multiply. */
 export const WEIGHT_LIMIT = 63;
-const ZERO_POINT = 128;
+/** The uint8 of the integer 0. */
+const UINT8_ZERO = 128;
 
 /**
  * The largest absolute value of each quantized tensor's integers: 63 where a conv or fc multiplies it, or a tensor that
@@ -68,7 +69,7 @@ export interface EncodeInt7Options {
 }
 
 /**
- * @param clamp clamps operands at ±63 in other runtimes, too. ONNX Runtime then computes convolutions in float, so this
+ * @param clamp clamps operands at 7 bits in other runtimes, too. ONNX Runtime then computes convolutions in float, so this
  * is for comparisons only.
  */
 export function encodeInt7(layers: LayerGraph, scales: Scales, options: EncodeInt7Options = {}): Graph {
@@ -141,21 +142,28 @@ class QdqWriter {
     }
     if (!quantization) return value;
 
-    const { scale, limit } = quantization;
+    const { scale, limit, zeroPoint } = quantization;
     let real = value;
     if (this.clamp && limit === 63) {
-      const low = this.constant(`${value}.low`, scalar(Float32Array.of(-limit * scale)));
-      const high = this.constant(`${value}.high`, scalar(Float32Array.of(limit * scale)));
+      const low = this.constant(`${value}.low`, scalar(Float32Array.of((-limit - zeroPoint) * scale)));
+      const high = this.constant(`${value}.high`, scalar(Float32Array.of((limit - zeroPoint) * scale)));
       real = this.node(`${value}.clamped`, 'Clip', [value, low, high]);
     }
     const parameters = [
       this.constant(`${tensor}.scale`, scalar(Float32Array.of(scale))),
-      this.constant('zero_point', scalar(this.forTensorRt ? Int8Array.of(0) : Uint8Array.of(ZERO_POINT))),
+      this.zeroPoint(tensor, zeroPoint),
     ];
     const integers = this.node(`${value}.quantized`, 'QuantizeLinear', [real, ...parameters]);
     const dequantized = this.node(`${value}.dequantized`, 'DequantizeLinear', [integers, ...parameters]);
     this.dequantized.set(value, dequantized);
     return dequantized;
+  }
+
+  /** Tensors whose zero point is 0 share one constant. */
+  private zeroPoint(tensor: string, zeroPoint: number): string {
+    if (this.forTensorRt) return this.constant('zero_point', scalar(Int8Array.of(0)));
+    const name = zeroPoint === 0 ? 'zero_point' : `${tensor}.zero_point`;
+    return this.constant(name, scalar(Uint8Array.of(UINT8_ZERO + zeroPoint)));
   }
 
   private weight(layer: string, integers: Tensor, scales: Float32Array): string {
@@ -235,21 +243,23 @@ export function isQuantized({ nodes }: Graph): boolean {
  */
 export function decodeInt7(graph: Graph): { layers: LayerGraph; scales: Scales } {
   refuseTensorRtForm(graph);
-  const { float, scaleOf, integersOf, unquantized } = new QdqReader(graph).read();
-  const layers = readLayers(float, new Set(scaleOf.keys()));
+  const { float, quantizationOf, integersOf, unquantized } = new QdqReader(graph).read();
+  const layers = readLayers(float, new Set(quantizationOf.keys()));
   const limits = activationLimits(layers);
   for (const { node, value } of unquantized)
     if (limits.has(value)) throw invalidArtifact(`node "${node.name}" (${node.op})`, `it reads "${value}" unquantized`);
   const tensors: Scales['tensors'] = {};
   for (const [tensor, limit] of limits) {
-    const scale = scaleOf.get(tensor);
-    if (scale === undefined) throw invalidArtifact(`tensor "${tensor}"`, 'it is not quantized');
-    tensors[tensor] = { scale, limit };
+    const quantization = quantizationOf.get(tensor);
+    if (!quantization) throw invalidArtifact(`tensor "${tensor}"`, 'it is not quantized');
+    if (limit !== WEIGHT_LIMIT && quantization.zeroPoint !== 0)
+      throw invalidArtifact(`tensor "${tensor}"`, 'it has a zero point, and no convolution reads it');
+    tensors[tensor] = { ...quantization, limit };
   }
   for (const { op, inputs, outputs } of float.nodes) {
-    const scale = op === 'Flatten' ? scaleOf.get(outputs[0]!) : undefined;
-    if (scale !== undefined && scale !== scaleOf.get(inputs[0]!))
-      throw invalidArtifact(`tensor "${inputs[0]}"`, 'its scale changes when it is flattened');
+    const flattened = op === 'Flatten' ? quantizationOf.get(outputs[0]!) : undefined;
+    if (flattened && !isSame(flattened, quantizationOf.get(inputs[0]!)))
+      throw invalidArtifact(`tensor "${inputs[0]}"`, 'its scale or zero point changes when it is flattened');
   }
 
   const weights: Scales['weights'] = {};
@@ -295,11 +305,21 @@ function readLayers(float: Graph, boundaries: ReadonlySet<string>): LayerGraph {
   }
 }
 
+/** Of an activation, as in Scales. */
+interface Quantization {
+  scale: number;
+  zeroPoint: number;
+}
+
+function isSame(a: Quantization, b: Quantization | undefined): boolean {
+  return a.scale === b?.scale && a.zeroPoint === b.zeroPoint;
+}
+
 interface WithoutQdq {
   /** The FP32 graph that QdqWriter was given, its weights and biases as the real values of their integers. */
   float: Graph;
-  /** Scales by FP32 value: a tensor, flattened or not. */
-  scaleOf: Map<string, number>;
+  /** By FP32 value: a tensor, flattened or not. */
+  quantizationOf: Map<string, Quantization>;
   /** Integers of weights and biases, by the name of their real values. */
   integersOf: Map<string, { values: Int8Array | Int32Array; scales: Float32Array }>;
   /** Where a node reads a value as it is before quantization, in the nodes' order. */
@@ -315,7 +335,7 @@ class QdqReader {
   private readonly sourceOf = new Map<string, string>();
   /** FP32 values by the values that DequantizeLinear makes of those integers. */
   private readonly realOf = new Map<string, string>();
-  private readonly scaleOf: WithoutQdq['scaleOf'] = new Map();
+  private readonly quantizationOf: WithoutQdq['quantizationOf'] = new Map();
   private readonly integersOf: WithoutQdq['integersOf'] = new Map();
   private readonly unquantized: WithoutQdq['unquantized'] = [];
 
@@ -337,7 +357,12 @@ class QdqReader {
       this.nodes.push({ name: `${name}.output`, op: 'Identity', inputs: [source], outputs: [name], attributes: {} });
     }
     const float = { ...this.graph, nodes: this.nodes, initializers: this.initializers };
-    return { float, scaleOf: this.scaleOf, integersOf: this.integersOf, unquantized: this.unquantized };
+    return {
+      float,
+      quantizationOf: this.quantizationOf,
+      integersOf: this.integersOf,
+      unquantized: this.unquantized,
+    };
   }
 
   private copy(node: GraphNode): void {
@@ -347,20 +372,24 @@ class QdqReader {
   }
 
   private quantize(node: GraphNode): void {
-    const [value, scaleName] = node.inputs as [string, string];
-    const scale = this.graph.initializers[scaleName]?.data;
-    this.checkZeroPoint(node);
-    if (!(scale instanceof Float32Array) || scale.length !== 1 || !(scale[0]! > 0))
-      throw invalidArtifact(`node "${node.name}"`, 'its scale is not one positive number');
+    const value = node.inputs[0]!;
     this.sourceOf.set(node.outputs[0]!, value);
-    this.scaleOf.set(value, scale[0]!);
+    this.quantizationOf.set(value, this.quantization(node));
   }
 
-  /** Of an activation. */
-  private checkZeroPoint({ name, inputs }: GraphNode): void {
-    const zero = this.graph.initializers[inputs[2] ?? '']?.data;
-    if (!(zero instanceof Uint8Array) || zero.length !== 1 || zero[0] !== ZERO_POINT)
-      throw invalidArtifact(`node "${name}"`, `its zero point is not the uint8 ${ZERO_POINT}`);
+  private quantization(node: GraphNode): Quantization {
+    const [, scaleName, zeroName] = node.inputs as [string, string, string];
+    const scale = this.graph.initializers[scaleName]?.data;
+    const zero = this.graph.initializers[zeroName]?.data;
+    const zeroPoint = zero instanceof Uint8Array && zero.length === 1 ? zero[0]! - UINT8_ZERO : Number.NaN;
+    if (!(Math.abs(zeroPoint) <= WEIGHT_LIMIT))
+      throw invalidArtifact(
+        `node "${node.name}"`,
+        `its zero point is not a uint8 from ${UINT8_ZERO - WEIGHT_LIMIT} to ${UINT8_ZERO + WEIGHT_LIMIT}`,
+      );
+    if (!(scale instanceof Float32Array) || scale.length !== 1 || !(scale[0]! > 0))
+      throw invalidArtifact(`node "${node.name}"`, 'its scale is not one positive number');
+    return { scale: scale[0]!, zeroPoint };
   }
 
   private dequantize(node: GraphNode): void {
@@ -368,9 +397,8 @@ class QdqReader {
     const output = node.outputs[0]!;
     const source = this.sourceOf.get(value);
     if (source !== undefined) {
-      if (this.graph.initializers[scaleName]?.data[0] !== this.scaleOf.get(source))
-        throw invalidArtifact(`node "${node.name}"`, 'its scale is not that of the quantization');
-      this.checkZeroPoint(node);
+      if (!isSame(this.quantization(node), this.quantizationOf.get(source)))
+        throw invalidArtifact(`node "${node.name}"`, 'its scale or zero point is not that of the quantization');
       this.realOf.set(output, source);
       return;
     }

@@ -218,6 +218,7 @@ for (const [file, expected] of Object.entries(MODELS))
       candidates: 4,
       lower: 0.8,
       upper: 1.6,
+      zeroPoints: true,
       equalize: true,
       biasCorrection: true,
       memoryBytes: 2 ** 31,

@@ -78,7 +78,7 @@ async function compare(graph: LayerGraph, scales: Scales): Promise<void> {
   await model.close();
   const shapes = tensorShapes(graph);
   let exact = 0;
-  for (const [tensor, { scale, limit }] of Object.entries(scales.tensors)) {
+  for (const [tensor, { scale, limit, zeroPoint }] of Object.entries(scales.tensors)) {
     const theirs = await ortIntegers(
       clamped,
       tensor,
@@ -91,8 +91,8 @@ async function compare(graph: LayerGraph, scales: Scales): Promise<void> {
     const worst = found.reduce((largest, value, index) => Math.max(largest, Math.abs(value - theirs[index]!)), 0);
     assert.ok(worst <= LEAST_SIGNIFICANT_BITS, `${tensor}: ${worst}`);
     assert.ok(
-      found.every((value) => Math.abs(value) <= limit),
-      `${tensor} stays within ${limit}`,
+      found.every((value) => Math.abs(value + zeroPoint) <= limit),
+      `${tensor} stays within ${limit}, with zero point ${zeroPoint}`,
     );
     assert.ok(new Set(found).size > Math.min(10, found.length / 3), `${tensor} is not all but constant`);
     exact += Number(worst === 0);

@@ -76,6 +76,7 @@ function facts({ metrics, source, model, calibration, search, layers }: Quantize
       ? 'scales of the maximum'
       : `${search.rounds} × ${count(search.candidates)} scales in [${search.lower}, ${search.upper}]`;
   const corrections = [
+    ...(search.zeroPoints ? ['zero points'] : []),
     ...(search.equalize ? ['channels equalized'] : []),
     ...(search.biasCorrection ? ['bias corrected'] : []),
   ];

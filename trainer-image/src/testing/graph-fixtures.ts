@@ -111,12 +111,15 @@ export const QUICK_SEARCH = {
   candidates: 20,
   lower: 0.5,
   upper: 2,
+  zeroPoints: true,
   equalize: true,
   biasCorrection: true,
   memoryBytes: 2 ** 30,
   temporaryDirectory: tmpdir(),
   computeThreads: 1,
 };
+
+const ZERO_POINTS = [0, -40, 0, -63, 17];
 
 /** Scales for values of about one, and the integers of weights and biases for them, without a search. */
 export function plainScales(graph: LayerGraph): Scales {
@@ -126,7 +129,12 @@ export function plainScales(graph: LayerGraph): Scales {
   for (const [name, limit] of activationLimits(graph)) {
     const first = scaleOf(name);
     const shared = Object.hasOwn(scales.tensors, first) ? scales.tensors[first] : undefined;
-    scales.tensors[name] = shared ?? { scale: Math.fround((3 + (index++ % 5)) / limit), limit };
+    const choice = shared ? 0 : index++ % 5;
+    scales.tensors[name] = shared ?? {
+      scale: Math.fround((3 + choice) / limit),
+      limit,
+      zeroPoint: limit === 63 ? ZERO_POINTS[choice]! : 0,
+    };
   }
   for (const layer of graph.layers) {
     if (layer.kind !== 'conv' && layer.kind !== 'fc') continue;
