@@ -370,7 +370,11 @@ class NcnnWriter {
     const isGrouped = layer.kind === 'conv' && layer.group > 1 && layer.group < bias.length;
     const integers = this.scales && !isGrouped ? this.scales.weights[layer.name] : undefined;
     const flag = integers ? { 8: 1 } : {};
-    if (layer.kind === 'fc') {
+    // ncnn lets a convolution read a vector, but quantizes it wrongly in int8.
+    const readsVector = layer.kind === 'conv' && this.flat.has(layer.input);
+    if (readsVector && (layer.group !== 1 || weight.dims[2] !== 1 || weight.dims[3] !== 1))
+      throw unsupported(layer.name, 'a convolution of one pixel with groups or a larger kernel');
+    if (layer.kind === 'fc' || readsVector) {
       this.layerOf(layer, 'InnerProduct', { 0: bias.length, 1: 1, 2: weight.data.length, ...flag });
     } else {
       const [, , kernelHeight, kernelWidth] = weight.dims as [number, number, number, number];
