@@ -2,6 +2,7 @@
 import { setTimeout as delay } from 'node:timers/promises';
 import { FacetrainError } from '@facetrain/api';
 import { ApiError, isApiError } from '@facetrain/operator/runtime/api-error';
+import { hasEnd, linesOf } from '@facetrain/operator/runtime/lines';
 import { objectPath } from '@facetrain/operator/runtime/resource';
 import { CONTAINER } from '@facetrain/planner/names';
 import {
@@ -150,7 +151,7 @@ async function writeLog(
   const query = { container: CONTAINER, ...from, ...(follow && { follow, timestamps: true }) };
   try {
     const data = cluster.client.stream(path, query, signal);
-    const lines = follow ? newLines(linesOf(data, hasEnded(pod)), position) : linesOf(data, true);
+    const lines = follow ? newLines(linesOf(data), position, hasEnded(pod)) : linesOf(data);
     const isShared = !quantizer && ranksOf(pod).count > 1;
     for await (const line of lines) if (!isShared || mayBeOf(line, rank)) await write(line);
     return true;
@@ -180,11 +181,14 @@ const TIME_STAMP = /^\d{4}-\d{2}-\d{2}T\d{2}:\d{2}:\d{2}\.\d/;
 /**
  * The lines of a log with time stamps that come after the position, without the stamps. The API server takes only whole
  * seconds as sinceTime, so lines of the same second come again.
+ *
+ * @param isWhole whether no more is written. Else a line that is cut off at the end is left out: it comes again
  */
-async function* newLines(lines: AsyncIterable<Buffer>, position: Position): AsyncGenerator<Buffer> {
+async function* newLines(lines: AsyncIterable<Buffer>, position: Position, isWhole: boolean): AsyncGenerator<Buffer> {
   const { time: begin = '', lines: known } = position;
   let atBegin = 0;
   for await (const line of lines) {
+    if (!isWhole && !hasEnd(line)) return;
     const end = line.indexOf(' ');
     const time = line.subarray(0, Math.max(end, 0)).toString();
     // The kubelet's own words, such as "failed to create fsnotify watcher: too many open files".
@@ -198,23 +202,4 @@ async function* newLines(lines: AsyncIterable<Buffer>, position: Position): Asyn
     else Object.assign(position, { time, lines: 1 });
     yield line.subarray(end + 1);
   }
-}
-
-/**
- * Lines with their ends.
- *
- * @param isWhole whether no more is written. Else a line that is cut off at the end is left out: it comes again
- */
-async function* linesOf(data: AsyncIterable<Buffer>, isWhole: boolean): AsyncGenerator<Buffer> {
-  let rest: Buffer[] = [];
-  for await (const part of data) {
-    let begin = 0;
-    for (let end = part.indexOf(10); end !== -1; end = part.indexOf(10, begin)) {
-      yield Buffer.concat([...rest, part.subarray(begin, end + 1)]);
-      rest = [];
-      begin = end + 1;
-    }
-    if (begin < part.length) rest.push(part.subarray(begin));
-  }
-  if (isWhole && rest.length > 0) yield Buffer.concat(rest);
 }

@@ -11,6 +11,7 @@ import { setTimeout as delay } from 'node:timers/promises';
 import { createSecureContext } from 'node:tls';
 import { Agent, type Dispatcher, ProxyAgent } from 'undici';
 import { ApiError } from './api-error.ts';
+import { hasEnd, linesOf } from './lines.ts';
 import { collectionPath, type KubernetesObject, objectPath, type Resource } from './resource.ts';
 
 export type Query = Record<string, string | number | boolean | undefined>;
@@ -241,13 +242,8 @@ export class Client {
     });
     if (statusCode !== 200) throw ApiError.fromBody(`watch ${path}`, statusCode, await body.text());
     onOpen?.();
-    body.setEncoding('utf8');
-    let rest = '';
-    for await (const chunk of body as AsyncIterable<string>) {
-      const lines = (rest + chunk).split('\n');
-      rest = lines.pop()!;
-      for (const line of lines) if (line !== '') yield JSON.parse(line) as WatchLine<T>;
-    }
+    for await (const line of linesOf(body as AsyncIterable<Buffer>))
+      if (hasEnd(line) && line.length > 1) yield JSON.parse(line.toString()) as WatchLine<T>;
   }
 
   /**
