@@ -102,6 +102,17 @@ const broken: Record<string, { history: (PodObject | JobObject | string)[]; want
     history: [job({ attempt: 0 }), pod(0, 0, 'Pending'), pod(0, 1, 'Pending', false, 3)],
     want: /WORLD_SIZE 3 in a gang of 2/,
   },
+  'a gang that changes its size after it was whole': {
+    history: [
+      job({ attempt: 0 }),
+      pod(0, 0, 'Running'),
+      pod(0, 1, 'Running'),
+      'faces-0-0',
+      'faces-0-1',
+      pod(0, 0, 'Pending', false, 1),
+    ],
+    want: /WORLD_SIZE 1 in a gang of 2/,
+  },
   'a status with another number of trainers than those that run': {
     history: [
       job({ attempt: 0 }),
@@ -126,6 +137,11 @@ for (const [name, { history, want }] of Object.entries(broken))
     assert.equal(violations.length, 1, violations.join('\n'));
     assert.match(violations[0]!, want);
   });
+
+test('an attempt that was never whole is made anew with another size, once none of its pods is left', () => {
+  const history = [job({ attempt: 0 }), pod(0, 0, 'Running'), 'faces-0-0', pod(0, 0, 'Running', true, 1)];
+  assert.deepEqual(violationsOf(...history), []);
+});
 
 test('another job of the same name begins anew', () => {
   assert.deepEqual(

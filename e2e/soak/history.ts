@@ -103,7 +103,7 @@ export class HistoryCheck {
   readonly #jobs = new Map<string, { uid: string; status: FaceTrainJobStatus }>();
   /** Attempts of which all ranks were ready, or had succeeded, at one moment. */
   readonly #whole = new Set<string>();
-  /** Number of ranks of each attempt, as its first pod has it. */
+  /** Number of ranks of each attempt, as the first of its pods has it. */
   readonly #worlds = new Map<string, number>();
   /** Ranks that succeeded, of each attempt. */
   readonly #succeeded = new Map<string, Set<number>>();
@@ -141,7 +141,10 @@ export class HistoryCheck {
     };
     const name = `${jobUid}/${attempt}`;
     if (!this.#pods.has(key)) {
-      const world = this.#worlds.get(name) ?? pod.world;
+      // An attempt that was never whole, and of which no pod is left, may be made anew for the size that is asked for now:
+      // a quota had refused a rank of it, and then people scaled the job.
+      const isFixed = this.#whole.has(name) || [...this.#pods.values()].some((one) => isOfGang(one, pod));
+      const world = (isFixed ? this.#worlds.get(name) : undefined) ?? pod.world;
       this.#worlds.set(name, world);
       if (world !== pod.world) this.violations.push(`${where}: WORLD_SIZE ${pod.world} in a gang of ${world}`);
       const older = this.#alive(jobUid).filter((other) => other.attempt < attempt);
@@ -152,7 +155,7 @@ export class HistoryCheck {
         this.violations.push(`${where}: created for attempt ${attempt}, and the status says ${job.status.attempt}`);
     }
     this.#pods.set(key, pod);
-    const gang = [...this.#pods.values()].filter((one) => one.jobUid === jobUid && one.attempt === attempt);
+    const gang = [...this.#pods.values()].filter((one) => isOfGang(one, pod));
     const succeeded = this.#succeeded.get(name) ?? new Set();
     if (pod.hasSucceeded) this.#succeeded.set(name, succeeded.add(pod.rank));
     const fit = new Set(gang.filter((one) => one.isReady || one.hasSucceeded).map(({ rank }) => rank));
@@ -199,6 +202,9 @@ export class HistoryCheck {
       say(`checkpoint of step ${savedBefore} became ${step}`);
   }
 }
+
+const isOfGang = (one: PodState, { jobUid, attempt }: PodState): boolean =>
+  one.jobUid === jobUid && one.attempt === attempt;
 
 function worldOf({ spec }: PodObject): number {
   const { containers } = spec as { containers?: { env?: { name: string; value?: string }[] }[] };

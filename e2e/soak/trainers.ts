@@ -243,7 +243,10 @@ export class Trainers {
     // Without a claim it has nothing to save.
     if (writer && folder && writer.ended === null && writer.claim !== null) {
       if (!writer.staged) await folder.act(writer, 'stage');
-      await this.#publish(process, folder);
+      // Not when another attempt has claimed the folder meanwhile.
+      if (writer.staged) await this.#publish(process, folder);
+      if (writer.ended === 'fenced off')
+        process.fail(ExitCode.fencedOff, 'FencedOff', 'another attempt has claimed the folder');
     }
     if (process.end !== undefined) return;
     if (writer) writer.ended ??= 'killed';
