@@ -60,6 +60,9 @@ const events = defineResource<Event>('v1', 'events');
 const refusal = (subject: string, found: string, allowed: string, cause?: unknown) =>
   new FacetrainError({ code: 'InvalidArgument', subject, found, allowed, cause });
 
+/** What may be the name of an object. Anything else would make another path of the API. */
+const NAME = /^[a-z0-9]([-a-z0-9.]*[a-z0-9])?$/;
+
 export class Cluster {
   readonly client: Client;
   readonly namespace: string;
@@ -79,7 +82,9 @@ export class Cluster {
   static async open({ namespace, context, kubeconfig }: ClusterOptions): Promise<Cluster> {
     try {
       const found = await readKubeConfig({ file: kubeconfig, context });
-      return new Cluster(found, namespace ?? found.namespace ?? 'default');
+      const name = namespace ?? found.namespace ?? 'default';
+      if (!NAME.test(name)) throw refusal('namespace', JSON.stringify(name), 'lower-case letters, digits and "-"');
+      return new Cluster(found, name);
     } catch (error) {
       if ((error as Error).name !== 'KubeConfigError') throw error;
       throw refusal('kubeconfig', (error as Error).message, 'choose by --kubeconfig and --context', error);
@@ -92,11 +97,11 @@ export class Cluster {
 
   /** @throws FacetrainError InvalidArgument when there is none of this name: it lists those that there are */
   async job(name: string): Promise<Job> {
-    const found = await this.inWords(`FaceTrainJob ${name}`, () =>
+    const lookUp = () =>
       this.client.get(jobs, this.namespace, name).catch((error: unknown) => {
         if (!isApiError(error, 'NotFound')) throw error;
-      }),
-    );
+      });
+    const found = NAME.test(name) ? await this.inWords(`FaceTrainJob ${name}`, lookUp) : undefined;
     if (found) return found;
     const names = (await this.jobs()).map(({ metadata }) => metadata.name);
     const some = names.length === 0 ? 'there is none' : `there are ${names.slice(0, 20).join(', ')}`;
@@ -159,7 +164,7 @@ export class Cluster {
     if (error instanceof ApiError) {
       const { status, serverMessage } = error;
       if (status === 401) return refusal(where, 'the API server refuses the credentials', 'log in again', error);
-      if (status === 404 && /requested resource/.test(serverMessage))
+      if (status === 404 && /requested resource|page not found/.test(serverMessage))
         return refusal(where, 'the cluster serves no FaceTrainJob', 'install Facetrain, or choose by --context', error);
       const allowed = status === 403 ? 'ask for the permission' : 'see `kubectl facetrain status`';
       return refusal(subject, serverMessage, allowed, error);

@@ -1,9 +1,11 @@
 /** `kubectl facetrain` as its users call it, against a real API server with the operator. The kubelet is played. */
 import assert from 'node:assert/strict';
 import { type ChildProcess, spawn } from 'node:child_process';
+import { mkdtempSync, readFileSync, rmSync, writeFileSync } from 'node:fs';
 import { createServer } from 'node:https';
 import type { AddressInfo } from 'node:net';
-import { join } from 'node:path';
+import { tmpdir } from 'node:os';
+import { dirname, join } from 'node:path';
 import { after, before, describe, type TestContext, test } from 'node:test';
 import { faceTrainJobs, pods } from '@facetrain/operator/controllers/resources';
 import { ControlPlane } from '@facetrain/operator/testing/control-plane';
@@ -205,6 +207,12 @@ describe('what is typed wrong is answered in words', () => {
       args: ['status', 'fases', '-n', 'wrong'],
       want: /^FaceTrainJob fases: not found in namespace wrong; there are faces; -n names another one\n$/,
     },
+    'what is no name of a job': {
+      args: ['status', '..', '-n', 'wrong'],
+      want: /^FaceTrainJob \.\.: not found in namespace wrong; there are faces; -n names another one\n$/,
+    },
+    'an empty name': { args: ['progress', '', '-n', 'wrong'], want: /^FaceTrainJob : not found .* there are faces/ },
+    'what is no name of a namespace': { args: ['top', '-n', 'a/b'], want: /^namespace: "a\/b"; lower-case letters, / },
     'a namespace without jobs': {
       args: ['logs', 'x', '-n', 'nowhere'],
       want: /not found in namespace nowhere; there is none/,
@@ -249,4 +257,46 @@ describe('what is typed wrong is answered in words', () => {
     const json = await run(t, 'top', '--json', '--kubeconfig', await plane.kubeconfig('http://127.0.0.1:1'));
     assert.equal((JSON.parse(json.stdout) as { error: { code: string } }).error.code, 'InvalidArgument');
   });
+});
+
+test('a user who may only look is told what is missing, and a restart that may not begin changes nothing', async (t) => {
+  const ns = await TestNamespace.open(t, plane, 'guests');
+  await ns.applyFaceTrainJob('faces');
+  await ns.waitForPods('faces-0-0', 'faces-0-1');
+  const rbac = '/apis/rbac.authorization.k8s.io/v1/namespaces/guests';
+  const accounts = '/api/v1/namespaces/guests/serviceaccounts';
+  await plane.client.post(accounts, { apiVersion: 'v1', kind: 'ServiceAccount', metadata: { name: 'guest' } });
+  await plane.client.post(`${rbac}/roles`, {
+    apiVersion: 'rbac.authorization.k8s.io/v1',
+    kind: 'Role',
+    metadata: { name: 'guest' },
+    rules: [{ apiGroups: ['facetrain.dev'], resources: ['facetrainjobs'], verbs: ['get', 'list'] }],
+  });
+  await plane.client.post(`${rbac}/rolebindings`, {
+    apiVersion: 'rbac.authorization.k8s.io/v1',
+    kind: 'RoleBinding',
+    metadata: { name: 'guest' },
+    roleRef: { apiGroup: 'rbac.authorization.k8s.io', kind: 'Role', name: 'guest' },
+    subjects: [{ kind: 'ServiceAccount', name: 'guest', namespace: 'guests' }],
+  });
+  const request = { apiVersion: 'authentication.k8s.io/v1', kind: 'TokenRequest', spec: { expirationSeconds: 3_600 } };
+  const { status } = await plane.client.post<{ status: { token: string } }>(`${accounts}/guest/token`, request);
+  const config = JSON.parse(readFileSync(kubeconfig, 'utf8')) as { users: [{ user: object }] };
+  config.users[0].user = { token: status.token };
+  const file = join(mkdtempSync(join(tmpdir(), 'facetrain-guest-')), 'config');
+  t.after(() => rmSync(dirname(file), { recursive: true, force: true }));
+  writeFileSync(file, JSON.stringify(config));
+  const asGuest = (...args: string[]) => run(t, ...args, '-n', 'guests', '--kubeconfig', file);
+  // The API server's authorizer sees a new role a moment later.
+  await eventually(async () => assert.equal((await asGuest('top')).code, 0), 60_000);
+  for (const [args, want] of [
+    [['status', 'faces'], /^pods: .*guest" cannot list resource "pods".*; ask for the permission\n$/],
+    [['logs', 'faces'], /^pods: .*cannot list resource "pods".*; ask for the permission\n$/],
+    [['restart', 'faces'], /^FaceTrainJob faces: .*cannot patch resource "facetrainjobs".*; ask for the permission\n$/],
+  ] as const) {
+    const { code, stderr } = await asGuest(...args);
+    assert.equal(code, 2, stderr);
+    assert.match(stderr, want);
+  }
+  assert.equal((await ns.get(faceTrainJobs, 'faces')).spec.suspend ?? false, false);
 });
