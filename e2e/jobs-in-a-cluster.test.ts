@@ -140,6 +140,25 @@ together(
       await eventually(async () => assert.deepEqual(await childrenOf(ns, 'killed'), []), MINUTE);
     },
 
+    async 'one of several ranks in a pod is killed: the gang starts again, and its words are those of the rank'(ns) {
+      await applyExample(ns, 'ranks', (spec) => {
+        trainLongWithoutEvaluation(spec);
+        Object.assign(spec.trainers, { replicas: 2, ranksPerPod: 2, computeThreads: 1 });
+      });
+      await reachesStep(ns, 'ranks', { attempt: 0, step: CHECKPOINT_STEPS + 1 });
+      const killed = await processesOf(cluster, 'control-plane', 'ranks-0-1', 'RANK=3');
+      assert.equal(killed.length, 1);
+      await signal(cluster, 'control-plane', 'KILL', killed);
+      const { status } = await reachesStep(ns, 'ranks', { attempt: 1, step: CHECKPOINT_STEPS + 1 });
+      const { lastReason, lastMessage, lastRank, lastExitCode } = status!.restarts;
+      assert.deepEqual([lastReason, lastRank, lastExitCode], ['ProcessKilled', 3, 137]);
+      assert.match(lastMessage, /^rank 3 left with exit code 137 .*its process was ended by SIGKILL$/);
+      assert.deepEqual(status!.trainers.desired, 2);
+      const log = await ns.kubectl('logs', 'ranks-1-1');
+      assert.deepEqual([...new Set(log.match(/"rank":\d+/g))].sort(), ['"rank":2', '"rank":3']);
+      await ns.kubectl('delete', 'facetrainjob', 'ranks');
+    },
+
     async 'a training whose number of trainers changes four times is the one that never changed'(ns) {
       await fourChangesGiveTheSameTraining(ns);
     },
