@@ -111,7 +111,10 @@ const GPUS = /^[^/]+\/gpu$/;
 function gpuProblem(resources: Loose, ranks: number): string | null {
   for (const [name, amount] of Object.entries(asLoose(resources.limits)))
     if (GPUS.test(name) && String(amount) !== String(ranks))
-      return `resources.limits: ${name} is ${String(amount)}, and a pod has ${ranks} ranks, each with a GPU: ask for ${ranks}`;
+      return (
+        `resources.limits: ${name} is ${String(amount)}, and a pod has ${ranks} ranks, each with a GPU: ` +
+        `ask for ${ranks}`
+      );
   return null;
 }
 

@@ -80,8 +80,8 @@ const search = section(
       .boolean()
       .default(DEFAULT_SEARCH.zeroPoints)
       .describe(
-        'Search a zero point, too, for each tensor that a convolution multiplies: where its values are mostly positive, ' +
-          'as behind a PReLU, the integers are then finer.',
+        'Search a zero point, too, for each tensor that a convolution multiplies: where its values are mostly ' +
+          'positive, as behind a PReLU, the integers are then finer.',
       ),
     equalize: z
       .boolean()
@@ -118,8 +118,8 @@ const gate = section(
       .optional()
       .describe(
         'Largest drop of accuracy from FP32 to INT7 on the pairs of any group of a set with `groups`, e.g. 0.02, at ' +
-          'the threshold of the whole set. A group has to have so many pairs that one of them changes its accuracy by ' +
-          'no more than this: 50 for 0.02; absent: not checked.',
+          'the threshold of the whole set. A group has to have so many pairs that one of them changes its accuracy ' +
+          'by no more than this: 50 for 0.02; absent: not checked.',
       ),
     minWorstCosine: cosine
       .optional()

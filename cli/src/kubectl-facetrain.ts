@@ -114,8 +114,8 @@ command('fetch', 'copy the model, the INT7 model or a checkpoint of a job to a f
   .option('--image <name>', 'of the pod that reads a volume (default: that of the job’s pods)')
   .addHelpText(
     'after',
-    '\nFrom s3:// it reads with your own credentials, as the AWS SDK finds them. From pvc:// it reads through a pod that\n' +
-      'it creates and deletes; you need to be allowed to create and delete pods and to get pods/proxy.\n' +
+    '\nFrom s3:// it reads with your own credentials, as the AWS SDK finds them. From pvc:// it reads through\n' +
+      'a pod that it creates and deletes; you need to be allowed to create and delete pods and to get pods/proxy.\n' +
       'The same command again continues what was interrupted.',
   )
   .action(

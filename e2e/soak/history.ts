@@ -141,8 +141,8 @@ export class HistoryCheck {
     };
     const name = `${jobUid}/${attempt}`;
     if (!this.#pods.has(key)) {
-      // An attempt that was never whole, and of which no pod is left, may be made anew for the size that is asked for now:
-      // a quota had refused a rank of it, and then people scaled the job.
+      // An attempt that was never whole, and of which no pod is left, may be made anew for the size that is asked for
+      // now: a quota had refused a rank of it, and then people scaled the job.
       const isFixed = this.#whole.has(name) || [...this.#pods.values()].some((one) => isOfGang(one, pod));
       const world = (isFixed ? this.#worlds.get(name) : undefined) ?? pod.world;
       this.#worlds.set(name, world);

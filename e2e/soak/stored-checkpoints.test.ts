@@ -110,7 +110,7 @@ for (const [name, [damage, want]] of Object.entries(DAMAGE))
     assert.match([...checkpoints.violations].join('\n'), want);
   });
 
-test('finds a checkpoint with bytes that its writer did not write, and a step that the next process misses', async () => {
+test('finds a checkpoint with bytes that its writer did not write, and a step that is missed', async () => {
   const checkpoints = await twoAttempts('next');
   const objects = new ObjectStore(store.place('next'));
   try {

@@ -142,13 +142,13 @@ export interface LayerGraph {
 }
 
 /**
- * Scales found for a LayerGraph. Real = (integer - zeroPoint) * scale (the reciprocal of the paper's S). Rounding is half
- * to even.
+ * Scales found for a LayerGraph. Real = (integer - zeroPoint) * scale (the reciprocal of the paper's S). Rounding is
+ * half to even.
  *
- * A tensor that a conv or fc reads is an operand of products: its integers lie in [-63, 63] (`limit` 63), and so does its
- * zero point. Any other quantized tensor (before a PReLU, or inside the residual sum) is only added or mapped: `limit`
- * 127, zero point 0. Tensors between which numbers are only moved (MaxPool, Pad) have one scale, limit and zero point. The graph's outputs stay real, and what
- * only nodes in FP32 read.
+ * A tensor that a conv or fc reads is an operand of products: its integers lie in [-63, 63] (`limit` 63), and so does
+ * its zero point. Any other quantized tensor (before a PReLU, or inside the residual sum) is only added or mapped:
+ * `limit` 127, zero point 0. Tensors between which numbers are only moved (MaxPool, Pad) have one scale, limit and zero
+ * point. The graph's outputs stay real, and what only nodes in FP32 read.
  *
  * Weights are integers in [-63, 63], one scale per output channel. Biases are int32 at scale weightScale * inputScale.
  */

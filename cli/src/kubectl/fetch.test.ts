@@ -110,7 +110,8 @@ test('a checkpoint of a store: the newest, or that of a step; the same again cha
   const folder = join(to, 'checkpoints', 'step-0000000020');
   assert.equal(
     newest.stdout,
-    `The checkpoint of step 20 of checkpoints is in ${folder}: backbone.safetensors, rows-0000000000.safetensors, manifest.json\n`,
+    `The checkpoint of step 20 of checkpoints is in ${folder}: ` +
+      'backbone.safetensors, rows-0000000000.safetensors, manifest.json\n',
   );
   assert.equal(readFileSync(join(folder, 'rows-0000000000.safetensors')).subarray(2).toString(), '      20');
   assert.deepEqual(readdirSync(to), ['checkpoints']);

@@ -259,7 +259,7 @@ describe('what is typed wrong is answered in words', () => {
   });
 });
 
-test('a user who may only look is told what is missing, and a restart that may not begin changes nothing', async (t) => {
+test('a user who may only look is told what is missing; a restart that may not begin changes nothing', async (t) => {
   const ns = await TestNamespace.open(t, plane, 'guests');
   await ns.applyFaceTrainJob('faces');
   await ns.waitForPods('faces-0-0', 'faces-0-1');

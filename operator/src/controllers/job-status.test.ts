@@ -859,7 +859,7 @@ test('a spec that only the operator refuses is reported with its field; finished
   await eventually(async () =>
     assert.match(
       (await ns.conditionText('odd', 'Stalled')) ?? '',
-      /^InvalidSpec: odd: spec\.globalBatchSize: 1; globalBatchSize must be trainers\.replicas · ranksPerPod or more: a picture/,
+      /^InvalidSpec: odd: spec\.globalBatchSize: 1; globalBatchSize must be trainers\.replicas · ranksPerPod or more/,
     ),
   );
   assert.equal((await ns.statusOf('odd')).phase, 'Pending');

@@ -234,8 +234,8 @@ function replicasAdvice(facts: TrainingFacts, machines: Machines): Advice | unde
     return {
       change: {},
       text:
-        `trainers.replicas ${facts.replicas / facts.ranksPerPod}: collectives take ${percent(share)} of a step; a larger ` +
-        'globalBatchSize, fewer trainers, or a faster network (--network) make better use of them',
+        `trainers.replicas ${facts.replicas / facts.ranksPerPod}: collectives take ${percent(share)} of a step; ` +
+        'a larger globalBatchSize, fewer trainers, or a faster network (--network) make better use of them',
     };
   const pictures = picturesOfRank(facts);
   if (facts.device === 'cuda' && pictures < 64)

@@ -274,7 +274,8 @@ export function checkGate(bounds: QuantizeConfig['gate'], metrics: Metrics): Gat
           if (groups && few.length === 0) return [];
           return groups
             ? [
-                `maxGroupAccuracyDrop does not judge groups of ${set} with fewer than ${fewest} pairs: ${few.join(', ')}`,
+                `maxGroupAccuracyDrop does not judge groups of ${set} with fewer than ${fewest} pairs: ` +
+                  few.join(', '),
               ]
             : [`maxGroupAccuracyDrop does not judge ${set}: it has no groups`];
         });

@@ -5,8 +5,8 @@
  *
  * With scales, ncnn computes convolutions in int8 by the integers of the INT7 model. It differs from our runtime in
  * three ways: operands of convolutions end at ±127 and not at 7 bits; everything between convolutions is FP32; and a
- * convolution of several groups with more than one channel each is FP32, with the real values of its weights. ncnn knows
- * no zero points, and needs none: our integers less their zero point are within ±126.
+ * convolution of several groups with more than one channel each is FP32, with the real values of its weights. ncnn
+ * knows no zero points, and needs none: our integers less their zero point are within ±126.
  */
 import { FacetrainError } from '@facetrain/api';
 import type { Layer, LayerGraph, NodeLayer, NodeStep, Scales, Tensor } from '@facetrain/native';
@@ -509,7 +509,7 @@ function unsupported(layer: string, found: string): FacetrainError {
     subject: `layer "${layer}"`,
     found: `${found} has no counterpart in the files for ncnn`,
     allowed:
-      'convolutions, fully connected layers, pools, batch norms, functions of single numbers, arithmetic of two tensors, ' +
-      'Concat, ranges and shuffles of channels, Resize, ConvTranspose, Softmax and Transpose',
+      'convolutions, fully connected layers, pools, batch norms, functions of single numbers, arithmetic of two ' +
+      'tensors, Concat, ranges and shuffles of channels, Resize, ConvTranspose, Softmax and Transpose',
   });
 }

@@ -8,8 +8,8 @@
  *
  * ONNX has no 7-bit type:
  * - Weights are int8 within ±63, with one scale per output channel.
- * - Activations are uint8, because ONNX Runtime has integer kernels for them. With int8 activations it computes residual
- *   additions in float. Their zero point is 128 more than that of the scales.
+ * - Activations are uint8, because ONNX Runtime has integer kernels for them. With int8 activations it computes
+ *   residual additions in float. Their zero point is 128 more than that of the scales.
  * - Every tensor that a layer reads is quantized once. So there is a Q/DQ pair before and after each PRelu, and before
  *   and after each Flatten, there with the same scale.
  * - TensorRT wants int8 activations with zero point 0, and biases in FP32. It gets a file of its own, which decodeInt7
@@ -69,8 +69,8 @@ export interface EncodeInt7Options {
 }
 
 /**
- * @param clamp clamps operands at 7 bits in other runtimes, too. ONNX Runtime then computes convolutions in float, so this
- * is for comparisons only.
+ * @param clamp clamps operands at 7 bits in other runtimes, too. ONNX Runtime then computes convolutions in float, so
+ * this is for comparisons only.
  */
 export function encodeInt7(layers: LayerGraph, scales: Scales, options: EncodeInt7Options = {}): Graph {
   return new QdqWriter(writeLayers(layers), scales, options).write();

@@ -1,7 +1,7 @@
 /**
- * The decisions of a search in a file of the output folder, so that a quantizer that was stopped or killed goes on where
- * it was. A line of JSON for each: first the key of the search, then the numbers of each decision, in order. A line that
- * a killed process or a full disk has cut off, and what follows it, count as not written.
+ * The decisions of a search in a file of the output folder, so that a quantizer that was stopped or killed goes on
+ * where it was. A line of JSON for each: first the key of the search, then the numbers of each decision, in order. A
+ * line that a killed process or a full disk has cut off, and what follows it, count as not written.
  */
 import { createHash } from 'node:crypto';
 import { type FileHandle, open, readFile } from 'node:fs/promises';
