@@ -18,12 +18,12 @@
 
 namespace {
 
-using facetrain::int7::kOperandZero;
 using facetrain::int7::kVector;
 
-constexpr int kTiles = 6;    // that are multiplied together: their sums of 16 channels fill the registers
-constexpr int kRounds = 25;  // of which the fastest counts
-constexpr int kChunk = 12;   // steps that the direct convolution sums in int16, a usual length
+constexpr int kTiles = 6;         // that are multiplied together: their sums of 16 channels fill the registers
+constexpr int kRounds = 25;       // of which the fastest counts
+constexpr int kChunk = 12;        // steps that the direct convolution sums in int16, a usual length
+constexpr int kOperandZero = 64;  // the byte of the integer 0, with zero point 0
 
 // A layer of stride 1 with padding 1. Memory is as in native/int7: operands [height + 2][width + 2][in] of q + 64.
 struct Layer {
