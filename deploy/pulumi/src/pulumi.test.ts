@@ -150,7 +150,7 @@ const refusals: Record<string, { args: FaceTrainJobArgs; want: RegExp }> = {
   },
   'fields that do not fit together': {
     args: jobArgs({ trainers: { replicas: 65 } }),
-    want: /: spec\.globalBatchSize: 64; globalBatchSize must be trainers\.replicas or more/,
+    want: /: spec\.globalBatchSize: 64; globalBatchSize must be trainers\.replicas · ranksPerPod or more/,
   },
   'an invalid name': {
     args: jobArgs({}, { metadata: { name: 'Faces' } }),
