@@ -101,3 +101,41 @@ test('a layer without a counterpart is refused by its name and operator', () => 
     message: /^layer "DepthToSpace_\d": operator DepthToSpace has no counterpart in the files for ncnn; convolutions, /,
   });
 });
+
+test('what ncnn would compute otherwise is refused', () => {
+  const resize = (b: GraphBuilder, more: Parameters<GraphBuilder['node']>[1], attributes: Record<string, string>) =>
+    b.node('Resize', [b.conv('data', 3, 8, 4, { stride: 2 }), '', ...more], attributes);
+  const scales = (value: number) => ({ dims: [4], data: Float32Array.of(1, 1, value, value) });
+  const pool = (b: GraphBuilder, kernel: number) =>
+    b.node('MaxPool', [b.conv('data', 3, 8, kernel)], {
+      ...{ kernel_shape: [2, 2], strides: [2, 2], pads: [1, 1, 1, 1], ceil_mode: 1 },
+    });
+  const nearest = (nearest_mode: string) => ({ ...{ mode: 'nearest', nearest_mode } });
+  const half = { coordinate_transformation_mode: 'half_pixel' };
+  const cases: [name: string, side: number, build: (b: GraphBuilder) => string, refused?: RegExp][] = [
+    [
+      'nearest, rounded',
+      22,
+      (b) => resize(b, ['', integers(1, 8, 22, 22)], { ...nearest('round_prefer_ceil'), ...half }),
+    ],
+    [
+      ...(['nearest, the floor of middles', 22] as const),
+      (b) => resize(b, ['', integers(1, 8, 22, 22)], { ...nearest('floor'), ...half }),
+      /Resize of mode nearest, half_pixel, rounded by floor has no counterpart/,
+    ],
+    ['linear, by a scale that is rounded', 15, (b) => resize(b, [scales(15 / 11)], { mode: 'linear', ...half })],
+    [
+      ...(['linear, by a scale of no whole size', 18] as const),
+      (b) => resize(b, [scales(1.7)], { mode: 'linear', ...half }),
+      /Resize by scales 1\.7\d*,1\.7\d*, which give no whole size, has no counterpart/,
+    ],
+    ['a last window of pixels', 13, (b) => pool(b, 1)],
+    ['a last window in the pads', 12, (b) => pool(b, 2), /MaxPool with ceil_mode and a last window in the pads has no/],
+  ];
+  for (const [name, side, build, refused] of cases) {
+    const b = new GraphBuilder({ height: SIDE, width: SIDE });
+    const layers = fold(b.graph(b.gemm(b.flatten(build(b)), 8 * side * side, 4)));
+    if (refused) assert.throws(() => writeNcnn(layers), { code: 'UnsupportedOperator', message: refused }, name);
+    else assert.doesNotThrow(() => writeNcnn(layers), name);
+  }
+});

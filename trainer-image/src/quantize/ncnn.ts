@@ -270,12 +270,19 @@ class NcnnWriter {
         const [height, width] = list('kernel_shape', []) as [number, number];
         const [top = 0, left = 0, bottom = 0, right = 0] = list('pads', []);
         if (list('dilations', [1, 1]).some((value) => value !== 1)) throw refuse(`${op} with dilations`);
+        if (isFlat) throw refuse(`${op} of a vector`);
         const isCeil = number('ceil_mode', 0) === 1;
         const counted = number('count_include_pad', 0);
         const hasPads = top + left + bottom + right > 0;
         // At the end, ncnn leaves out of the mean what ceil_mode adds, and counts of pads all or none.
         if (op === 'AveragePool' && isCeil && hasPads) throw refuse('AveragePool with pads and ceil_mode');
-        const [vertical, horizontal] = list('strides', [1, 1]);
+        const [vertical, horizontal] = list('strides', [1, 1]) as [number, number];
+        // With ceil_mode, ncnn keeps a last window that lies in the pads alone, which ONNX leaves out.
+        const windows = [dims[2]! + top + bottom - height, dims[3]! + left + right - width].map(
+          (room, axis) => Math[isCeil ? 'ceil' : 'floor'](room / [vertical, horizontal][axis]!) + 1,
+        );
+        if (outputDims && windows.some((count, axis) => count !== outputDims[2 + axis]))
+          throw refuse(`${op} with ceil_mode and a last window in the pads`);
         write('Pooling', {
           ...{ 0: op === 'MaxPool' ? MAXIMUM : AVERAGE, 1: width, 11: height, 2: horizontal, 12: vertical },
           ...{ 3: left, 13: top, 14: right, 15: bottom, 5: isCeil ? 0 : 1, 6: counted },
@@ -311,16 +318,28 @@ class NcnnWriter {
       }
       case 'Resize': {
         const [, , height, width] = outputDims ?? [];
-        const [factors, [fromHeight, fromWidth]] = [[height!, width!], dims.slice(2) as [number, number]];
-        const isWhole = factors[0]! % fromHeight === 0 && factors[1]! % fromWidth === 0;
+        const [sizes, [fromHeight, fromWidth]] = [[height!, width!], dims.slice(2) as [number, number]];
+        const isWhole = sizes[0]! % fromHeight === 0 && sizes[1]! % fromWidth === 0;
         const place = attributes.coordinate_transformation_mode ?? 'half_pixel';
         const isNearest = (attributes.mode ?? 'nearest') === 'nearest';
-        const isFloor = (attributes.nearest_mode ?? 'round_prefer_floor') === 'floor';
-        // ncnn's nearest is the floor of the place, from the corner.
+        const rounding = String(attributes.nearest_mode ?? 'round_prefer_floor');
+        // ncnn's nearest is the floor of the place, from the corner: of a pixel's middle, its rounded place.
         const isTheirs = isNearest
-          ? isWhole && (place === 'asymmetric' ? isFloor : place === 'half_pixel' || place === 'pytorch_half_pixel')
+          ? isWhole &&
+            (place === 'asymmetric'
+              ? rounding === 'floor'
+              : ['half_pixel', 'pytorch_half_pixel'].includes(String(place)) && rounding.startsWith('round_prefer'))
           : attributes.mode === 'linear' && (place === 'half_pixel' || place === 'align_corners');
-        if (isFlat || !isTheirs) throw refuse(`Resize of mode ${attributes.mode ?? 'nearest'}, ${place}`);
+        if (isFlat || !isTheirs)
+          throw refuse(
+            `Resize of mode ${attributes.mode ?? 'nearest'}, ${place}${isNearest ? `, rounded by ${rounding}` : ''}`,
+          );
+        // ONNX finds places by the scales that are given, ncnn by the sizes.
+        const given = operands[3]?.constant?.data.length ? [] : Array.from(operands[2]?.constant?.data ?? [], Number);
+        const difference = (scale: number, axis: number) => Math.abs(scale * dims[2 + axis]! - sizes[axis]!);
+        const most = isNearest ? 0 : LARGEST_DIFFERENCE;
+        if (place !== 'align_corners' && given.slice(2).some((scale, axis) => difference(scale, axis) > most))
+          throw refuse(`Resize by scales ${given.slice(2)}, which give no whole size,`);
         write('Interp', { 0: isNearest ? 1 : 2, 3: height, 4: width, 6: place === 'align_corners' ? 1 : 0 });
         return false;
       }
@@ -328,6 +347,7 @@ class NcnnWriter {
         const [weight, bias] = [second?.constant, operands[2]?.constant];
         const adds = list('output_padding', [0, 0]);
         if (!weight || (operands[2] && !bias) || number('group', 1) !== 1 || attributes.auto_pad) throw refuse();
+        if (isFlat) throw refuse(`${op} of a vector`);
         const [inputs, outputs, height, width] = weight.dims as [number, number, number, number];
         const [[vertical, horizontal], [down, across]] = [list('strides', [1, 1]), list('dilations', [1, 1])];
         const [top = 0, left = 0, bottom = 0, right = 0] = list('pads', []);
@@ -485,6 +505,8 @@ function real(value: number): string {
 }
 
 const LARGEST = 3.4e38;
+/** In pixels, of a size and a scale that is rounded, such as 4/3: it moves places by less. */
+const LARGEST_DIFFERENCE = 1e-3;
 
 const scalarOf = ({ data }: Tensor): number | undefined => (data.length === 1 ? Number(data[0]) : undefined);
 
