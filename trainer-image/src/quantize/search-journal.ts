@@ -10,6 +10,7 @@ import { type QuantizeConfig, SEARCH_JOURNAL } from '@facetrain/api';
 import type { LayerGraph, Pictures } from '@facetrain/native';
 import packageJson from '../../package.json' with { type: 'json' };
 import type { Program } from '../program/program.ts';
+import { storageError } from '../storage/atomic-files.ts';
 import type { Fence } from '../storage/fence.ts';
 
 /** What decides how a search goes: decisions of another one would be wrong. */
@@ -53,7 +54,17 @@ export class SearchJournal {
     const decided = isSame ? (end < 0 ? rest : rest.slice(0, end)).map((of) => Float64Array.from(of as number[])) : [];
     // A new file: an older process that was frozen goes on writing into the one that it has open.
     await fence.write(path, `${JSON.stringify({ key })}\n${decided.map(lineOf).join('')}`);
-    return new SearchJournal(decided, await open(path, 'a'), fence, log);
+    const file = await open(path, 'a').catch((error: unknown) => {
+      throw storageError(path, error);
+    });
+    try {
+      // A newer process may have replaced the file before it was opened: its file is not to be written to.
+      await fence.check();
+    } catch (error) {
+      await file.close();
+      throw error;
+    }
+    return new SearchJournal(decided, file, fence, log);
   }
 
   /** Adds decisions, in the background. Without room for them the search goes on, and is not kept. */
@@ -61,17 +72,23 @@ export class SearchJournal {
     if (made.length === 0 || this.#failed) return;
     const text = made.map(lineOf).join('');
     this.#written = this.#written
-      .then(() => this.#file.appendFile(text))
-      .catch((error: unknown) => {
-        if (!this.#failed) this.#log.warn(`the search cannot be kept: ${(error as Error).message}`);
-        this.#failed = true;
-      });
+      .then(async () => {
+        // Behind a gap, decisions would be taken for others.
+        if (!this.#failed) await this.#file.appendFile(text);
+      })
+      .catch((error: unknown) => this.#fail(error));
   }
 
   /** Ends the file; it stays for the next quantizer. */
   async close(): Promise<void> {
     await this.#written;
-    await this.#file.close();
+    // Network file systems report only now that there is no room.
+    await this.#file.close().catch((error: unknown) => this.#fail(error));
+  }
+
+  #fail(error: unknown): void {
+    if (!this.#failed) this.#log.warn(`the search cannot be kept: ${(error as Error).message}`);
+    this.#failed = true;
   }
 
   /** For a search whose result is written. */
