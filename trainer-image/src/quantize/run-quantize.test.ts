@@ -379,6 +379,34 @@ test('a quantizer that was stopped or killed goes on where it was, and writes th
   assert.deepEqual(await contents(outputDirectory), whole);
 });
 
+test('a quantizer that cannot publish does not search again', async () => {
+  const publish = server.address('s3://models/late');
+  for (const [name, gate] of Object.entries({
+    artifact: config().gate,
+    reports: { maxAccuracyDrop: null, minMeanCosine: 1 },
+  })) {
+    const out = join(scratch, name);
+    const change = { publish, gate, outputDirectory: out };
+    const controller = new AbortController();
+    const stopped = program(controller.signal);
+    const { update } = stopped.progress;
+    stopped.progress.update = (progress) => {
+      update(progress);
+      if (progress.stage === 'Publishing') controller.abort('SIGTERM');
+    };
+    await assert.rejects(runQuantize(config(change), stopped), { name: 'AbortError' });
+    assert.ok(Object.keys(await contents(out)).includes(SEARCH_JOURNAL), name);
+
+    const found: string[] = [];
+    const log = pino({ level: 'info' }, { write: (line: string) => found.push(line) });
+    const again = runQuantize(config(change), { ...program(), log });
+    if (name === 'artifact') await again;
+    else await assert.rejects(again, { code: 'GateFailed' });
+    assert.equal(resumedWith(found.join('')).length, 1, name);
+    assert.ok(!Object.keys(await contents(out)).includes(SEARCH_JOURNAL), name);
+  }
+});
+
 test('decisions of another search are not used', async () => {
   const { signal } = new AbortController();
   const found: string[] = [];

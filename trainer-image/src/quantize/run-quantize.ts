@@ -235,11 +235,11 @@ async function quantizeInto(
   if (!report.gate.passed) {
     const folder = join(outputDirectory, ARTIFACT.rejected);
     await write(folder, reports);
-    await journal.remove();
     if (destination) {
       const uri = joinStorageUri(destination.uri, ARTIFACT.rejected);
       await upload(folder, Object.keys(reports), { ...destination, uri }, program);
     }
+    await journal.remove();
     throw new FacetrainError({
       code: 'GateFailed',
       subject: `gate of job ${config.job.name}`,
@@ -270,13 +270,14 @@ async function quantizeInto(
   // ---- The manifest. It is written and published last: it exists only if the other files are complete. ----
   const listed = Object.fromEntries(Object.entries(files).map(([name, content]) => [name, digestOf(content)]));
   await output.write(join(outputDirectory, ARTIFACT.manifest), manifestFile(report, listed));
-  await journal.remove();
   // An object store has no fence: the check has to do.
   await output.check();
   if (destination) {
     await retried(() => withdraw(rejected, destination, signal), program);
     await upload(outputDirectory, [...Object.keys(listed), ARTIFACT.manifest], destination, program);
   }
+  // Until here a quantizer that is stopped, or that cannot publish, would otherwise search again.
+  await journal.remove();
   progress.update({ stage: 'Done' });
   log.info(
     { meanCosine: metrics.meanCosine, accuracyDrop: metrics.accuracyDrop, directory: outputDirectory },
