@@ -44,7 +44,7 @@ const ROOMS = [
   [...trainer('train'),        [...trainer('backbones', 'checkpoint', 'dataset', 'estimate', 'onnx', 'program',
                                            'report', 'storage', 'verification'), 'native', 'api']],
   [...trainer('quantize'),     [...trainer('dataset', 'onnx', 'program', 'report', 'storage', 'verification'),
-                                'trainer-image/package.json', 'native', 'api']],
+                                'native', 'api']],
 
   ['cli',                      ['planner', 'trainer-image', 'native', 'api'], 'runs jobs without a cluster'],
   ['cli/src/kubectl',          ['cli', 'operator/src/runtime', 'planner', 'api'], 'the only room that knows a cluster'],

@@ -2,6 +2,8 @@
  * Loads the native addon once, and ends its threads when the process exits: a thread that is still inside libtorch
  * while C++'s static destructors run would turn every process.exit() and every uncaught error into a crash.
  */
+import { createHash } from 'node:crypto';
+import { readFileSync } from 'node:fs';
 import { createRequire } from 'node:module';
 import { join } from 'node:path';
 import { FacetrainError } from '@facetrain/api';
@@ -29,6 +31,11 @@ function load(): Shutdown {
 
 const addon = load();
 process.on('exit', (code) => addon.shutdown(code));
+
+/** SHA-256 of the addon's file. Two processes with the same one compute the same. */
+export function addonDigest(): string {
+  return createHash('sha256').update(readFileSync(file)).digest('hex');
+}
 
 /**
  * Ends the process at once, by _exit(2). As the last listener on 'exit' it keeps process.exit() from waiting for the

@@ -1,4 +1,4 @@
-export { exitNow } from './addon.ts';
+export { addonDigest, exitNow } from './addon.ts';
 export * from './data.ts';
 export * from './dataset-files.ts';
 export * from './embedder.ts';

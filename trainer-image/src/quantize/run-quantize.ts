@@ -15,6 +15,7 @@ import {
   type StorageAddress,
 } from '@facetrain/api';
 import {
+  addonDigest,
   Int7Model,
   type LayerGraph,
   LayerModel,
@@ -164,7 +165,11 @@ async function quantizeInto(
   const computeThreads = config.computeThreads ?? availableParallelism();
 
   // ---- The search for scales ----
-  const journal = await SearchJournal.open(output, searchKey(source.layers, pictures, config.search), log);
+  const journal = await SearchJournal.open(
+    output,
+    searchKey(source.layers, pictures, config.search, addonDigest()),
+    log,
+  );
   const found = await search(config, source.layers, pictures, computeThreads, program, journal);
   checkFound(found.layers, config.model.path);
   checkScales(found, config.model.path);

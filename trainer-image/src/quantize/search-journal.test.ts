@@ -6,10 +6,11 @@ import { tmpdir } from 'node:os';
 import { join } from 'node:path';
 import { afterEach, beforeEach, type TestContext, test } from 'node:test';
 import { SEARCH_JOURNAL } from '@facetrain/api';
+import type { LayerGraph, Pictures } from '@facetrain/native';
 import { pino } from 'pino';
 import { Fence } from '../storage/fence.ts';
 import { SimulatedProcess } from '../testing/file-operations.ts';
-import { SearchJournal } from './search-journal.ts';
+import { SearchJournal, searchKey } from './search-journal.ts';
 
 let folder: string;
 let warnings: string[];
@@ -60,6 +61,35 @@ function withoutRoom(t: TestContext, operation: 'appendFile' | 'close'): void {
     syncBuiltinESMExports();
   });
 }
+
+test('the key is that of graph, pictures, options and software', () => {
+  const fc = (value: number, name = 'fc'): LayerGraph => ({
+    input: { name: 'data', channels: 1, height: 1, width: 1 },
+    layers: [
+      {
+        ...{ kind: 'fc', name, input: 'data', output: 'embedding' },
+        weight: { dims: [1, 1], data: Float32Array.of(value) },
+        bias: Float32Array.of(0),
+      },
+    ],
+    output: { name: 'embedding', dim: 1 },
+  });
+  const of = (pixel: number): Pictures => ({
+    ...{ data: Uint8Array.of(pixel), count: 1, height: 1, width: 1, channelOrder: 'rgb' },
+  });
+  const search = { ...{ rounds: 1, candidates: 2, lower: 0.5, upper: 2, strict: false }, zeroPoints: true };
+  const options = { ...search, equalize: true, biasCorrection: true };
+  const keys = [
+    searchKey(fc(1), of(2), options, 'a'),
+    searchKey(fc(1.5), of(2), options, 'a'),
+    searchKey(fc(1, 'other'), of(2), options, 'a'),
+    searchKey(fc(1), of(3), options, 'a'),
+    searchKey(fc(1), of(2), { ...options, zeroPoints: false }, 'a'),
+    searchKey(fc(1), of(2), options, 'b'),
+  ];
+  assert.equal(new Set(keys).size, keys.length);
+  assert.equal(searchKey(fc(1), of(2), options, 'a'), keys[0]);
+});
 
 test('whole lines are read, up to the first that is none, and only of the same search', async () => {
   await written([0.1, -3], [1e-300]);

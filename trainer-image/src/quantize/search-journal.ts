@@ -8,17 +8,24 @@ import { type FileHandle, open, readFile } from 'node:fs/promises';
 import { join } from 'node:path';
 import { type QuantizeConfig, SEARCH_JOURNAL } from '@facetrain/api';
 import type { LayerGraph, Pictures } from '@facetrain/native';
-import packageJson from '../../package.json' with { type: 'json' };
 import type { Program } from '../program/program.ts';
 import { storageError } from '../storage/atomic-files.ts';
 import type { Fence } from '../storage/fence.ts';
 
-/** What decides how a search goes: decisions of another one would be wrong. */
-export function searchKey(graph: LayerGraph, pictures: Pictures, search: QuantizeConfig['search']): string {
+/**
+ * What decides how a search goes: decisions of another one would be wrong.
+ * @param software digest of what searches: builds of one version may do it differently
+ */
+export function searchKey(
+  graph: LayerGraph,
+  pictures: Pictures,
+  search: QuantizeConfig['search'],
+  software: string,
+): string {
   const hash = createHash('sha256');
   const { data, ...size } = pictures;
   // Numbers are hashed as bytes, beside their place in the text.
-  const text = JSON.stringify([packageJson.version, graph, size, search], (_, value: unknown) => {
+  const text = JSON.stringify([software, graph, size, search], (_, value: unknown) => {
     if (!ArrayBuffer.isView(value)) return value;
     hash.update(bytesOf(value));
     return `${value.constructor.name} of ${value.byteLength} bytes`;
