@@ -376,6 +376,33 @@ test('of a pod with several ranks, the one that its program names failed, else a
   assert.partialDeepStrictEqual(find(makePod(0).running().build()), { rank: 4, reason: 'PodLost' });
 });
 
+test('that a signal ended a rank of a pod with several names it, and hides no cause', () => {
+  const job = makeJob().trainers({ replicas: 2, ranksPerPod: 4 });
+  const find = (...pods: ObservedPod[]) =>
+    findFailure(viewOf('FaceTrainJob', job.observe(STARTED, pods), 2, after(200), false));
+  const ended = (code: number, signal: string, fields: Partial<ObservedPod> = {}) => {
+    const termination = { code: 'ProcessKilled', message: `its process was ended by ${signal}`, rank: 6 };
+    return makePod(1)
+      .running('n')
+      .failed(code, 100)
+      .with({ termination, ...fields })
+      .build();
+  };
+  const running = makePod(0).running().build();
+  const message = 'rank 6 left with exit code 137 on n: its process was ended by SIGKILL';
+  assert.partialDeepStrictEqual(find(running, ended(137, 'SIGKILL')), {
+    ...{ rank: 6, reason: 'ProcessKilled', disruption: false, message },
+  });
+  assert.partialDeepStrictEqual(find(running, ended(137, 'SIGKILL', { reason: 'OOMKilled' })), {
+    ...{ rank: 6, reason: 'OOMKilled', disruption: false },
+  });
+  assert.partialDeepStrictEqual(find(running, ended(137, 'SIGKILL', { lostNode: 'node n is gone' })), {
+    ...{ rank: 6, reason: 'NodeLost', disruption: true },
+  });
+  const drained = makePod(0).running().disrupted().deleting().build();
+  assert.partialDeepStrictEqual(find(drained, ended(143, 'SIGTERM')), { rank: 0, reason: 'Disrupted' });
+});
+
 test('rules by exit code are not for containers of the template', () => {
   const foreignContainer = { name: 'copy-certs', exitCode: 2 };
   const failure = find([makePod(0).running().build(), makePod(1).with({ phase: 'Failed', foreignContainer }).build()])!;

@@ -104,8 +104,15 @@ const KILLED = 137;
 const isUnexplainedSignal = ({ exitCode, reason = 'Error', termination, message }: ObservedPod): boolean =>
   (exitCode === ExitCode.preempted || exitCode === KILLED) &&
   reason === 'Error' &&
-  termination === undefined &&
+  wordsOf(termination) === undefined &&
   message === undefined;
+
+/**
+ * What our program says about its failure. That a signal ended one of a pod's ranks names the rank (rank-processes.ts
+ * of trainer-image), and no cause: the exit code says it as well, and the cluster may know more.
+ */
+const wordsOf = (termination: ObservedPod['termination']): ObservedPod['termination'] =>
+  termination?.code === Reason.killed ? undefined : termination;
 
 /**
  * Whether the pod's final status may still give another cause. The kubelet reports the end of a container before the
@@ -131,12 +138,13 @@ function byFinishTime(a: ObservedPod | undefined, b: ObservedPod | undefined): n
 
 function processFailure(pod: ObservedPod, view: JobView): Failure {
   const { foreignContainer: foreign, termination } = pod;
+  const reported = wordsOf(termination);
   const wasRejected = pod.rejected === true && isRejectedForPlace(pod.reason);
   const lostNode = wentWithNode(pod) ? pod.lostNode : undefined;
   const disruption = pod.disrupted || pod.deleting || wasRejected || lostNode !== undefined;
   const cause = lostNode !== undefined ? Reason.nodeLost : causeOf(foreign?.reason ?? pod.reason);
   const reason =
-    termination?.code ??
+    reported?.code ??
     cause ??
     (disruption ? deletionReason(pod) : foreign ? Reason.containerFailed : reasonOfExit(pod.exitCode));
   const container = foreign?.name ?? pod.container;
@@ -144,7 +152,7 @@ function processFailure(pod: ObservedPod, view: JobView): Failure {
   const subject = `${ranksOf(pod, view)}${container === undefined ? '' : `: container ${container}`}`;
   const ending = exitCode === undefined ? 'failed' : `left with exit code ${exitCode}`;
   const where = `${cause ? ` (${cause})` : ''}${pod.node ? ` on ${pod.node}` : ''}`;
-  const words = termination?.message ?? foreign?.message ?? pod.message ?? lostNode;
+  const words = reported?.message ?? foreign?.message ?? pod.message ?? lostNode ?? termination?.message;
   const step = reason === NOT_A_NUMBER ? /^step (\d{1,15}):/.exec(termination?.message ?? '')?.[1] : undefined;
   return {
     ...podFailure(reason, `${subject} ${ending}${where}${words ? `: ${words}` : ''}`, pod, view),
