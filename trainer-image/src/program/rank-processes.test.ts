@@ -5,7 +5,15 @@ import { mkdtemp, readFile, rm } from 'node:fs/promises';
 import { tmpdir } from 'node:os';
 import { join } from 'node:path';
 import { after, afterEach, before, test } from 'node:test';
-import { Progress, TerminationMessage, TerminationResult, type TrainerConfig, type TrainReport } from '@facetrain/api';
+import {
+  ExitCode,
+  Progress,
+  TerminationMessage,
+  TerminationResult,
+  type TrainerConfig,
+  type TrainReport,
+} from '@facetrain/api';
+import { pino } from 'pino';
 import { completeSteps } from '../checkpoint/directory.ts';
 import {
   killRanks,
@@ -18,7 +26,7 @@ import {
   until,
   writeSmallDataset,
 } from '../testing/training-gang.ts';
-import { firstFailure, type RankEnd } from './rank-processes.ts';
+import { firstFailure, type RankEnd, runRanks } from './rank-processes.ts';
 
 const top = await mkdtemp(join(tmpdir(), 'ranks-of-a-pod-'));
 after(() => rm(top, { recursive: true }));
@@ -115,6 +123,17 @@ test('what a rank refuses is the message of its pod', async () => {
   assert.equal(code, 'InvalidDataset');
   assert.match(message, /none/);
   assert([0, 1].includes(rank!));
+});
+
+test('ranks that a signal stops while they start have not failed', async (t) => {
+  const message = join(await mkdtemp(join(top, 'starting-')), 'termination');
+  process.env.FACETRAIN_TERMINATION_MESSAGE = message;
+  t.after(() => delete process.env.FACETRAIN_TERMINATION_MESSAGE);
+  const args = ['--eval', 'setInterval(() => {}, 1000)'];
+  const common = { count: 2, firstRank: 0, args, log: pino({ level: 'silent' }) };
+  assert.equal(await runRanks({ ...common, signal: AbortSignal.abort('SIGTERM') }), ExitCode.preempted);
+  assert.equal(await runRanks({ ...common, signal: AbortSignal.abort('SIGINT') }), ExitCode.interrupted);
+  assert.equal(existsSync(message), false);
 });
 
 test('the first rank that did not follow another one is the cause', () => {

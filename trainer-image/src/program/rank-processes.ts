@@ -30,6 +30,7 @@ export interface RankEnd {
   rank: number;
   /** 128 + the number of the signal that ended it, as shells and container runtimes report it. */
   code: number;
+  /** null: its program ended it, or the signal that stops all. */
   by: NodeJS.Signals | null;
 }
 
@@ -93,7 +94,9 @@ async function endsOf(
       child.once('error', reject);
       child.once('exit', (code, by) => {
         running.delete(child);
-        onEnd({ rank, code: code ?? 128 + constants.signals[by!], by });
+        // A signal that was passed on before the rank could handle it: it has stopped, without anything to save.
+        const isStopped = by !== null && by === signal.reason;
+        onEnd({ rank, code: code ?? 128 + constants.signals[by!], by: isStopped ? null : by });
       });
       // After 'exit': all that it wrote has been read.
       child.once('close', () => resolve());
