@@ -112,7 +112,13 @@ test('ranks end with the process that started them', async () => {
   assert.equal(children.length, 2);
   pod.kill('SIGKILL');
   await pod.ended;
-  await until(() => children.every((pid) => !existsSync(`/proc/${pid}`)), DEADLINE_MS);
+  // Where process 1 does not wait for orphans, they stay as zombies.
+  const hasEnded = (pid: number) =>
+    readFile(`/proc/${pid}/stat`, 'utf8').then(
+      (stat) => /\) Z /.test(stat),
+      () => true,
+    );
+  await until(async () => (await Promise.all(children.map(hasEnded))).every(Boolean), DEADLINE_MS);
 });
 
 test('what a rank refuses is the message of its pod', async () => {
