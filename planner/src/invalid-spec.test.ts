@@ -1,9 +1,9 @@
 import assert from 'node:assert/strict';
 import { describe, test } from 'node:test';
-import type { Condition, FaceTrainJobStatus } from '@facetrain/api';
+import { API_VERSION, type Condition, FaceTrainJob, type FaceTrainJobStatus, parseDocument } from '@facetrain/api';
 import { invalidStatus, refusalMessage } from './invalid-spec.ts';
 import type { JobKind } from './names.ts';
-import { after, at } from './testing/builders.ts';
+import { after, at, makeJob } from './testing/builders.ts';
 
 const condition = (type: string, status: Condition['status'], reason: string): Condition => ({
   type,
@@ -92,4 +92,24 @@ describe('the message of a refused spec says how to correct it', () => {
       assert(told.startsWith(message));
       assert.equal(/; this field cannot be changed: delete the job/.test(told), isFinal);
     });
+  test('where a newer CustomResourceDefinition has a field, which may be a default', () => {
+    const spec = makeJob().parse();
+    const told = (...fields: object[]) => {
+      const newer = { apiVersion: API_VERSION, kind: 'FaceTrainJob', metadata: { name: 'a' } };
+      const document = { ...newer, spec: { ...spec, model: Object.assign({ ...spec.model }, ...fields) } };
+      try {
+        parseDocument(FaceTrainJob, document, 'a', 'InvalidManifest');
+      } catch (error) {
+        return refusalMessage('FaceTrainJob', (error as Error).message);
+      }
+      return assert.fail('accepted');
+    };
+    const upgrade = /; the CustomResourceDefinition is newer than this operator: upgrade the operator$/;
+    for (const message of [told({ depth: 1 }), told({ depth: 1, height: 2 })]) {
+      assert.match(message, /spec\.model\.depth: unknown field;/);
+      assert.match(message, upgrade);
+      assert.doesNotMatch(message, /delete the job/);
+    }
+    assert.match(told({ depth: 1, width: -1 }), /; this field cannot be changed: delete the job/);
+  });
 });

@@ -10,11 +10,23 @@ import { ConditionType, Reason } from './reasons.ts';
 /** Fields of a FaceTrainJob that the API server never lets change: the rules are in api/src/facetrainjob.ts. */
 const NEVER_CHANGED = /\bspec\.(model|output|checkpoint\.uri)\b/;
 
-/** What the status says of a refusal: in a field that never changes, the stored spec cannot be corrected. */
-export const refusalMessage = (kind: JobKind, message: string): string =>
-  kind === 'FaceTrainJob' && NEVER_CHANGED.test(message)
-    ? `${message}; this field cannot be changed: delete the job, and create it again with another value`
+/** parseDocument says so of a field that the schema does not have. */
+const UNKNOWN = ': unknown field;';
+
+/**
+ * What the status says of a refusal. In a field that never changes, the stored spec cannot be corrected. The API server
+ * stores no field that the CustomResourceDefinition does not have, so one that this operator does not know is newer
+ * than the operator, and may be a default that no user wrote: nobody has to delete a job for it.
+ */
+export function refusalMessage(kind: JobKind, message: string): string {
+  const lines = message.split('\n');
+  const isFinal = lines.some((line) => NEVER_CHANGED.test(line) && !line.includes(UNKNOWN));
+  if (kind === 'FaceTrainJob' && isFinal)
+    return `${message}; this field cannot be changed: delete the job, and create it again with another value`;
+  return lines.some((line) => line.includes(UNKNOWN))
+    ? `${message}; the CustomResourceDefinition is newer than this operator: upgrade the operator`
     : message;
+}
 
 const REPLACED = new Set<string>([ConditionType.ready, ConditionType.reconciling, ConditionType.stalled]);
 
