@@ -374,6 +374,14 @@ test('of a pod with several ranks, the one that its program names failed, else a
     message: 'ranks 4-7 left with exit code 137 (OOMKilled)',
   });
   assert.partialDeepStrictEqual(find(makePod(0).running().build()), { rank: 4, reason: 'PodLost' });
+  // Numbers that a status does not take, or of another pod: anybody can write the message of a pod of theirs.
+  for (const rank of [2 ** 40, 3, 8]) {
+    const odd = makePod(1)
+      .failed(1)
+      .with({ termination: { code: 'Internal', message: 'no', rank } });
+    const wanted = { rank: 4, message: 'ranks 4-7 left with exit code 1: no' };
+    assert.partialDeepStrictEqual(find(makePod(0).running().build(), odd.build()), wanted);
+  }
 });
 
 test('that a signal ended a rank of a pod with several names it, and hides no cause', () => {

@@ -149,7 +149,7 @@ function processFailure(pod: ObservedPod, view: JobView): Failure {
     (disruption ? deletionReason(pod) : foreign ? Reason.containerFailed : reasonOfExit(pod.exitCode));
   const container = foreign?.name ?? pod.container;
   const exitCode = foreign?.exitCode ?? pod.exitCode;
-  const subject = `${ranksOf(pod, view)}${container === undefined ? '' : `: container ${container}`}`;
+  const subject = `${subjectOf(pod, view)}${container === undefined ? '' : `: container ${container}`}`;
   const ending = exitCode === undefined ? 'failed' : `left with exit code ${exitCode}`;
   const where = `${cause ? ` (${cause})` : ''}${pod.node ? ` on ${pod.node}` : ''}`;
   const words = reported?.message ?? foreign?.message ?? pod.message ?? lostNode ?? termination?.message;
@@ -161,11 +161,27 @@ function processFailure(pod: ObservedPod, view: JobView): Failure {
   };
 }
 
-/** What failed in a pod with several ranks: the one that its program names, else any of them. */
-function ranksOf({ rank: number, termination }: ObservedPod, { spec }: JobView): string {
+type RankedPod = Pick<ObservedPod, 'rank'> & { termination?: ObservedPod['termination'] | undefined };
+
+/** The ranks of a pod, and which of them its program names. It may write any number: only one of the pod counts. */
+function ranksOf({ rank: number, termination }: RankedPod, { spec }: JobView) {
   const count = spec.trainers?.ranksPerPod ?? 1;
-  if (termination?.rank !== undefined || count === 1) return `rank ${termination?.rank ?? number}`;
-  return `ranks ${number * count}-${(number + 1) * count - 1}`;
+  const first = number * count;
+  const last = first + count - 1;
+  const { rank } = termination ?? {};
+  return { first, last, named: rank !== undefined && rank >= first && rank <= last ? rank : undefined };
+}
+
+/** The rank of a failure in this pod: the one that its program names, else the first of the pod. */
+export function failedRank(pod: RankedPod, view: JobView): number {
+  const { first, named } = ranksOf(pod, view);
+  return named ?? first;
+}
+
+/** What failed in a pod with several ranks: the one that its program names, else any of them. */
+function subjectOf(pod: ObservedPod, view: JobView): string {
+  const { first, last, named } = ranksOf(pod, view);
+  return named !== undefined || first === last ? `rank ${named ?? first}` : `ranks ${first}-${last}`;
 }
 
 /** A reason of Kubernetes that says more than "Error", which it reports for every exit code but 0. */
@@ -179,8 +195,8 @@ const disruptionOf = (reason: string, message: string, pod: Partial<ObservedPod>
   disruption: true,
 });
 
-function podFailure(reason: string, message: string, pod: Partial<ObservedPod>, { spec }: JobView): Failure {
-  const { rank: number, node, exitCode, termination } = pod;
+function podFailure(reason: string, message: string, pod: Partial<ObservedPod>, view: JobView): Failure {
+  const { rank, node, exitCode, termination } = pod;
   const words = [reason, termination?.code, pod.reason, pod.foreignContainer?.reason];
   if (pod.disrupted) words.push(Reason.disrupted);
   return {
@@ -190,7 +206,7 @@ function podFailure(reason: string, message: string, pod: Partial<ObservedPod>, 
     ruleReasons: words.filter((word) => word !== undefined),
     ...(termination && { code: termination.code }),
     ...(exitCode !== undefined && { exitCode }),
-    ...(number !== undefined && { rank: termination?.rank ?? number * (spec.trainers?.ranksPerPod ?? 1) }),
+    ...(rank !== undefined && { rank: failedRank({ rank, termination }, view) }),
     ...(node !== undefined && { node }),
   };
 }

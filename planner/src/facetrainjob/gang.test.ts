@@ -100,6 +100,10 @@ describe('priorities of pods and PodGroup', () => {
       },
     });
   });
+  test('differ in a pod with several ranks: the first of them is named', () => {
+    const { spec } = makeJob().trainers({ replicas: 2, ranksPerPod: 4 }).observe();
+    assert.equal(plan(pods(7), { ...group(100), spec }).status.restarts?.lastRank, 4);
+  });
   test('agree, are not known, or matter no more because the pod has a node: nothing', () => {
     const placed = [pods(100)[0]!, makePod(1).running().with({ priority: 7 }).build()];
     for (const { status } of [

@@ -1,7 +1,7 @@
 /** Gang scheduling: whether a PodGroup makes the pods of an attempt start together. */
 import type { FaceTrainJobSpec } from '@facetrain/api';
 import type { JobView } from '../attempt.ts';
-import type { Failure } from '../failure.ts';
+import { type Failure, failedRank } from '../failure.ts';
 import { attemptName, childMetadata, Label } from '../names.ts';
 import type { PodGroup } from '../objects.ts';
 import type { JobIdentity, ObservedObject } from '../observed.ts';
@@ -89,7 +89,7 @@ export function findPriorityMismatch(view: JobView, objects: ObservedObject[]): 
       'name the PriorityClass in spec.trainers.podTemplate.spec.priorityClassName',
     disruption: false,
     ruleReasons: [reason],
-    rank: pod.rank,
+    rank: failedRank(pod, view),
   };
 }
 
