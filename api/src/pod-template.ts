@@ -92,7 +92,7 @@ export function podFieldsProblem(
   output?: QuantizerOutput,
 ): string | null {
   const isTrainer = path === 'spec.trainers';
-  const gpus = ranksPerPod > 1 ? gpuProblem(asLoose(resources), ranksPerPod) : null;
+  const gpus = ranksPerPod > 1 ? gpuProblem(resources, podTemplate, ranksPerPod) : null;
   if (gpus !== null) return `${path}.${gpus}`;
   const trainerEnv = [...TRAINER_ENV, ...(ranksPerPod > 1 ? SEVERAL_RANKS_ENV : [])];
   const problem = podTemplateProblem(podTemplate as Template | undefined, {
@@ -108,13 +108,20 @@ export function podFieldsProblem(
 const GPUS = /^[^/]+\/gpu$/;
 
 /** Each rank takes the GPU of its number: too few leave ranks without one, and of too many some are idle. */
-function gpuProblem(resources: Loose, ranks: number): string | null {
-  for (const [name, amount] of Object.entries(asLoose(resources.limits)))
-    if (GPUS.test(name) && String(amount) !== String(ranks))
-      return (
-        `resources.limits: ${name} is ${String(amount)}, and a pod has ${ranks} ranks, each with a GPU: ` +
-        `ask for ${ranks}`
-      );
+function gpuProblem(resources: unknown, podTemplate: unknown, ranks: number): string | null {
+  const containers = asList(asLoose(asLoose(podTemplate).spec).containers);
+  const index = containers.findIndex(({ name }) => name === FACETRAIN_CONTAINER);
+  const places = [
+    { path: 'resources.limits', limits: asLoose(resources).limits },
+    {
+      path: `podTemplate.spec.containers[${index}].resources.limits`,
+      limits: asLoose(containers[index]?.resources).limits,
+    },
+  ];
+  for (const { path, limits } of places)
+    for (const [name, amount] of Object.entries(asLoose(limits)))
+      if (GPUS.test(name) && String(amount) !== String(ranks))
+        return `${path}: ${name} is ${String(amount)}, and a pod has ${ranks} ranks, each with a GPU: ask for ${ranks}`;
   return null;
 }
 

@@ -405,6 +405,12 @@ test('GPUs that are not one for each rank of a pod are refused', () => {
   );
   assert.equal(problemOf({ ranksPerPod: 8, resources: { limits: { ...limits, 'nvidia.com/gpu': '8' } } }), undefined);
   assert.equal(problemOf({ ranksPerPod: 8, resources: { limits: { cpu: 2 } } }), undefined);
+  const ofTemplate = { spec: { containers: [{ name: 'other' }, { name: 'facetrain', resources: { limits } }] } };
+  assert.equal(
+    problemOf({ ranksPerPod: 8, podTemplate: ofTemplate }),
+    'spec.trainers.podTemplate.spec.containers[1].resources.limits: nvidia.com/gpu is 1, and a pod has 8 ranks, each ' +
+      'with a GPU: ask for 8',
+  );
   // Several GPUs for one rank were allowed before there was ranksPerPod.
   assert.equal(problemOf({ resources: { limits: { 'nvidia.com/gpu': 2 } } }), undefined);
   const podTemplate = {
