@@ -1,7 +1,7 @@
 import assert from 'node:assert/strict';
 import { describe, test } from 'node:test';
 import { API_VERSION, type Condition, FaceTrainJob, type FaceTrainJobStatus, parseDocument } from '@facetrain/api';
-import { invalidStatus, refusalMessage } from './invalid-spec.ts';
+import { invalidStatus, isOfNewerVersion, refusalMessage } from './invalid-spec.ts';
 import type { JobKind } from './names.ts';
 import { after, at, makeJob } from './testing/builders.ts';
 
@@ -109,7 +109,11 @@ describe('the message of a refused spec says how to correct it', () => {
       assert.match(message, /spec\.model\.depth: unknown field;/);
       assert.match(message, upgrade);
       assert.doesNotMatch(message, /delete the job/);
+      assert(isOfNewerVersion(message));
     }
-    assert.match(told({ depth: 1, width: -1 }), /; this field cannot be changed: delete the job/);
+    const both = told({ depth: 1, width: -1 });
+    assert.match(both, /; this field cannot be changed: delete the job/);
+    assert(!isOfNewerVersion(both));
+    assert(!isOfNewerVersion('a: spec.epochs: 0; must be at least 1'));
   });
 });

@@ -28,6 +28,12 @@ export function refusalMessage(kind: JobKind, message: string): string {
     : message;
 }
 
+/** Whether all that is wrong with a spec is that this operator does not know some of its fields. */
+export function isOfNewerVersion(message: string): boolean {
+  const [first, ...others] = message.split('\n');
+  return (others.length > 0 ? others : [first!]).every((line) => line.includes(UNKNOWN));
+}
+
 const REPLACED = new Set<string>([ConditionType.ready, ConditionType.reconciling, ConditionType.stalled]);
 
 /** @param message the refusal: field, what was found, what is allowed */

@@ -4,7 +4,8 @@
  *   1. forget what is kept in memory of a job that was deleted,
  *      and the Workload of that job, once its pods have ended,
  *   2. observe: the job, its pods and other children from the caches; what the server refused, from the executor,
- *   3. plan: a pure function of `planner/`. A spec that does not parse gives a status with the reason, and no actions,
+ *   3. plan: a pure function of `planner/`. A spec that does not parse gives a status with the reason, and no actions;
+ *      one of a newer version, none of either for a while,
  *   4. execute the plan: actions, then the status, then the events.
  *
  * A reconcile is level-based, as in controller-runtime: its input is which job to look at, never what has changed.
@@ -25,7 +26,7 @@ import { createsPod } from '@facetrain/planner/concurrent-actions';
 import type { Environment } from '@facetrain/planner/environment';
 import { quantizeJobName } from '@facetrain/planner/facetrainjob/child-quantizejob';
 import { planFaceTrainJob } from '@facetrain/planner/facetrainjob/plan-facetrainjob';
-import { invalidStatus, refusalMessage } from '@facetrain/planner/invalid-spec';
+import { invalidStatus, isOfNewerVersion, refusalMessage } from '@facetrain/planner/invalid-spec';
 import { eventsOf } from '@facetrain/planner/job-events';
 import type { JobKind } from '@facetrain/planner/names';
 import type { ObservedFaceTrainJob, ObservedProgress, ObservedQuantizeJob } from '@facetrain/planner/observed';
@@ -66,6 +67,13 @@ export interface ReconcilerOptions {
 
 /** Reconciles that fail for this long are reported to the user. */
 const PERSISTENT_MILLISECONDS = 10_000;
+
+/**
+ * How long a spec with fields that this operator does not know waits for a newer operator. In an upgrade the
+ * CustomResourceDefinition comes first, with defaults for its new fields, and a replica of before may lead once more.
+ */
+const UPGRADE_MILLISECONDS = 120_000;
+const UPGRADE_RETRY_SECONDS = 30;
 
 /** The parts of a reconciler that are specific to a kind. */
 interface KindOptions<Spec> {
@@ -136,6 +144,8 @@ function reconcilerOf<Spec extends QueueSpec>(options: ReconcilerOptions, kindOp
   const uids = new Map<string, string>();
   /** Reconciles of a job, by its uid. */
   const failing = new FailingSince(PERSISTENT_MILLISECONDS);
+  /** Specs with unknown fields, by the job's uid. */
+  const newer = new FailingSince(UPGRADE_MILLISECONDS);
 
   const reconcile: Reconcile = async (key, log) => {
     const job = caches[kind].get(key);
@@ -174,6 +184,7 @@ function reconcilerOf<Spec extends QueueSpec>(options: ReconcilerOptions, kindOp
     executor.forget(known);
     folders.setStarting(known, false);
     failing.end(known);
+    newer.end(known);
     killCauses.forget(known);
     specs.forget(known);
     forget?.(key);
@@ -202,6 +213,7 @@ function reconcilerOf<Spec extends QueueSpec>(options: ReconcilerOptions, kindOp
     try {
       const identity = identityOf(job);
       const spec = specs.get(job);
+      newer.end(identity.uid);
       const rejected = await executor.rejectedCreates(identity);
       const references = await readReferences(client, caches, kind, job, spec);
       await killCauses.read(identity.uid, caches.Pod.indexed('job', identity.uid));
@@ -214,6 +226,8 @@ function reconcilerOf<Spec extends QueueSpec>(options: ReconcilerOptions, kindOp
       folders.setStarting(job.metadata.uid, false);
       if (!(error instanceof FacetrainError)) throw error;
       const status = job.status ?? {};
+      if (isOfNewerVersion(error.message) && !newer.lasts(job.metadata.uid))
+        return { actions: [], status, events: [], requeueAfterSeconds: UPGRADE_RETRY_SECONDS };
       const message = refusalMessage(kind, error.message);
       const invalid = invalidStatus(status, identityOf(job).generation, message, now);
       return { actions: [], status: invalid, events: eventsOf(status, invalid), requeueAfterSeconds: null };
