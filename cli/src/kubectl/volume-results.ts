@@ -4,15 +4,15 @@
  * as little: kubectl cp wants a shell and tar in the image, and a log is cut off at 10 MiB.
  */
 import { randomBytes } from 'node:crypto';
-import { createWriteStream, existsSync, statSync } from 'node:fs';
-import { mkdir, rename } from 'node:fs/promises';
-import { dirname, join } from 'node:path';
-import { pipeline } from 'node:stream/promises';
+import { existsSync, statSync } from 'node:fs';
+import { open, rename } from 'node:fs/promises';
+import { join } from 'node:path';
 import { setTimeout as delay } from 'node:timers/promises';
 import { API_VERSION, CHECKPOINT_MANIFEST, FacetrainError, parseStorageUri } from '@facetrain/api';
 import { ApiError, isApiError } from '@facetrain/operator/runtime/api-error';
 import { objectPath } from '@facetrain/operator/runtime/resource';
 import { CONTAINER } from '@facetrain/planner/names';
+import { inWords } from '../results/copy-results.ts';
 import type { ListedCheckpoint, ResultSource } from '../results/result-source.ts';
 import { type Cluster, type Job, type Pod, pods } from './cluster.ts';
 
@@ -89,21 +89,31 @@ export class VolumeResults implements ResultSource {
   async copy(file: string, to: string): Promise<void> {
     if (existsSync(to)) return; // An earlier call has copied it. Its digest is compared by the caller.
     const partial = `${to}.partial`;
-    await mkdir(dirname(to), { recursive: true });
     for (let tries = 1, before = 0; ; tries++) {
       const from = existsSync(partial) ? statSync(partial).size : 0;
       if (from > before) tries = 1;
       before = from;
       try {
-        const write = createWriteStream(partial, { flags: 'a' });
-        await pipeline(this.#get(`files/${file}`, from), write, { signal: this.#signal });
-        return await rename(partial, to);
+        await this.#append(file, from, partial);
+        return await inWords(to, () => rename(partial, to));
       } catch (error) {
-        const mayPass = error instanceof ApiError ? error.status >= 500 : 'code' in (error as Error);
+        // What is wrong on this machine, such as a full disk, is a FacetrainError.
+        const isBroken = !(error instanceof FacetrainError) && 'code' in (error as Error);
+        const mayPass = error instanceof ApiError ? error.status >= 500 : isBroken;
         if (this.#signal.aborted || !mayPass || tries === TRIES)
           throw this.#cluster.words(`${this.uri}/${file}`, error);
         await delay(POLL_MILLISECONDS * tries, undefined, { signal: this.#signal });
       }
+    }
+  }
+
+  async #append(file: string, from: number, path: string): Promise<void> {
+    const written = await inWords(path, () => open(path, 'a'));
+    try {
+      for await (const part of this.#get(`files/${file}`, from)) await inWords(path, () => written.writeFile(part));
+      await inWords(path, () => written.sync());
+    } finally {
+      await written.close();
     }
   }
 

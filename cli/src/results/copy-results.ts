@@ -83,7 +83,7 @@ export async function copyResults(source: ResultSource, options: CopyOptions): P
   for (const [index, file] of files.entries()) {
     show(`${file} (${index + 1} of ${files.length})`);
     const path = join(staging, file);
-    await makeFolder(dirname(path));
+    await inWords(path, () => makeFolder(dirname(path)));
     await source.copy(prefix + file, path);
     await listing.check(staging, file).catch(async (error: unknown) => {
       // The next try begins with the file anew.
@@ -233,7 +233,8 @@ async function checkDigest(path: string, expected: string): Promise<void> {
   });
 }
 
-async function inWords<T>(path: string, work: () => Promise<T>): Promise<T> {
+/** Runs work on a file of this machine. @throws FacetrainError StorageFailed or DiskFull */
+export async function inWords<T>(path: string, work: () => Promise<T>): Promise<T> {
   try {
     return await work();
   } catch (error) {

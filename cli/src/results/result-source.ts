@@ -17,7 +17,7 @@ export interface ResultSource {
   readonly uri: string;
   /** The bytes of a small file; undefined when there is none. @throws FacetrainError StorageFailed */
   read(file: string): Promise<Uint8Array | undefined>;
-  /** Copies a file to a path of this machine. A copy that was interrupted goes on. @throws FacetrainError */
+  /** Copies a file into a folder of this machine. A copy that was interrupted goes on. @throws FacetrainError */
   copy(file: string, to: string): Promise<void>;
   /** Newest first. @throws FacetrainError StorageFailed */
   checkpoints(): Promise<ListedCheckpoint[]>;
