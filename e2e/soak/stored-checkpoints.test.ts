@@ -2,6 +2,7 @@
 import assert from 'node:assert/strict';
 import { after, before, test } from 'node:test';
 import { OUTPUT } from '@facetrain/api';
+import { eventually } from '@facetrain/operator/testing/eventually';
 import type { WriterProcess } from '@facetrain/planner/testing/checkpoint-folder';
 import { HEAD } from '@facetrain/trainer/storage/object-fence';
 import { ObjectStore } from '@facetrain/trainer/storage/object-store';
@@ -58,6 +59,35 @@ test('a process that is frozen in a save, and wakes after another has taken its 
   await late;
   assert.equal(old.ended, 'fenced off');
   await checkpoints.act(next, 'export');
+  await checkpoints.checkEnd();
+  assert.deepEqual([...checkpoints.violations], []);
+});
+
+test('the last write of a killed process may come after the next claim: nobody deletes it', async () => {
+  const checkpoints = new StoredCheckpoints(store, 'on-its-way');
+  const old = start(checkpoints, 0);
+  await checkpoints.act(old, 'claim');
+  await checkpoints.act(old, 'train');
+  const [sent, arrives] = [Promise.withResolvers<void>(), Promise.withResolvers<void>()];
+  const { nextFate } = store;
+  store.nextFate = () => {
+    store.nextFate = nextFate;
+    sent.resolve();
+    return arrives.promise.then(() => 'pass') as never;
+  };
+  const late = checkpoints.act(old, 'stage');
+  await sent.promise;
+  old.ended = 'killed';
+  const next = start(checkpoints, 1);
+  await checkpoints.act(next, 'claim');
+  await save(checkpoints, next);
+  await checkpoints.act(next, 'export');
+  arrives.resolve();
+  const objects = new ObjectStore(store.place('on-its-way'));
+  await eventually(async () => assert((await objects.list('step-0000000010/0000000001-')).length > 0));
+  objects.close();
+  checkpoints.end(old);
+  await late;
   await checkpoints.checkEnd();
   assert.deepEqual([...checkpoints.violations], []);
 });

@@ -67,8 +67,8 @@ interface Writing {
   fence?: ObjectFence;
   target?: ObjectTarget;
   output?: ObjectOutput;
-  /** When it last sent a request. */
-  lastSent: number;
+  /** When it last sent a request or had an answer: until then the store may have done something for it. */
+  lastHeard: number;
 }
 
 /** The checkpoints of one job. */
@@ -91,7 +91,7 @@ export class StoredCheckpoints {
 
   start(attempt: number, isFrozen: () => boolean): WriterProcess {
     const process: WriterProcess = { attempt, claim: null, step: 0, staged: null, ended: null };
-    this.#writing.set(process, { isFrozen, lastSent: 0 });
+    this.#writing.set(process, { isFrozen, lastHeard: 0 });
     return process;
   }
 
@@ -144,14 +144,18 @@ export class StoredCheckpoints {
   }
 
   async #claim(process: WriterProcess, writing: Writing): Promise<void> {
+    const heard = () => {
+      writing.lastHeard = performance.now();
+    };
     writing.proxy = await startFaultyS3(this.#store.server.endpoint);
     writing.proxy.decide = async () => {
       while (writing.isFrozen() && process.ended === null) await delay(POLL_MILLISECONDS);
       // A process that was killed sends nothing more.
       if (process.ended === 'killed') return 'cut';
-      writing.lastSent = performance.now();
+      heard();
       return this.#store.nextFate();
     };
+    writing.proxy.settled = heard;
     const place = this.#store.place(this.#uid, writing.proxy.endpoint);
     const store = new ObjectStore(place, { patienceMs: PATIENCE_MILLISECONDS });
     writing.store = store;
@@ -240,9 +244,9 @@ export class StoredCheckpoints {
 
   async #checkObjects(store: ObjectStore, head: Head): Promise<void> {
     const last = this.#claims.find(({ token }) => token === head.token);
-    /** Processes that wrote after the last claim had deleted what was there: nobody deletes what they left. */
+    /** Processes whose writes may have come after the last claim had deleted what was there: nobody deletes them. */
     const late = [...this.#writing].filter(
-      ([{ claim }, { lastSent }]) => claim !== head.token && lastSent >= (last?.done ?? 0),
+      ([{ claim }, { lastHeard }]) => claim !== head.token && lastHeard >= (last?.done ?? 0),
     );
     const lateTokens = new Set(late.map(([{ claim }]) => claim));
     for (const name of await store.list('')) {

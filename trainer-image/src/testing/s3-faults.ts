@@ -18,6 +18,8 @@ export interface FaultyS3 {
   endpoint: string;
   /** Decides for each request; may be replaced at any time. */
   decide: (request: { method: string; url: string }) => Fate | Promise<Fate>;
+  /** Called when the server has answered a request that was passed on, or its connection has broken. */
+  settled: () => void;
   /** Requests that were not passed on, or whose answer was lost. */
   faults: number;
   close(): void;
@@ -35,7 +37,7 @@ const REFUSALS: { [fate in Fate]?: [status: number, body: string] } = {
 /** @param endpoint of the real server. The caller closes the proxy. */
 export async function startFaultyS3(endpoint: string): Promise<FaultyS3> {
   const target = new URL(endpoint);
-  const faulty: FaultyS3 = { endpoint: '', decide: () => 'pass', faults: 0, close: () => {} };
+  const faulty: FaultyS3 = { endpoint: '', decide: () => 'pass', settled: () => {}, faults: 0, close: () => {} };
   const answer = async (request: IncomingMessage, response: ServerResponse) => {
     const fate = await faulty.decide({ method: request.method!, url: request.url! });
     if (fate !== 'pass') faulty.faults += 1;
@@ -54,8 +56,12 @@ export async function startFaultyS3(endpoint: string): Promise<FaultyS3> {
       path: request.url,
       headers: request.headers,
     });
-    passed.on('error', () => request.socket.destroy());
+    passed.on('error', () => {
+      faulty.settled();
+      request.socket.destroy();
+    });
     passed.on('response', (got) => {
+      faulty.settled();
       if (fate === 'lost') {
         got.resume();
         return void got.on('end', () => request.socket.destroy());
