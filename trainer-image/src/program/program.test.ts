@@ -313,7 +313,7 @@ test('a termination message is never longer than the kubelet reads', async () =>
 
 test('command lines that are not understood', () => {
   for (const [args, message] of [
-    [[], /no mode: not understood; train, quantize, fetch or hold-place/],
+    [[], /no mode: not understood; train, quantize, fetch, hold-place or serve/],
     [['dance'], /dance: not understood/],
     [['train', '--fast'], /train: --fast; --ranks and how many/],
     [['train', '--ranks'], /train: --ranks; --ranks and how many/],
