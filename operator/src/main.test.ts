@@ -75,9 +75,8 @@ for (const [name, connection] of Object.entries(connections))
     for (const stream of [child.stdout, child.stderr]) stream.on('data', (chunk) => (output += String(chunk)));
     t.after(async () => void child.kill('SIGKILL'));
     await plane.client.create(faceTrainJobs, namespace, jobNamed('faces'));
-    await eventually(
-      async () => assert.equal((await plane.client.list(pods, namespace, {})).items?.length ?? 0, 1, output),
-      20_000,
+    await eventually(async () =>
+      assert.equal((await plane.client.list(pods, namespace, {})).items?.length ?? 0, 1, output),
     );
     const exit = new Promise<number | null>((resolve) => child.once('exit', (code) => resolve(code)));
     child.kill('SIGTERM');
@@ -126,13 +125,11 @@ test('a leader frozen for longer than its lease writes nothing when it wakes, an
   for (const stream of [child.stdout, child.stderr]) stream.on('data', (chunk) => (output += String(chunk)));
   const exit = new Promise<number | null>((resolve) => child.once('exit', (code) => resolve(code)));
   await plane.client.create(faceTrainJobs, 'frozen', jobNamed('faces'));
-  await eventually(
-    () =>
-      assert(
-        proxy.writes.some(({ code }) => code === 429),
-        output,
-      ),
-    20_000,
+  await eventually(() =>
+    assert(
+      proxy.writes.some(({ code }) => code === 429),
+      output,
+    ),
   );
 
   child.kill('SIGSTOP');

@@ -35,7 +35,7 @@ test('a server that has just started and refuses, or is overloaded, is asked aga
   assert.deepEqual(discovery, []);
 });
 
-test('a Kueue that is down holds up no other job', { timeout: 30_000 }, async () => {
+test('a Kueue that is down holds up no other job', { timeout: 120_000 }, async () => {
   const lists = { workloads: 500 };
   const client = serverOf([], lists);
   const cluster = (await discover(client))!;
@@ -53,7 +53,7 @@ test('a kind is left out if it may not be read, and for no other error', async (
   assert.deepEqual(Object.keys(nodesAndVolumes.caches), ['PersistentVolumeClaim', 'Event']);
 });
 
-test('a kind that may be read later makes the operator start anew', { timeout: 60_000 }, async () => {
+test('a kind that may be read later makes the operator start anew', { timeout: 120_000 }, async () => {
   const lists = { nodes: 403 };
   const client = serverOf([], lists);
   const cluster = (await discover(client))!;

@@ -156,7 +156,7 @@ test('a gang is bound all or none; a restart gets its own PodGroup; a deleted jo
   );
 
   await addNode(t, 'two', 4);
-  await eventually(async () => assert((await nodesOfPods(ns)).every(([, node]) => node !== undefined)), 30_000);
+  await eventually(async () => assert((await nodesOfPods(ns)).every(([, node]) => node !== undefined)));
   await ns.setAllPodStatuses('Running');
   await ns.waitForPhase('faces', 'Running');
   await ns.setPodStatus('faces-0-1', 'Failed', { exitCode: 1 });
@@ -182,7 +182,7 @@ test('pods with several ranks are a gang of pods; what fails in one is named by 
   const ns = await TestNamespace.open(t, plane, 'wide');
   await ns.applyFaceTrainJob('faces', gangOf(2, { ranksPerPod: 4 }));
   await ns.waitForPods('faces-0-0', 'faces-0-1');
-  await eventually(async () => assert((await nodesOfPods(ns)).every(([, node]) => node !== undefined)), 30_000);
+  await eventually(async () => assert((await nodesOfPods(ns)).every(([, node]) => node !== undefined)));
   const variables = async () =>
     (await podsOf(ns)).map(({ spec }) => {
       const [{ args, env }] = (spec as unknown as { containers: [Container] }).containers;
@@ -369,13 +369,11 @@ async function addPriorityClass(
   t.after(async () => void (await plane.client.delete(classes, null, name, metadata.uid)));
 }
 const waitUntilPlaced = (ns: TestNamespace, ...names: string[]) =>
-  eventually(
-    async () =>
-      assert.deepEqual(
-        (await nodesOfPods(ns)).map(([name, node]) => [name, node !== undefined]),
-        names.map((name) => [name, true]),
-      ),
-    30_000,
+  eventually(async () =>
+    assert.deepEqual(
+      (await nodesOfPods(ns)).map(([name, node]) => [name, node !== undefined]),
+      names.map((name) => [name, true]),
+    ),
   );
 
 test('a gang with a PriorityClass is scheduled, by the class of its template and by the default class', async (t) => {
@@ -459,7 +457,7 @@ test('a missing claim is reported with its name, although the gang scheduler rep
       resources: { requests: { storage: '1Gi' } },
     },
   });
-  await eventually(async () => assert.match((await ns.conditionText('faces', 'Admitted'))!, /^Scheduled: /), 30_000);
+  await eventually(async () => assert.match((await ns.conditionText('faces', 'Admitted'))!, /^Scheduled: /));
 });
 
 test('checkpoints and output on one claim that is bound with its first pod', async (t) => {

@@ -182,7 +182,7 @@ class Gang {
 
   /** Waits until a rank waits in a collective: it has finished its writes then. */
   async arrived(session: FakeSession): Promise<void> {
-    const deadline = Date.now() + 10_000;
+    const deadline = Date.now() + 120_000;
     while (!this.#parts.has(session)) {
       assert(Date.now() < deadline, 'the rank never came to the collective');
       await setImmediate();

@@ -348,7 +348,7 @@ describe('an error is reported once, with the address', () => {
         assert.match(error.message, expected);
         assert.equal(error.exitCode, passing ? ExitCode.failure : ExitCode.refused);
         assert.ok(error.cause instanceof Error);
-        assert.ok(Date.now() - start < 5_000, `it took ${Date.now() - start} ms`);
+        assert.ok(Date.now() - start < 20_000, `it took ${Date.now() - start} ms`);
         for (const secret of Object.values(CREDENTIALS)) assert.ok(!error.message.includes(secret));
         assert.deepEqual(await readdir(scratch), ['artifact']);
       });

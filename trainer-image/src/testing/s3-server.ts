@@ -59,7 +59,7 @@ export interface S3Proxy {
 
 /** Waits until the server answers anything. */
 async function untilAnswering(endpoint: string, server: ChildProcess, log: () => string): Promise<void> {
-  const deadline = Date.now() + 20_000;
+  const deadline = Date.now() + 120_000;
   for (;;) {
     const answer = await fetch(endpoint).catch(() => null);
     if (answer) return void (await answer.arrayBuffer());
