@@ -105,5 +105,6 @@ test('hack/lib/needs.mjs has only paths with tests', async () => {
 
 test('the longest path of hack/lib/needs.mjs decides what a test needs', () => {
   assert.deepEqual(needs.ofFile('trainer-image/src/train/train.test.ts'), needs.paths['trainer-image']);
-  assert.deepEqual(needs.ofFile('trainer-image/src/train/schedule.test.ts'), []);
+  assert.deepEqual(needs.ofFile('trainer-image/src/train/schedule.test.ts'), ['native']);
+  assert.deepEqual(needs.ofFile('trainer-image/src/train/start-times.test.ts'), []);
 });
