@@ -90,7 +90,7 @@ export const queues: Record<string, (ns: Namespace) => Promise<void>> = {
     assert.deepEqual(restartsOf(resumed), { counted: 0, disruptions: 0 });
     assert.equal(await stepResumedFrom(ns, 'first-1-0'), status!.checkpoint.step);
     assert.equal((await ns.get('facetrainjob', 'second')).status!.startTime, undefined);
-    await ns.reachesPhase('first', 'Succeeded', { milliseconds: 10 * MINUTE });
+    await ns.reachesPhase('first', 'Succeeded', { milliseconds: 30 * MINUTE });
     await ns.reachesPhase('second', 'Succeeded');
     const evictions = (await ns.events('FaceTrainJob', 'first')).filter(({ reason }) => reason === 'QueueEvicted');
     assert.equal(evictions.length, 1);
