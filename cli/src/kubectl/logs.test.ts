@@ -1,7 +1,7 @@
 import assert from 'node:assert/strict';
 import { test } from 'node:test';
 import type { Cluster } from './cluster.ts';
-import { writeLogs } from './logs.ts';
+import { type LogsOptions, writeLogs } from './logs.ts';
 
 test('the log of a rank that no attempt has is not waited for', async () => {
   const placeholder = {
@@ -73,6 +73,8 @@ test('a log that ends while its container runs is asked for again from there, un
 test('of a pod with several ranks, the lines of one', async () => {
   const own = (rank: number) => `{"level":"info","job":"faces","rank":${rank},"msg":"\\"rank\\":7"}\n`;
   const lines = [own(4), '{"level":"warn","failedRank":4}\n', own(5), 'rank 4: NCCL INFO\n', 'rank 5: NCCL\n', own(45)];
+  const queries: object[] = [];
+  const status = {};
   const pod = {
     metadata: { name: 'faces-0-1', uid: 'pod', labels: { 'facetrain.dev/rank': '1', 'facetrain.dev/attempt': '0' } },
     spec: { nodeName: 'node-1', containers: [{ name: 'facetrain', args: ['train', '--ranks', '4'] }] },
@@ -80,22 +82,35 @@ test('of a pod with several ranks, the lines of one', async () => {
   };
   const cluster = {
     namespace: 'faces',
-    job: async () => ({ metadata: { uid: 'job' }, spec: { trainers: { replicas: 2, ranksPerPod: 4 } } }),
+    job: async () => ({ metadata: { uid: 'job' }, spec: { trainers: { replicas: 2, ranksPerPod: 4 } }, status }),
     pods: async () => [pod],
     client: {
-      async *stream() {
+      async *stream(_path: string, query: object) {
+        queries.push(query);
         for (const line of lines) yield Buffer.from(line);
       },
     },
   } as unknown as Cluster;
-  const logOf = async (rank: number) => {
+  const logOf = async (rank: number, options: Partial<LogsOptions> = {}) => {
     let text = '';
     const write = async (data: Buffer) => void (text += String(data));
-    await writeLogs(cluster, 'faces', { rank }, write, () => {}, AbortSignal.timeout(60_000));
+    await writeLogs(cluster, 'faces', { rank, ...options }, write, () => {}, AbortSignal.timeout(60_000));
     return text;
   };
   assert.equal(await logOf(4), lines[0]! + lines[1]! + lines[3]!);
   assert.equal(await logOf(5), lines[1]! + lines[2]! + lines[4]!);
+  assert.equal(await logOf(5, { tail: 2 }), lines[2]! + lines[4]!);
+  assert.deepEqual(queries.at(-1), { container: 'facetrain' }, 'the API server would count the lines of all ranks');
+
+  pod.status.phase = 'Succeeded';
+  Object.assign(status, { completionTime: '2026-01-01T00:00:09Z' });
+  for (const [index, line] of lines.entries()) lines[index] = `2026-01-01T00:00:0${index}.5Z ${line}`;
+  assert.equal(await logOf(5, { follow: true, tail: 1 }), 'rank 5: NCCL\n');
+  const followed = { container: 'facetrain', follow: true, timestamps: true };
+  assert.deepEqual(queries.slice(-2), [
+    { container: 'facetrain', timestamps: true },
+    { ...followed, sinceTime: '2026-01-01T00:00:05.5Z' },
+  ]);
   await assert.rejects(logOf(3), /no pod of rank 3; there are pods of ranks 4-7 of attempt 0/);
   await assert.rejects(logOf(8), /no pod of rank 8/);
 });

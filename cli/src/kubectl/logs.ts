@@ -2,6 +2,7 @@
 import { setTimeout as delay } from 'node:timers/promises';
 import { FacetrainError } from '@facetrain/api';
 import { ApiError, isApiError } from '@facetrain/operator/runtime/api-error';
+import type { Query } from '@facetrain/operator/runtime/client';
 import { hasEnd, linesOf } from '@facetrain/operator/runtime/lines';
 import { objectPath } from '@facetrain/operator/runtime/resource';
 import { CONTAINER } from '@facetrain/planner/names';
@@ -147,13 +148,23 @@ async function writeLog(
   signal: AbortSignal,
 ): Promise<boolean> {
   const path = `${objectPath(podResource, cluster.namespace, pod.metadata.name)}/log`;
-  const from = position.time === undefined ? { tailLines: tail } : { sinceTime: position.time };
-  const query = { container: CONTAINER, ...from, ...(follow && { follow, timestamps: true }) };
+  const isShared = !quantizer && ranksOf(pod).count > 1;
+  const isOurs = (line: Buffer) => !isShared || mayBeOf(line, rank);
+  const read = (query: Query) => {
+    const stamped = follow && { timestamps: true };
+    const lines = linesOf(cluster.client.stream(path, { container: CONTAINER, ...query, ...stamped }, signal));
+    return follow ? newLines(lines, position, hasEnded(pod)) : lines;
+  };
   try {
-    const data = cluster.client.stream(path, query, signal);
-    const lines = follow ? newLines(linesOf(data), position, hasEnded(pod)) : linesOf(data);
-    const isShared = !quantizer && ranksOf(pod).count > 1;
-    for await (const line of lines) if (!isShared || mayBeOf(line, rank)) await write(line);
+    // The API server counts the lines of all ranks.
+    if (isShared && tail !== undefined && position.time === undefined) {
+      const last: Buffer[] = [];
+      for await (const line of read({})) if (isOurs(line) && last.push(line) > tail) last.shift();
+      for (const line of last) await write(line);
+      if (!follow) return true;
+    }
+    const from = position.time !== undefined ? { sinceTime: position.time } : isShared ? {} : { tailLines: tail };
+    for await (const line of read({ ...from, ...(follow && { follow }) })) if (isOurs(line)) await write(line);
     return true;
   } catch (error) {
     if (signal.aborted) return true;
