@@ -1042,13 +1042,15 @@ static void test_optimizers_equal_those_of_a_cpu() {
           for (PartialFc* pfc : {&expected, &actual}) pfc->update_rows(0.005, kMomentum, kWeightDecay);
         }
         for (size_t i = 0; i < expected.row_tensors().size(); ++i) {
-          const at::Tensor one = expected.row_tensors()[i].values.to(at::kFloat),
+          const at::Tensor stored = expected.row_tensors()[i].values, one = stored.to(at::kFloat),
                            other = actual.row_tensors()[i].values.to(at::kCPU, at::kFloat);
-          if (!bf16_rows) {
-            CHECK_NEAR(max_error(other, one), 0, 1e-4);
-          } else {
-            CHECK(cosine(other, one) > 0.9999);
-            CHECK((other == one).to(at::kFloat).mean().item<double>() > 0.5);
+          const auto share = [](const at::Tensor& which) { return which.to(at::kFloat).mean().item<double>(); };
+          CHECK(cosine(other, one) > 0.9999);
+          if (stored.scalar_type() == at::kBFloat16) {
+            CHECK(share(other == one) > 0.5);
+          } else if (!bf16_rows) {
+            // Not of all: AdamW and AdaGrad make whole steps of gradients that are all but zero, and so of rounding.
+            CHECK(share((other - one).abs() > 1e-4 * one.abs().max()) < 0.02);
           }
         }
       }
