@@ -277,11 +277,12 @@ TrainedState Session::backbone_state(const at::Tensor& weights, const at::Tensor
 }
 
 TrainedState Session::state() {
-  const at::Device device = options_.pfc.device;
-  // Steps may still be queued, and the state is read on other streams than theirs.
-  if (device.is_cuda()) at::accelerator::synchronizeDevice(device.index());
   TrainedState state = backbone_state(weights_, momentum_, statistics_);
   for (const auto& [name, values] : centres_.row_tensors()) state.rows.push_back({name, values});
+  // Steps may still be queued, and so may what row_tensors() has to do to the rows (dense updates). The state is read
+  // on other streams than theirs.
+  const at::Device device = options_.pfc.device;
+  if (device.is_cuda()) at::accelerator::synchronizeDevice(device.index());
   return state;
 }
 
