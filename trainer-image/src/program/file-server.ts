@@ -62,5 +62,6 @@ async function answer(root: string, token: string, request: IncomingMessage, res
   const from = Math.min(found.size, Number(searchParams.get('from') ?? 0));
   response.writeHead(200, { 'content-type': 'application/octet-stream', 'content-length': found.size - from });
   if (from === found.size) return void response.end();
-  await pipeline(createReadStream(path, { start: from }), response);
+  // A file that grows meanwhile has more bytes than were announced.
+  await pipeline(createReadStream(path, { start: from, end: found.size - 1 }), response);
 }

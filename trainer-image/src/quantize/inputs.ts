@@ -1,5 +1,4 @@
 /** Reads what a quantization needs and checks it, before the search starts. */
-import { createHash } from 'node:crypto';
 import { readFile } from 'node:fs/promises';
 import { dirname, join, relative } from 'node:path';
 import { ARTIFACT, FacetrainError, type QuantizeConfig, type QuantizeReport, type StoredFile } from '@facetrain/api';
@@ -22,7 +21,7 @@ import { type ModelFiles, type OnnxModel, readOnnx } from '../onnx/read.ts';
 import { withSubject } from '../onnx/with-subject.ts';
 import type { Program } from '../program/program.ts';
 import { makeFolder, storageError } from '../storage/atomic-files.ts';
-import { digestFile } from '../storage/digest.ts';
+import { digestBytes, digestFile } from '../storage/digest.ts';
 import { checkDestination } from '../storage/publish.ts';
 import { readSet, type VerificationSet } from '../verification/verification-set.ts';
 import { fewestPairs } from './compare.ts';
@@ -291,7 +290,7 @@ export async function loadCalibration(
     return { pictures, numbers: indices.filter((index) => !left.has(index)) };
   };
   const { pictures, numbers } = await read(sample.calibration);
-  const sha256 = createHash('sha256').update(pictures.data).digest('hex');
+  const { sha256 } = digestBytes(pictures.data);
   return {
     pictures,
     compared:

@@ -10,6 +10,7 @@ import { type QuantizeConfig, SEARCH_JOURNAL } from '@facetrain/api';
 import type { LayerGraph, Pictures } from '@facetrain/native';
 import type { Program } from '../program/program.ts';
 import { storageError } from '../storage/atomic-files.ts';
+import { updateHash } from '../storage/digest.ts';
 import type { Fence } from '../storage/fence.ts';
 
 /**
@@ -27,10 +28,10 @@ export function searchKey(
   // Numbers are hashed as bytes, beside their place in the text.
   const text = JSON.stringify([software, graph, size, search], (_, value: unknown) => {
     if (!ArrayBuffer.isView(value)) return value;
-    hash.update(bytesOf(value));
+    updateHash(hash, bytesOf(value));
     return `${value.constructor.name} of ${value.byteLength} bytes`;
   });
-  return hash.update(bytesOf(data)).update(text).digest('hex');
+  return updateHash(hash, bytesOf(data)).update(text).digest('hex');
 }
 
 const bytesOf = ({ buffer, byteOffset, byteLength }: ArrayBufferView) => new Uint8Array(buffer, byteOffset, byteLength);

@@ -1,5 +1,5 @@
 /** SHA-256 digest and size of files. */
-import { createHash } from 'node:crypto';
+import { createHash, type Hash } from 'node:crypto';
 import { createReadStream } from 'node:fs';
 import type { StoredFile } from '@facetrain/api';
 import { storageError } from './atomic-files.ts';
@@ -21,5 +21,13 @@ export async function digestFile(path: string, signal?: AbortSignal): Promise<St
 
 /** Digest and size of bytes in memory. */
 export function digestBytes(bytes: Uint8Array): StoredFile {
-  return { sha256: createHash('sha256').update(bytes).digest('hex'), bytes: bytes.byteLength };
+  return { sha256: updateHash(createHash('sha256'), bytes).digest('hex'), bytes: bytes.byteLength };
+}
+
+const AT_ONCE = 2 ** 30;
+
+/** Hash.update, for any number of bytes: Node's own refuses 2 GiB. */
+export function updateHash(hash: Hash, bytes: Uint8Array): Hash {
+  for (let from = 0; from < bytes.byteLength; from += AT_ONCE) hash.update(bytes.subarray(from, from + AT_ONCE));
+  return hash;
 }
