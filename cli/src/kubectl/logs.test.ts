@@ -88,9 +88,12 @@ test('of a pod with several ranks, the lines of one', async () => {
       async *stream(_path: string, query: object) {
         queries.push(query);
         for (const line of lines) yield Buffer.from(line);
+        if (breaks) throw Object.assign(new Error('reset'), { code: 'ECONNRESET' });
       },
     },
+    words: (_subject: string, error: unknown) => error,
   } as unknown as Cluster;
+  let breaks = false;
   const logOf = async (rank: number, options: Partial<LogsOptions> = {}) => {
     let text = '';
     const write = async (data: Buffer) => void (text += String(data));
@@ -111,6 +114,9 @@ test('of a pod with several ranks, the lines of one', async () => {
     { container: 'facetrain', timestamps: true },
     { ...followed, sinceTime: '2026-01-01T00:00:05.5Z' },
   ]);
+  // With the next request from there on, the lines before it would be missing.
+  breaks = true;
+  await assert.rejects(logOf(5, { follow: true, tail: 1 }), { code: 'ECONNRESET' });
   await assert.rejects(logOf(3), /no pod of rank 3; there are pods of ranks 4-7 of attempt 0/);
   await assert.rejects(logOf(8), /no pod of rank 8/);
 });

@@ -150,16 +150,19 @@ async function writeLog(
   const path = `${objectPath(podResource, cluster.namespace, pod.metadata.name)}/log`;
   const isShared = !quantizer && ranksOf(pod).count > 1;
   const isOurs = (line: Buffer) => !isShared || mayBeOf(line, rank);
-  const read = (query: Query) => {
+  const read = (query: Query, at = position) => {
     const stamped = follow && { timestamps: true };
     const lines = linesOf(cluster.client.stream(path, { container: CONTAINER, ...query, ...stamped }, signal));
-    return follow ? newLines(lines, position, hasEnded(pod)) : lines;
+    return follow ? newLines(lines, at, hasEnded(pod)) : lines;
   };
   try {
     // The API server counts the lines of all ranks.
     if (isShared && tail !== undefined && position.time === undefined) {
       const last: Buffer[] = [];
-      for await (const line of read({})) if (isOurs(line) && last.push(line) > tail) last.shift();
+      // Of a log that breaks off no line is written, and none counts as written.
+      const end = { ...position };
+      for await (const line of read({}, end)) if (isOurs(line) && last.push(line) > tail) last.shift();
+      Object.assign(position, end);
       for (const line of last) await write(line);
       if (!follow) return true;
     }
