@@ -19,7 +19,7 @@ import { Client } from '../runtime/client.ts';
 import { eventually } from './eventually.ts';
 
 const CRDS = join(root, 'crds');
-const START_MILLISECONDS = 60_000;
+const START_MILLISECONDS = 300_000;
 const STOP_MILLISECONDS = 10_000;
 
 export class ControlPlane {
