@@ -120,7 +120,9 @@ export class ControlPlane {
       );
       const certificate = join(folder, 'certificates', 'apiserver.crt');
       const ended = () => programs.find(({ child }) => child.exitCode !== null);
-      await eventually(() => assert(existsSync(certificate) || ended()), START_MILLISECONDS);
+      // Written behind the certificate, which is whole by then.
+      const certificateKey = join(folder, 'certificates', 'apiserver.key');
+      await eventually(() => assert(existsSync(certificateKey) || ended()), START_MILLISECONDS);
       const ca = await readFile(certificate, 'utf8');
       const plane = new ControlPlane({ server: `https://127.0.0.1:${securePort}`, etcd }, token, ca, folder, programs);
       await eventually(async () => {
