@@ -1,6 +1,6 @@
 import assert from 'node:assert/strict';
 import { existsSync } from 'node:fs';
-import { mkdtemp, readdir, readFile, rm, writeFile } from 'node:fs/promises';
+import { mkdir, mkdtemp, readdir, readFile, rm, writeFile } from 'node:fs/promises';
 import { tmpdir } from 'node:os';
 import { join } from 'node:path';
 import { afterEach, beforeEach, describe, test } from 'node:test';
@@ -37,6 +37,14 @@ async function contend(count: number): Promise<number> {
 test('of many callers one has the lock at a time, and at the end the lock is gone', async () => {
   assert.equal(await contend(16), 1);
   assert.deepEqual(await readdir(folder), []);
+});
+
+test('a folder that is gone for a moment, as others replace it, is waited for', async () => {
+  const place = join(folder, 'data');
+  const taken = withLock(join(place, '.file.lock'), async () => 'taken', QUICK);
+  await delay(20);
+  await mkdir(place);
+  assert.equal(await taken, 'taken');
 });
 
 describe('after a dead process', () => {

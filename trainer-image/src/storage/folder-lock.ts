@@ -185,14 +185,20 @@ async function remove(path: string, token: string, deadClaims = 0): Promise<bool
   }
 }
 
+/** How often a file is tried to be made while others replace its empty folder (makeFolder of atomic-files.ts). */
+const MOST_TRIES = 20;
+
 /** Null when the file exists. */
 async function createFile(path: string): Promise<FileHandle | null> {
-  try {
-    return await open(path, 'wx');
-  } catch (error) {
-    if ((error as NodeJS.ErrnoException).code === 'EEXIST') return null;
-    throw storageError(path, error);
-  }
+  for (let tries = 1; ; tries++)
+    try {
+      return await open(path, 'wx');
+    } catch (error) {
+      const { code } = error as NodeJS.ErrnoException;
+      if (code === 'EEXIST') return null;
+      if (code !== 'ENOENT' || tries === MOST_TRIES) throw storageError(path, error);
+      await delay(tries);
+    }
 }
 
 /** Null when the file does not exist. */
