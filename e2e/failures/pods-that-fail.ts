@@ -80,7 +80,8 @@ export const podsThatFail: Record<string, (ns: Namespace) => Promise<void>> = {
       trainJob('deaf', {
         shell: '',
         container: {
-          command: ['node', '-e', "process.on('SIGTERM',()=>process.exit(143));setInterval(()=>{},1e3)"],
+          // Like a trainer that still writes its checkpoint. The Events of the kubelet may come a second after the end.
+          command: ['node', '-e', "process.on('SIGTERM',()=>setTimeout(process.exit,5e3,143));setInterval(()=>{},1e3)"],
           livenessProbe: { httpGet: { path: '/healthz', port: 8080 }, periodSeconds: 1, failureThreshold: 2 },
         },
         spec: { failurePolicy: { maxRestarts: 1 } },
