@@ -43,3 +43,9 @@ export const CHECKPOINT_EVALUATIONS = 'evaluations.json';
 
 /** Name of a checkpoint's folder: its step in ten digits, so that names sort as steps do. */
 export const checkpointFolder = (step: number): string => `step-${String(step).padStart(10, '0')}`;
+
+/** The step of a checkpoint's folder by its name; undefined: it is none. */
+export function checkpointStep(folder: string): number | undefined {
+  const step = /^step-(\d{10})$/.exec(folder)?.[1];
+  return step === undefined ? undefined : Number(step);
+}

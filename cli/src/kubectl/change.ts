@@ -1,8 +1,8 @@
 /** `kubectl facetrain suspend`, `resume` and `restart`. */
 import { setTimeout as delay } from 'node:timers/promises';
-import { FacetrainError, OPERATOR_NAME } from '@facetrain/api';
+import { OPERATOR_NAME } from '@facetrain/api';
 import type { Outcome } from '../command-action.ts';
-import { type Cluster, isAlive, isFinished, type Job, jobs } from './cluster.ts';
+import { type Cluster, isAlive, isFinished, type Job, jobs, refusal } from './cluster.ts';
 
 const POLL_MILLISECONDS = 500;
 
@@ -34,7 +34,8 @@ export async function restart(
   signal: AbortSignal,
 ): Promise<Outcome> {
   const job = await changeable(cluster, name);
-  if (job.spec.suspend === true) throw refusal(name, 'is suspended', `\`kubectl facetrain resume ${name}\` starts it`);
+  if (job.spec.suspend === true)
+    throw refusalOf(name, 'is suspended', `\`kubectl facetrain resume ${name}\` starts it`);
   await patch(cluster, job, true);
   let after: 'ended' | 'training' | 'quantization';
   try {
@@ -43,9 +44,9 @@ export async function restart(
   } catch (error) {
     const why = signal.aborted ? '' : `: ${(error as Error).message}`;
     const found = `is suspended, and its restart was stopped${why}`;
-    throw refusal(name, found, `\`kubectl facetrain resume ${name}\` goes on`, error);
+    throw refusalOf(name, found, `\`kubectl facetrain resume ${name}\` goes on`, error);
   }
-  if (after === 'ended') throw refusal(name, 'has ended meanwhile', 'see status');
+  if (after === 'ended') throw refusalOf(name, 'has ended meanwhile', 'see status');
   const how = after === 'training' ? 'from its newest checkpoint' : 'its quantization';
   return { json: { job: name, changed: true }, text: `FaceTrainJob ${name} restarts ${how}\n` };
 }
@@ -73,14 +74,14 @@ async function suspension(
   }
 }
 
-const refusal = (name: string, found: string, allowed: string, cause?: unknown) =>
-  new FacetrainError({ code: 'InvalidArgument', subject: `FaceTrainJob ${name}`, found, allowed, cause });
+const refusalOf = (name: string, found: string, allowed: string, cause?: unknown) =>
+  refusal(`FaceTrainJob ${name}`, found, allowed, cause);
 
 async function changeable(cluster: Cluster, name: string): Promise<Job> {
   const job = await cluster.job(name);
-  if (isFinished(job)) throw refusal(name, `has ended (${job.status!.phase})`, 'apply it again under another name');
+  if (isFinished(job)) throw refusalOf(name, `has ended (${job.status!.phase})`, 'apply it again under another name');
   const { managedBy = OPERATOR_NAME } = job.spec;
-  if (managedBy !== OPERATOR_NAME) throw refusal(name, `is managed by ${String(managedBy)}`, 'change it there');
+  if (managedBy !== OPERATOR_NAME) throw refusalOf(name, `is managed by ${String(managedBy)}`, 'change it there');
   return job;
 }
 

@@ -57,7 +57,7 @@ export const quantizeJobs = defineResource<QuantizeJob>(API_VERSION, 'quantizejo
 export const pods = defineResource<Pod>('v1', 'pods');
 const events = defineResource<Event>('v1', 'events');
 
-const refusal = (subject: string, found: string, allowed: string, cause?: unknown) =>
+export const refusal = (subject: string, found: string, allowed: string, cause?: unknown) =>
   new FacetrainError({ code: 'InvalidArgument', subject, found, allowed, cause });
 
 /** What may be the name of an object. Anything else would make another path of the API. */

@@ -1,12 +1,12 @@
 /** `kubectl facetrain fetch`: where the results of a job lie, and how this machine reads them there. */
-import { FacetrainError, OUTPUT, parseStorageUri, type StorageRef, storageAddress } from '@facetrain/api';
+import { OUTPUT, parseStorageUri, type StorageRef, storageAddress } from '@facetrain/api';
 import { below, checkpointsPlace, type OutputFolders } from '@facetrain/planner/written-places';
 import type { Outcome } from '../command-action.ts';
 import { copyResults } from '../results/copy-results.ts';
 import { isPart, PARTS, type Part } from '../results/parts.ts';
 import { type ResultSource, StoredResults } from '../results/result-source.ts';
 import type { StatusLine } from '../terminal-output.ts';
-import type { Cluster, Job } from './cluster.ts';
+import { type Cluster, type Job, refusal } from './cluster.ts';
 import { VolumeResults } from './volume-results.ts';
 
 export interface FetchOptions {
@@ -70,6 +70,3 @@ function open(cluster: Cluster, job: Job, place: StorageRef, options: OpenOption
   if (scheme === 'pvc') return VolumeResults.open(cluster, job, place.uri, options);
   throw refusal(place.uri, 'a folder of a node', 'pvc:// or s3://; copy it there by other means');
 }
-
-const refusal = (subject: string, found: string, allowed: string) =>
-  new FacetrainError({ code: 'InvalidArgument', subject, found, allowed });

@@ -8,13 +8,13 @@ import { existsSync, statSync } from 'node:fs';
 import { open, rename } from 'node:fs/promises';
 import { join } from 'node:path';
 import { setTimeout as delay } from 'node:timers/promises';
-import { API_VERSION, CHECKPOINT_MANIFEST, FacetrainError, parseStorageUri } from '@facetrain/api';
+import { API_VERSION, CHECKPOINT_MANIFEST, checkpointStep, FacetrainError, parseStorageUri } from '@facetrain/api';
 import { ApiError, isApiError } from '@facetrain/operator/runtime/api-error';
 import { objectPath } from '@facetrain/operator/runtime/resource';
 import { CONTAINER } from '@facetrain/planner/names';
 import { inWords } from '../results/copy-results.ts';
 import type { ListedCheckpoint, ResultSource } from '../results/result-source.ts';
-import { type Cluster, type Job, type Pod, pods } from './cluster.ts';
+import { type Cluster, type Job, type Pod, pods, refusal } from './cluster.ts';
 
 const MOUNT = '/results';
 /** Of the pod. */
@@ -76,14 +76,12 @@ export class VolumeResults implements ResultSource {
   }
 
   async read(file: string): Promise<Uint8Array | undefined> {
-    const parts: Buffer[] = [];
     try {
-      for await (const part of this.#get(`files/${file}`)) parts.push(part);
+      return await this.#bytes(`files/${file}`);
     } catch (error) {
       if (isApiError(error, 'NotFound')) return undefined;
       throw this.#cluster.words(`${this.uri}/${file}`, error);
     }
-    return Buffer.concat(parts);
   }
 
   async copy(file: string, to: string): Promise<void> {
@@ -118,15 +116,12 @@ export class VolumeResults implements ResultSource {
   }
 
   async checkpoints(): Promise<ListedCheckpoint[]> {
-    const parts: Buffer[] = [];
-    for await (const part of this.#get('list')) parts.push(part);
-    const names = JSON.parse(Buffer.concat(parts).toString()) as string[];
+    const names = JSON.parse((await this.#bytes('list')).toString()) as string[];
     const found: ListedCheckpoint[] = [];
     for (const folder of names) {
-      const step = /^step-(\d{10})$/.exec(folder)?.[1];
+      const step = checkpointStep(folder);
       // A folder without a manifest is no checkpoint.
-      if (step !== undefined && (await this.read(`${folder}/${CHECKPOINT_MANIFEST}`)))
-        found.push({ step: Number(step), folder });
+      if (step !== undefined && (await this.read(`${folder}/${CHECKPOINT_MANIFEST}`))) found.push({ step, folder });
     }
     return found.sort((a, b) => b.step - a.step);
   }
@@ -136,6 +131,12 @@ export class VolumeResults implements ResultSource {
     await this.#cluster.client.delete(pods, this.#cluster.namespace, name, uid, 1).catch((error: unknown) => {
       if (!isApiError(error, 'NotFound')) throw this.#cluster.words(`pod ${name}: delete it`, error);
     });
+  }
+
+  async #bytes(path: string): Promise<Buffer> {
+    const parts: Buffer[] = [];
+    for await (const part of this.#get(path)) parts.push(part);
+    return Buffer.concat(parts);
   }
 
   #get(path: string, from = 0): AsyncGenerator<Buffer> {
@@ -153,12 +154,11 @@ export class VolumeResults implements ResultSource {
       const { phase = 'Pending', conditions = [], containerStatuses = [] } = pod.status ?? {};
       const { waiting, terminated } = containerStatuses.find((one) => one.name === CONTAINER)?.state ?? {};
       if (phase === 'Failed' || phase === 'Succeeded')
-        throw new FacetrainError({
-          code: 'InvalidArgument',
-          subject: `pod ${name}`,
-          found: `it ended before it served (${terminated?.message ?? pod.status?.message ?? phase})`,
-          allowed: 'a trainers’ image of this release, by --image',
-        });
+        throw refusal(
+          `pod ${name}`,
+          `it ended before it served (${terminated?.message ?? pod.status?.message ?? phase})`,
+          'a trainers’ image of this release, by --image',
+        );
       if (phase === 'Running' && (await this.#isServing())) return;
       const unplaced = conditions.find(({ type, status }) => type === 'PodScheduled' && status === 'False');
       const reason = waiting?.message ?? waiting?.reason ?? unplaced?.message ?? phase;
@@ -170,7 +170,7 @@ export class VolumeResults implements ResultSource {
   /** @throws FacetrainError when the user may not */
   async #isServing(): Promise<boolean> {
     try {
-      for await (const _ of this.#get('list'));
+      await this.#bytes('list');
       return true;
     } catch (error) {
       if (error instanceof ApiError && error.status < 500)
@@ -202,12 +202,11 @@ function podOf(
   const spec = (sample?.spec ?? {}) as PodSpec;
   const image = givenImage ?? spec.containers?.find((one) => one.name === CONTAINER)?.image;
   if (image === undefined)
-    throw new FacetrainError({
-      code: 'InvalidArgument',
-      subject: `FaceTrainJob ${name}`,
-      found: 'it has no pods any more, which would tell the image',
-      allowed: '--image with the trainers’ image',
-    });
+    throw refusal(
+      `FaceTrainJob ${name}`,
+      'it has no pods any more, which would tell the image',
+      '--image with the trainers’ image',
+    );
   const placement = Object.fromEntries(PLACEMENT.flatMap((field) => (spec[field] ? [[field, spec[field]]] : [])));
   const resources = { cpu: '500m', memory: '256Mi' };
   return {

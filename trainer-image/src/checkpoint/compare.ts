@@ -1,6 +1,6 @@
 /** What differs between two checkpoints: how they were trained, how far weights and class centres moved. */
 import { basename, dirname, resolve } from 'node:path';
-import type { AnyCheckpointManifest } from '@facetrain/api';
+import { type AnyCheckpointManifest, checkpointStep } from '@facetrain/api';
 import { type Checkpoint, invalid, openCheckpoint, openWhole } from './directory.ts';
 import { readEvaluations } from './evaluations.ts';
 import { type Centres, readCentres } from './rows.ts';
@@ -47,9 +47,10 @@ const FIELDS = ['step', 'time', 'worldSize', 'seed', 'stepsPerEpoch', 'numClasse
 /** @param path of a folder step-… @throws FacetrainError InvalidCheckpoint, StorageFailed */
 export async function openAt(path: string): Promise<Checkpoint> {
   const directory = resolve(path);
-  const match = /^step-(\d{10})$/.exec(basename(directory));
-  if (!match) throw invalid(path, 'no folder step-…, with ten digits', 'the folder of a checkpoint under its own name');
-  return openCheckpoint(dirname(directory), Number(match[1]));
+  const step = checkpointStep(basename(directory));
+  if (step === undefined)
+    throw invalid(path, 'no folder step-…, with ten digits', 'the folder of a checkpoint under its own name');
+  return openCheckpoint(dirname(directory), step);
 }
 
 /**

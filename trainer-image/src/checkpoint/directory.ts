@@ -12,6 +12,7 @@ import {
   CHECKPOINT_MANIFEST,
   type CheckpointManifest,
   checkpointFolder,
+  checkpointStep,
   FacetrainError,
   parseDocument,
   type RowBlock,
@@ -24,7 +25,6 @@ import { type Fence, KEPT_PREFIX } from '../storage/fence.ts';
 import { mapAtOnce } from '../storage/map-at-once.ts';
 import { type ReadableFile, readable, readExactly, Safetensors } from './safetensors.ts';
 
-const STEP_FOLDER = /^step-(\d{10})$/;
 /** Where each size is an answer over a network. */
 const SIZES_AT_ONCE = 16;
 
@@ -397,8 +397,8 @@ export async function authorOf(root: string, step: number): Promise<string | und
 async function stepFolders(root: string): Promise<{ step: number; directory: string; complete: boolean }[]> {
   const names = await list(root);
   const folders = names.flatMap((name) => {
-    const match = STEP_FOLDER.exec(name);
-    return match ? [{ step: Number(match[1]), directory: join(root, name) }] : [];
+    const step = checkpointStep(name);
+    return step === undefined ? [] : [{ step, directory: join(root, name) }];
   });
   const found = await Promise.all(
     folders.map(async (folder) => ({
