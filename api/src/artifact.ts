@@ -4,16 +4,9 @@
  */
 import { z } from 'zod';
 import { StoredFile } from './checkpoint-manifest.ts';
-import { Histogram } from './train-report.ts';
+import { GroupAccuracy, Histogram } from './train-report.ts';
 
-/** Pairs of one group at the threshold of the whole set, which each model has its own of. */
-const GroupAccuracy = z.strictObject({
-  accuracy: z.number().min(0).max(1),
-  falseAcceptRate: z.number().nullable().describe('Of the pairs of different people; null: the group has none.'),
-  falseRejectRate: z.number().nullable().describe('Of the pairs of one person; null: the group has none.'),
-});
-
-/** FP32 and INT7 on the pairs of one group. */
+/** FP32 and INT7 on the pairs of one group, each at its own threshold of the whole set. */
 export const GroupComparison = z.strictObject({
   group: z.string(),
   pairs: z.int().positive(),

@@ -19,6 +19,13 @@ export const Histogram = z.strictObject({
 });
 export type Histogram = z.infer<typeof Histogram>;
 
+/** Pairs of one group at the threshold of the whole set. */
+export const GroupAccuracy = z.strictObject({
+  accuracy: z.number().min(0).max(1),
+  falseAcceptRate: z.number().nullable().describe('Of the pairs of different people; null: the group has none.'),
+  falseRejectRate: z.number().nullable().describe('Of the pairs of one person; null: the group has none.'),
+});
+
 /** Accuracy on one verification set, with what only the report has. */
 export const EvaluationReport = EvaluationResult.extend({
   threshold: z
@@ -43,13 +50,10 @@ export const EvaluationReport = EvaluationResult.extend({
     .describe('Pairs by the smaller norm of the two embeddings, a quarter each, with the wrong answers among them.'),
   groups: z
     .array(
-      z.strictObject({
+      GroupAccuracy.extend({
         group: z.string(),
         pairs: z.int().positive(),
-        accuracy: z.number().min(0).max(1),
         interval: interval.describe('Of the accuracy.'),
-        falseAcceptRate: z.number().nullable().describe('Of the pairs of different people; null: the group has none.'),
-        falseRejectRate: z.number().nullable().describe('Of the pairs of one person; null: the group has none.'),
       }),
     )
     .optional()
