@@ -167,7 +167,7 @@ async function quantizeInto(
   // ---- The search for scales ----
   const journal = await SearchJournal.open(
     output,
-    searchKey(source.layers, pictures, config.search, addonDigest()),
+    searchKey(source.layers, pictures, calibration.sha256, config.search, addonDigest()),
     log,
   );
   const found = await search(config, source.layers, pictures, computeThreads, program, journal);

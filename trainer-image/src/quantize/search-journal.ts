@@ -15,26 +15,25 @@ import type { Fence } from '../storage/fence.ts';
 
 /**
  * What decides how a search goes: decisions of another one would be wrong.
+ * @param picturesSha256 digest of the pictures' data
  * @param software digest of what searches: builds of one version may do it differently
  */
 export function searchKey(
   graph: LayerGraph,
-  pictures: Pictures,
+  { data: _, ...size }: Pictures,
+  picturesSha256: string,
   search: QuantizeConfig['search'],
   software: string,
 ): string {
   const hash = createHash('sha256');
-  const { data, ...size } = pictures;
   // Numbers are hashed as bytes, beside their place in the text.
-  const text = JSON.stringify([software, graph, size, search], (_, value: unknown) => {
+  const text = JSON.stringify([software, graph, size, picturesSha256, search], (_, value: unknown) => {
     if (!ArrayBuffer.isView(value)) return value;
-    updateHash(hash, bytesOf(value));
+    updateHash(hash, new Uint8Array(value.buffer, value.byteOffset, value.byteLength));
     return `${value.constructor.name} of ${value.byteLength} bytes`;
   });
-  return updateHash(hash, bytesOf(data)).update(text).digest('hex');
+  return hash.update(text).digest('hex');
 }
-
-const bytesOf = ({ buffer, byteOffset, byteLength }: ArrayBufferView) => new Uint8Array(buffer, byteOffset, byteLength);
 
 export class SearchJournal {
   /** Of the interrupted search, in order. */
