@@ -117,9 +117,8 @@ export class Client {
       connections: MAX_CONNECTIONS,
       allowH2: false,
       keepAliveTimeout: IDLE_MILLISECONDS,
-      headersTimeout: ANSWER_MILLISECONDS,
     });
-    this.#watches = pool({ allowH2: false, headersTimeout: ANSWER_MILLISECONDS });
+    this.#watches = pool({ allowH2: false });
   }
 
   /** A client of the same server, over the same connections, all of whose requests need the guard's consent. */
