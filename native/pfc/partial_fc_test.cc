@@ -839,6 +839,20 @@ static void test_bf16_rows() {
 
 // ---- the optimizers of rows ----
 
+// Options with every optimizer, and with lazy and dense updates of those that have both.
+static std::vector<PfcOptions> kinds_of_row_updates() {
+  std::vector<PfcOptions> result;
+  for (const RowOptimizer optimizer : kRowOptimizers) {
+    for (const bool dense : {false, true}) {
+      if (dense && optimizer == RowOptimizer::adamw) continue;
+      result.push_back(cosface_on_all_classes());
+      result.back().row_optimizer = optimizer;
+      result.back().dense_update = dense;
+    }
+  }
+  return result;
+}
+
 // In float64, of all rows, as row_update.h defines it.
 struct NaiveOptimizer {
   RowOptimizer optimizer;
@@ -918,47 +932,41 @@ static OptimizerRun run_optimizer(PfcOptions options, int steps, double learning
 }
 
 static void test_row_optimizers() {
-  for (const RowOptimizer optimizer : kRowOptimizers) {
-    for (const bool dense : {false, true}) {
-      if (dense && optimizer == RowOptimizer::adamw) continue;
-      PfcOptions options = cosface_on_all_classes();
-      options.row_optimizer = optimizer;
-      options.dense_update = dense;
-      const double learning_rate = optimizer == RowOptimizer::sgd ? 0.05 : 0.002;
-      // A thousand roundings to float32 of numbers that grow less than twofold.
-      constexpr double kError = 2e-5;
-      run_optimizer(options, 1000, learning_rate, [&](PartialFc& pfc, const NaiveOptimizer& naive) {
-        CHECK_NEAR(max_error(pfc.weight(), naive.w), 0, kError);
-        switch (optimizer) {
-          case RowOptimizer::sgd:
-            CHECK_NEAR(max_error(pfc.momentum(), naive.m), 0, kError);
-            break;
-          case RowOptimizer::adamw:
-            CHECK_NEAR(max_error(tensor_named(pfc, "first_moment").values, naive.m), 0, kError);
-            CHECK_NEAR(max_error(tensor_named(pfc, "second_moment").values, naive.v), 0, kError);
-            CHECK(at::equal(tensor_named(pfc, "updates").values.to(at::kCPU, at::kDouble), naive.n));
-            break;
-          case RowOptimizer::adagrad:
-            CHECK_NEAR(max_error(tensor_named(pfc, "squares").values, naive.n), 0, kError);
-            break;
-        }
-        // A row that was never sampled.
-        const at::Tensor start = make_problem(150, 19, 4, options).w;
-        const at::Tensor unchanged = (pfc.weight().cpu() == start).all(1);
-        CHECK_EQ(unchanged.any().item<bool>(), false);  // in 1000 steps, each is sampled
-      });
-      // A few steps: lazy updates leave rows alone, dense ones do not.
-      run_optimizer(options, 3, learning_rate, [&](PartialFc& pfc, const NaiveOptimizer& naive) {
-        const at::Tensor start = make_problem(150, 19, 4, options).w;
-        CHECK_EQ((pfc.weight().cpu() == start).all(1).any().item<bool>(), !dense);
-        CHECK_NEAR(max_error(pfc.weight(), naive.w), 0, kError);
-      });
-      // In bfloat16, rounding errors of all steps add up, but do not lean to a side.
-      options.bf16_rows = true;
-      const auto [w, naive] = run_optimizer(options, 300, learning_rate, [](PartialFc&, const NaiveOptimizer&) {});
-      CHECK(cosine(w, naive.w) > 0.999);
-      CHECK_NEAR((w * naive.w).sum().item<double>() / naive.w.square().sum().item<double>(), 1, 0.01);
-    }
+  for (PfcOptions options : kinds_of_row_updates()) {
+    const double learning_rate = options.row_optimizer == RowOptimizer::sgd ? 0.05 : 0.002;
+    // A thousand roundings to float32 of numbers that grow less than twofold.
+    constexpr double kError = 2e-5;
+    run_optimizer(options, 1000, learning_rate, [&](PartialFc& pfc, const NaiveOptimizer& naive) {
+      CHECK_NEAR(max_error(pfc.weight(), naive.w), 0, kError);
+      switch (options.row_optimizer) {
+        case RowOptimizer::sgd:
+          CHECK_NEAR(max_error(pfc.momentum(), naive.m), 0, kError);
+          break;
+        case RowOptimizer::adamw:
+          CHECK_NEAR(max_error(tensor_named(pfc, "first_moment").values, naive.m), 0, kError);
+          CHECK_NEAR(max_error(tensor_named(pfc, "second_moment").values, naive.v), 0, kError);
+          CHECK(at::equal(tensor_named(pfc, "updates").values.to(at::kCPU, at::kDouble), naive.n));
+          break;
+        case RowOptimizer::adagrad:
+          CHECK_NEAR(max_error(tensor_named(pfc, "squares").values, naive.n), 0, kError);
+          break;
+      }
+      // A row that was never sampled.
+      const at::Tensor start = make_problem(150, 19, 4, options).w;
+      const at::Tensor unchanged = (pfc.weight().cpu() == start).all(1);
+      CHECK_EQ(unchanged.any().item<bool>(), false);  // in 1000 steps, each is sampled
+    });
+    // A few steps: lazy updates leave rows alone, dense ones do not.
+    run_optimizer(options, 3, learning_rate, [&](PartialFc& pfc, const NaiveOptimizer& naive) {
+      const at::Tensor start = make_problem(150, 19, 4, options).w;
+      CHECK_EQ((pfc.weight().cpu() == start).all(1).any().item<bool>(), !options.dense_update);
+      CHECK_NEAR(max_error(pfc.weight(), naive.w), 0, kError);
+    });
+    // In bfloat16, rounding errors of all steps add up, but do not lean to a side.
+    options.bf16_rows = true;
+    const auto [w, naive] = run_optimizer(options, 300, learning_rate, [](PartialFc&, const NaiveOptimizer&) {});
+    CHECK(cosine(w, naive.w) > 0.999);
+    CHECK_NEAR((w * naive.w).sum().item<double>() / naive.w.square().sum().item<double>(), 1, 0.01);
   }
 }
 
@@ -991,67 +999,56 @@ static void test_dense_updates_around_a_checkpoint() {
 // An update that is skipped is none, also for the rows that the step has not sampled. On a GPU only the device knows
 // that it is skipped.
 static void test_skipped_updates() {
-  for (const RowOptimizer optimizer : kRowOptimizers) {
-    for (const bool dense : {false, true}) {
-      if (dense && optimizer == RowOptimizer::adamw) continue;
-      PfcOptions options = cosface_on_all_classes();
-      options.row_optimizer = optimizer;
-      options.dense_update = dense;
-      options.sample_rate = 0.05;
-      options.sample_rate_changes = {{12, 1}, {16, 0.05}};
-      const Problem problem = make_problem(150, 19, 4, options);
-      const auto solo = make_solo_comm();
-      PartialFc skips(*solo, problem.options), stands(*solo, problem.options);
-      const at::Tensor start = stands.weight().clone();
-      const at::Tensor yes = at::ones({1}, at::TensorOptions(device)), no = at::zeros_like(yes);
-      for (int step = 0; step < 24; ++step) {
-        const bool skipped = step % 3 == 1 || step == 12;
-        for (PartialFc* pfc : {&skips, &stands}) pfc->forward_backward(problem.x.to(device), problem.labels, step);
-        skips.update_rows(0.01, kMomentum, kWeightDecay, skipped ? yes : no);
-        if (!skipped) stands.update_rows(0.01, kMomentum, kWeightDecay);
-      }
-      CHECK(!at::equal(stands.weight(), start));
-      for (size_t i = 0; i < stands.row_tensors().size(); ++i)
-        CHECK(at::equal(skips.row_tensors()[i].values, stands.row_tensors()[i].values));
+  for (PfcOptions options : kinds_of_row_updates()) {
+    options.sample_rate = 0.05;
+    options.sample_rate_changes = {{12, 1}, {16, 0.05}};
+    const Problem problem = make_problem(150, 19, 4, options);
+    const auto solo = make_solo_comm();
+    PartialFc skips(*solo, problem.options), stands(*solo, problem.options);
+    const at::Tensor start = stands.weight().clone();
+    const at::Tensor yes = at::ones({1}, at::TensorOptions(device)), no = at::zeros_like(yes);
+    for (int step = 0; step < 24; ++step) {
+      const bool skipped = step % 3 == 1 || step == 12;
+      for (PartialFc* pfc : {&skips, &stands}) pfc->forward_backward(problem.x.to(device), problem.labels, step);
+      skips.update_rows(0.01, kMomentum, kWeightDecay, skipped ? yes : no);
+      if (!skipped) stands.update_rows(0.01, kMomentum, kWeightDecay);
     }
+    CHECK(!at::equal(stands.weight(), start));
+    for (size_t i = 0; i < stands.row_tensors().size(); ++i)
+      CHECK(at::equal(skips.row_tensors()[i].values, stands.row_tensors()[i].values));
   }
 }
 
 // The same training on a CPU and on the GPU, which differ by rounding; in bfloat16 a number may be rounded to the other
 // side, by the same random bits.
 static void test_optimizers_equal_those_of_a_cpu() {
-  for (const RowOptimizer optimizer : kRowOptimizers) {
-    for (const bool dense : {false, true}) {
-      if (dense && optimizer == RowOptimizer::adamw) continue;
-      for (const bool bf16_rows : {false, true}) {
-        PfcOptions options = cosface_on_all_classes();
-        options.row_optimizer = optimizer;
-        options.dense_update = dense;
-        options.bf16_rows = bf16_rows;
-        options.sample_rate = 0.1;
-        options.sample_rate_changes = {{8, 1}, {11, 0.1}};
-        const Problem problem = make_problem(301, 36, 6, options);
-        const auto solo = make_solo_comm();
-        PfcOptions on_cpu = problem.options;
-        on_cpu.device = at::kCPU;
-        PartialFc expected(*solo, on_cpu), actual(*solo, problem.options);
-        for (int step = 0; step < 20; ++step) {
-          const at::Tensor labels = (problem.labels + 7 * step).remainder(200);
-          expected.forward_backward(problem.x, labels, step);
-          actual.forward_backward(problem.x.to(device), labels, step);
-          for (PartialFc* pfc : {&expected, &actual}) pfc->update_rows(0.005, kMomentum, kWeightDecay);
-        }
-        for (size_t i = 0; i < expected.row_tensors().size(); ++i) {
-          const at::Tensor stored = expected.row_tensors()[i].values, one = stored.to(at::kFloat),
-                           other = actual.row_tensors()[i].values.to(at::kCPU, at::kFloat);
-          const auto share = [](const at::Tensor& which) { return which.to(at::kFloat).mean().item<double>(); };
-          CHECK(cosine(other, one) > 0.9999);
-          if (stored.scalar_type() == at::kBFloat16) {
-            CHECK(share(other == one) > 0.5);
-          } else if (!bf16_rows) {
-            // Not of all: AdamW and AdaGrad make whole steps of gradients that are all but zero, and so of rounding.
-            CHECK(share((other - one).abs() > 1e-4 * one.abs().max()) < 0.02);
-          }
+  for (const PfcOptions& updates : kinds_of_row_updates()) {
+    for (const bool bf16_rows : {false, true}) {
+      PfcOptions options = updates;
+      options.bf16_rows = bf16_rows;
+      options.sample_rate = 0.1;
+      options.sample_rate_changes = {{8, 1}, {11, 0.1}};
+      const Problem problem = make_problem(301, 36, 6, options);
+      const auto solo = make_solo_comm();
+      PfcOptions on_cpu = problem.options;
+      on_cpu.device = at::kCPU;
+      PartialFc expected(*solo, on_cpu), actual(*solo, problem.options);
+      for (int step = 0; step < 20; ++step) {
+        const at::Tensor labels = (problem.labels + 7 * step).remainder(200);
+        expected.forward_backward(problem.x, labels, step);
+        actual.forward_backward(problem.x.to(device), labels, step);
+        for (PartialFc* pfc : {&expected, &actual}) pfc->update_rows(0.005, kMomentum, kWeightDecay);
+      }
+      for (size_t i = 0; i < expected.row_tensors().size(); ++i) {
+        const at::Tensor stored = expected.row_tensors()[i].values, one = stored.to(at::kFloat),
+                         other = actual.row_tensors()[i].values.to(at::kCPU, at::kFloat);
+        const auto share = [](const at::Tensor& which) { return which.to(at::kFloat).mean().item<double>(); };
+        CHECK(cosine(other, one) > 0.9999);
+        if (stored.scalar_type() == at::kBFloat16) {
+          CHECK(share(other == one) > 0.5);
+        } else if (!bf16_rows) {
+          // Not of all: AdamW and AdaGrad make whole steps of gradients that are all but zero, and so of rounding.
+          CHECK(share((other - one).abs() > 1e-4 * one.abs().max()) < 0.02);
         }
       }
     }
@@ -1109,46 +1106,41 @@ static void test_loss_curves() {
 // Rows in host memory give the same numbers as rows on the device, with all optimizers, while rates, retired classes
 // and the order of steps change, and others read and write the rows.
 static void test_host_rows_equal_device_rows() {
-  for (const RowOptimizer optimizer : kRowOptimizers) {
-    for (const bool dense : {false, true}) {
-      if (dense && optimizer == RowOptimizer::adamw) continue;
-      for (const bool bf16_rows : {false, true}) {
-        PfcOptions options = cosface_on_all_classes();
-        options.row_optimizer = optimizer;
-        options.dense_update = dense;
-        options.bf16_rows = bf16_rows;
-        options.sample_rate = 0.2;
-        options.sample_rate_changes = {{20, 0.05}, {30, 1}, {33, 0.3}};
-        const Problem problem = make_problem(300, 19, 6, options);
-        run_fake_ranks(2, [&](Comm& comm) {
-          PfcOptions in_host_memory = problem.options;
-          in_host_memory.host_rows = true;
-          PartialFc expected(comm, problem.options), actual(comm, in_host_memory);
-          const auto check_rows = [&] {
-            for (size_t i = 0; i < expected.row_tensors().size(); ++i)
-              CHECK(at::equal(actual.row_tensors()[i].values, expected.row_tensors()[i].values.cpu()));
-          };
-          for (uint64_t step = 0; step < 60; ++step) {
-            for (PartialFc* pfc : {&expected, &actual}) {
-              if (step == 10) pfc->retire({3, 7, 150, 299});
-              if (step == 25) pfc->weight().mul_(1.5);
-            }
-            const uint64_t number = step < 50 ? step : step * 13 % 7;  // at the end, in another order
-            const at::Tensor labels = part_of((problem.labels + 7 * static_cast<int64_t>(step)).remainder(140), comm);
-            const at::Tensor x = part_of(problem.x, comm).to(device);
-            const auto one = expected.forward_backward(x, labels, number),
-                       other = actual.forward_backward(x, labels, number);
-            CHECK(at::equal(one.loss, other.loss) && at::equal(one.grad_embeddings, other.grad_embeddings));
-            CHECK(at::equal(expected.sampled(), actual.sampled()));
-            CHECK(at::equal(expected.sampled_gradient(), actual.sampled_gradient()));
-            if (step == 40) check_rows();  // between the gradient and its update
-            if (step % 7 == 3) continue;   // as a step that is skipped
-            for (PartialFc* pfc : {&expected, &actual}) pfc->update_rows(0.01, kMomentum, kWeightDecay);
-            if (step == 15 || step == 16) check_rows();
+  for (const PfcOptions& updates : kinds_of_row_updates()) {
+    for (const bool bf16_rows : {false, true}) {
+      PfcOptions options = updates;
+      options.bf16_rows = bf16_rows;
+      options.sample_rate = 0.2;
+      options.sample_rate_changes = {{20, 0.05}, {30, 1}, {33, 0.3}};
+      const Problem problem = make_problem(300, 19, 6, options);
+      run_fake_ranks(2, [&](Comm& comm) {
+        PfcOptions in_host_memory = problem.options;
+        in_host_memory.host_rows = true;
+        PartialFc expected(comm, problem.options), actual(comm, in_host_memory);
+        const auto check_rows = [&] {
+          for (size_t i = 0; i < expected.row_tensors().size(); ++i)
+            CHECK(at::equal(actual.row_tensors()[i].values, expected.row_tensors()[i].values.cpu()));
+        };
+        for (uint64_t step = 0; step < 60; ++step) {
+          for (PartialFc* pfc : {&expected, &actual}) {
+            if (step == 10) pfc->retire({3, 7, 150, 299});
+            if (step == 25) pfc->weight().mul_(1.5);
           }
-          check_rows();
-        });
-      }
+          const uint64_t number = step < 50 ? step : step * 13 % 7;  // at the end, in another order
+          const at::Tensor labels = part_of((problem.labels + 7 * static_cast<int64_t>(step)).remainder(140), comm);
+          const at::Tensor x = part_of(problem.x, comm).to(device);
+          const auto one = expected.forward_backward(x, labels, number),
+                     other = actual.forward_backward(x, labels, number);
+          CHECK(at::equal(one.loss, other.loss) && at::equal(one.grad_embeddings, other.grad_embeddings));
+          CHECK(at::equal(expected.sampled(), actual.sampled()));
+          CHECK(at::equal(expected.sampled_gradient(), actual.sampled_gradient()));
+          if (step == 40) check_rows();  // between the gradient and its update
+          if (step % 7 == 3) continue;   // as a step that is skipped
+          for (PartialFc* pfc : {&expected, &actual}) pfc->update_rows(0.01, kMomentum, kWeightDecay);
+          if (step == 15 || step == 16) check_rows();
+        }
+        check_rows();
+      });
     }
   }
 }
