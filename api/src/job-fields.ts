@@ -294,8 +294,7 @@ export const failurePolicy = section(
       'How long a node may be unreachable or not ready before its pods count as lost. The pods of an unreachable ' +
         'node are lost at once if their gang has stood still for half as long (at least 30 s), or if the node was ' +
         'deleted or has the taint node.kubernetes.io/out-of-service. A toleration for ' +
-        'node.kubernetes.io/unreachable in the pod template ' +
-        'replaces it.',
+        'node.kubernetes.io/unreachable in the pod template replaces it.',
     ).default(DEFAULT_NODE_LOST_SECONDS),
     rules: z
       .array(FailureRule)

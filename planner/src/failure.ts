@@ -58,9 +58,7 @@ export function findFailure(view: JobView): Failure | null {
         return disruptionOf(
           Reason.podLost,
           `pod ${podName(view.kind, view.identity, view.attempt, rank)} is gone`,
-          {
-            rank,
-          },
+          { rank },
           view,
         );
     } else if (pod.deleting && outcomeOf(pod) !== 'succeeded') {

@@ -7,7 +7,7 @@ import { mkdtemp, readdir, readFile, rm } from 'node:fs/promises';
 import { tmpdir } from 'node:os';
 import { join } from 'node:path';
 import { after, before, test } from 'node:test';
-import { QuantizeConfig, type QuantizeReport } from '@facetrain/api';
+import { DEFAULT_SEARCH, QuantizeConfig, type QuantizeReport } from '@facetrain/api';
 import { Int7Model, LayerModel, Model, type Pictures, readPictures } from '@facetrain/native';
 import { pino } from 'pino';
 import { sampleIndices } from '../dataset/sample-indices.ts';
@@ -43,16 +43,7 @@ before(async () => {
     job: { name: 'mobilefacenet', uid: 'uid', attempt: 0 },
     model: { path: MOBILEFACENET, channelOrder: 'bgr', input: null },
     calibration: { datasetPath: LFW, images: 24, seed: 0, maxBadPictures: 0 },
-    search: {
-      rounds: 1,
-      candidates: 20,
-      lower: 0.5,
-      upper: 2,
-      zeroPoints: true,
-      equalize: true,
-      biasCorrection: true,
-      strict: false,
-    },
+    search: { ...DEFAULT_SEARCH, rounds: 1, candidates: 20 },
     evaluation: { sets: [{ name: 'lfw', path: PAIRS }] },
     gate: { maxAccuracyDrop: 0.01, minMeanCosine: 0.97 },
     publish: server.address('s3://models/mobilefacenet'),

@@ -370,7 +370,7 @@ class NcnnWriter {
       case 'Softmax': {
         const axis = (number('axis', -1) + dims.length) % dims.length;
         if (axis < 1 || (isFlat && axis > 1)) throw refuse();
-        if (isFlat !== (dims.length === 2) && !isFlat) throw refuse('Softmax of a map that is read as a vector');
+        if (!isFlat && dims.length === 2) throw refuse('Softmax of a map that is read as a vector');
         write('Softmax', { 0: axis - 1, 1: 1 });
         return isFlat;
       }
