@@ -2,7 +2,7 @@
 import assert from 'node:assert/strict';
 import { readdir } from 'node:fs/promises';
 import { join } from 'node:path';
-import { CheckpointManifest, checkpointFolder } from '@facetrain/api';
+import { CheckpointManifest, checkpointFolder, checkpointStep } from '@facetrain/api';
 import { compareCheckpoints, openAt } from '@facetrain/trainer/checkpoint/compare';
 import type { Cluster } from '../cluster/cluster.ts';
 import { applyExample, reachesStep, stepOf, trainLongWithoutEvaluation } from '../testing/example-job.ts';
@@ -124,8 +124,7 @@ export async function fourChangesGiveTheSameTraining(ns: Namespace): Promise<voi
   }
   // Rounding has moved the weights much less than the training has.
   const [oldest] = (await readdir(join(ns.folder, 'elastic', 'checkpoints')))
-    .map((name) => Number(/^step-(\d{10})$/.exec(name)?.[1]))
-    .filter((each) => !Number.isNaN(each))
+    .flatMap((name) => checkpointStep(name) ?? [])
     .sort((a, b) => a - b);
   const first = await checkpoint('elastic', oldest!);
   const [moved, apart] = [await compareCheckpoints(first, steady), await compareCheckpoints(elastic, steady)];
