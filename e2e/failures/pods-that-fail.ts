@@ -84,6 +84,7 @@ export const podsThatFail: Record<string, (ns: Namespace) => Promise<void>> = {
           command: ['node', '-e', "process.on('SIGTERM',()=>setTimeout(process.exit,5e3,143));setInterval(()=>{},1e3)"],
           livenessProbe: { httpGet: { path: '/healthz', port: 8080 }, periodSeconds: 1, failureThreshold: 2 },
         },
+        pod: { terminationGracePeriodSeconds: 60 },
         spec: { failurePolicy: { maxRestarts: 1 } },
       }),
     );
