@@ -85,7 +85,9 @@ async function nodeTests(files, { minutes, atOnce, pattern }) {
         '--test-reporter-destination=stdout',
         `--test-reporter=${join(root, 'hack', 'lib', 'count-reporter.mjs')}`,
         `--test-reporter-destination=${counts}`,
-        ...(pattern === undefined ? [] : [`--test-name-pattern=${pattern}`]),
+        // The hooks of a file without such a test run at once, not one after the other: what the first starts, the
+        // last does not stop, and the file would never end.
+        ...(pattern === undefined ? [] : [`--test-name-pattern=${pattern}`, '--test-force-exit']),
         ...files,
       ],
       { cwd: root, env: environment },
