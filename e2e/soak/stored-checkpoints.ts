@@ -67,6 +67,8 @@ interface Writing {
   fence?: ObjectFence;
   target?: ObjectTarget;
   output?: ObjectOutput;
+  /** The random name of its start, when it has begun to claim. */
+  start?: string;
   /** When it last sent a request or had an answer: until then the store may have done something for it. */
   lastHeard: number;
 }
@@ -159,7 +161,8 @@ export class StoredCheckpoints {
     const place = this.#store.place(this.#uid, writing.proxy.endpoint);
     const store = new ObjectStore(place, { patienceMs: PATIENCE_MILLISECONDS });
     writing.store = store;
-    const owner = { name: 'job', uid: this.#uid, attempt: process.attempt, start: randomUUID() };
+    writing.start = randomUUID();
+    const owner = { name: 'job', uid: this.#uid, attempt: process.attempt, start: writing.start };
     const fence = await ObjectFence.claim(store, owner);
     const done = performance.now();
     const target = new ObjectTarget(fence);
@@ -249,10 +252,17 @@ export class StoredCheckpoints {
       ([{ claim }, { lastHeard }]) => claim !== head.token && lastHeard >= (last?.done ?? 0),
     );
     const lateTokens = new Set(late.map(([{ claim }]) => claim));
+    // A later claim deletes them, but not before an hour has passed.
+    const killedInClaim = new Set(
+      [...this.#writing]
+        .filter(([{ claim, ended }]) => claim === null && ended === 'killed')
+        .map(([, { start }]) => `fences/probe-${start}`),
+    );
     for (const name of await store.list('')) {
       const [, folder, token] = /^(step-\d{10}\/(\d{10})-[^/]*)\//.exec(name) ?? [];
       if (folder === undefined) {
-        if (name !== HEAD && name !== OUTPUT.model) this.violations.add(`left behind: ${name}`);
+        if (name !== HEAD && name !== OUTPUT.model && !killedInClaim.has(name))
+          this.violations.add(`left behind: ${name}`);
       } else if (!head.checkpoints.some((each) => each.folder === folder) && !lateTokens.has(Number(token)))
         this.violations.add(`left behind: ${name}`);
     }

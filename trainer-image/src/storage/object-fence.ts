@@ -56,6 +56,13 @@ type Lists = Pick<Head, 'checkpoints' | 'damaged' | 'evaluations'>;
 
 /** The object that decides. */
 export const HEAD = `${OUTPUT.fences}/head.json`;
+/** What names of the objects begin with by which a claim tries the store's conditions. */
+const PROBE_PREFIX = `${OUTPUT.fences}/probe-`;
+/**
+ * After so many milliseconds its process has ended: a store does not take a request whose signature is older than a
+ * quarter of an hour, so that clocks cannot be further apart, either.
+ */
+const PROBE_IS_LEFT_MS = 3_600_000;
 /** What names of the objects of checkpoints begin with. */
 export const CHECKPOINT_PREFIX = 'step-';
 const JSON_TYPE = 'application/json';
@@ -242,7 +249,7 @@ async function putHead(store: ObjectStore, head: Head, condition: Condition): Pr
  * @throws FacetrainError StorageFailed when it does not
  */
 async function probe(store: ObjectStore, start: string): Promise<void> {
-  const name = `${OUTPUT.fences}/probe-${start}`;
+  const name = PROBE_PREFIX + start;
   const body = (text: string) => new TextEncoder().encode(`${text}\n`);
   try {
     await store.put(name, body('1'), { etag: null });
@@ -263,7 +270,9 @@ async function probe(store: ObjectStore, start: string): Promise<void> {
     const cause = error instanceof FacetrainError ? (error.cause as { name?: string } | undefined) : undefined;
     throw cause?.name === 'NotImplemented' ? noConditions(store, 'a condition', error) : error;
   }
-  await store.delete([name]);
+  // And those of processes that were killed at this point.
+  const left = await store.list(PROBE_PREFIX, new Date(Date.now() - PROBE_IS_LEFT_MS));
+  await store.delete([name, ...left]);
 }
 
 function noConditions(store: ObjectStore, condition: string, cause?: unknown): FacetrainError {

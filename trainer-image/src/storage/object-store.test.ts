@@ -2,7 +2,7 @@
 import assert from 'node:assert/strict';
 import { createHash, randomBytes, randomUUID } from 'node:crypto';
 import { once } from 'node:events';
-import { mkdtemp, rm, writeFile } from 'node:fs/promises';
+import { mkdtemp, rm, utimes, writeFile } from 'node:fs/promises';
 import { createServer } from 'node:http';
 import type { AddressInfo } from 'node:net';
 import { tmpdir } from 'node:os';
@@ -117,6 +117,16 @@ test('a claim does not mind that the answer to any of its requests is lost', asy
     const fence = await ObjectFence.claim(store, { ...owner, start: randomUUID() });
     await fence.check();
   }
+});
+
+test('a claim deletes what killed processes left of theirs, and nothing of one that is alive', async () => {
+  const prefix = randomUUID();
+  const store = open(server.address(`s3://faces/${prefix}`));
+  await Promise.all(['dead', 'alive'].map((start) => store.put(`fences/probe-${start}`, text('1'))));
+  const written = new Date(Date.now() - 2 * 3_600_000);
+  await utimes(join(server.folder, 'faces', prefix, 'fences', 'probe-dead'), written, written);
+  await ObjectFence.claim(store, { name: 'j', uid: 'u', attempt: 0, start: randomUUID() });
+  assert.deepEqual((await store.list('')).sort(), [HEAD, 'fences/probe-alive'].sort());
 });
 
 test('an upload that is not finished leaves no object; it is aborted, and no other', async () => {

@@ -190,13 +190,18 @@ export class ObjectStore {
     );
   }
 
-  /** Names of the objects that begin with `start`. @throws FacetrainError StorageFailed */
-  async list(start: string): Promise<string[]> {
+  /**
+   * Names of the objects that begin with `start`.
+   * @param before only those that were last written before that, by the store's clock
+   * @throws FacetrainError StorageFailed
+   */
+  async list(start: string, before?: Date): Promise<string[]> {
     return this.#request(start, async () => {
       const names: string[] = [];
       const input = { Bucket: this.#bucket, Prefix: this.#prefix + start };
       for await (const page of paginateListObjectsV2({ client: this.#client }, input))
-        for (const { Key } of page.Contents ?? []) if (Key) names.push(Key.slice(this.#prefix.length));
+        for (const { Key, LastModified } of page.Contents ?? [])
+          if (Key && (!before || (LastModified && LastModified < before))) names.push(Key.slice(this.#prefix.length));
       return names;
     });
   }
