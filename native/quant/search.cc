@@ -91,6 +91,9 @@ class Search {
   std::vector<T> decide(size_t size, const std::function<std::vector<T>()>& make);
 
   void find_extents();
+  void pass_through(int64_t decisions, const std::function<void(const LayerwisePass&)>& decide_input,
+                    const std::function<void(const LayerwisePass&, int layer)>& decide_layer);
+  void pass_through_convs(const std::function<void(const LayerwisePass&, int layer)>& decide_conv);
   void weights_pass();
   void activations_pass();
   void correct_biases();
@@ -365,98 +368,92 @@ std::vector<Quantization> Search::with_zero_points(int t, const Quantization& sc
   return result;
 }
 
-void Search::weights_pass() {
-  // Nothing is run for decisions that are all known.
-  const bool known = are_decided(std::count_if(graph_.layers.begin(), graph_.layers.end(), is_conv));
+// Goes through the network once, to make `decisions` decisions: calls decide_input when the FP32 input is known, and
+// decide_layer for each layer when its FP32 output and its integer inputs are. Its integer output follows from what was
+// decided. Runs nothing if all decisions are known.
+void Search::pass_through(int64_t decisions, const std::function<void(const LayerwisePass&)>& decide_input,
+                          const std::function<void(const LayerwisePass&, int layer)>& decide_layer) {
+  const bool known = are_decided(decisions);
   LayerwisePass pass(graph_, pictures_, pool_, space_);
-  if (!known) {
-    pass.start_real();
-    pass.start_integers(scales_);
-  }
+  if (!known) pass.start_real();
+  decide_input(pass);
+  if (!known) pass.start_integers(scales_);
   for (int l = 0; l < static_cast<int>(graph_.layers.size()); ++l) {
-    const Layer& layer = graph_.layers[l];
-    if (is_conv(layer)) {
-      scales_.convs[l].weight = decide<float>(layer.shape.out_channels, [&] { return scan_weights(pass, l); });
-      quantize_conv(graph_, l, scales_);
-    }
+    if (!known) pass.run_real(l);
+    decide_layer(pass, l);
     if (!known) {
-      pass.run_real(l);
       pass.run_integers(l, scales_);
       pass.release(l);
     }
     layer_done();
   }
+}
+
+// The same for decisions about convolutions, one for each.
+void Search::pass_through_convs(const std::function<void(const LayerwisePass&, int layer)>& decide_conv) {
+  pass_through(
+      std::count_if(graph_.layers.begin(), graph_.layers.end(), is_conv), [](const LayerwisePass&) {},
+      [&](const LayerwisePass& pass, int l) {
+        if (is_conv(graph_.layers[l])) decide_conv(pass, l);
+      });
+}
+
+void Search::weights_pass() {
+  pass_through_convs([&](const LayerwisePass& pass, int l) {
+    scales_.convs[l].weight = decide<float>(graph_.layers[l].shape.out_channels, [&] { return scan_weights(pass, l); });
+    quantize_conv(graph_, l, scales_);
+  });
 }
 
 void Search::activations_pass() {
   const auto is_searched = [&](int t) { return graph_.quantized(t) && graph_.tensors[t].scale_of == t; };
   int64_t searched = is_searched(0) ? 1 : 0;
   for (const Layer& layer : graph_.layers) searched += is_searched(layer.output) ? 1 : 0;
-  const bool known = are_decided(searched);
-  LayerwisePass pass(graph_, pictures_, pool_, space_);
-  const auto search = [&](int t, const std::function<Unquantized()>& unquantized) {
+  const auto search = [&](const LayerwisePass& pass, int t, const std::function<Unquantized()>& unquantized) {
     const auto chosen = decide<float>(2, [&] {
       const auto [scale, zero_point] = scan_activation(pass, t, unquantized());
       return std::vector<float>{scale, static_cast<float>(zero_point)};
     });
     set_quantization(t, {chosen[0], static_cast<int>(chosen[1])});
   };
-  if (!known) pass.start_real();
-  if (is_searched(0)) search(0, [&]() -> Unquantized { return [&](int64_t n) { return pass.real(0, n); }; });
-  if (!known) pass.start_integers(scales_);
-  for (int l = 0; l < static_cast<int>(graph_.layers.size()); ++l) {
-    const int output = graph_.layers[l].output;
-    if (!known) pass.run_real(l);
-    if (is_searched(output)) {
-      Activations<float> values;
-      search(output, [&]() -> Unquantized {
-        values = pass.run_unquantized(l, scales_);
-        return [&, size = graph_.tensors[output].size()](int64_t n) { return values.data() + n * size; };
+  pass_through(
+      searched,
+      [&](const LayerwisePass& pass) {
+        if (is_searched(0))
+          search(pass, 0, [&]() -> Unquantized { return [&](int64_t n) { return pass.real(0, n); }; });
+      },
+      [&](const LayerwisePass& pass, int l) {
+        const int output = graph_.layers[l].output;
+        if (!is_searched(output)) return;
+        Activations<float> values;
+        search(pass, output, [&]() -> Unquantized {
+          values = pass.run_unquantized(l, scales_);
+          return [&, size = graph_.tensors[output].size()](int64_t n) { return values.data() + n * size; };
+        });
       });
-    }
-    if (!known) {
-      pass.run_integers(l, scales_);
-      pass.release(l);
-    }
-    layer_done();
-  }
 }
 
 // Adds each output channel's mean error on the pictures to its bias (Nagel et al. 2019, arXiv 1906.04721, section 4.2:
 // the variant that measures the error).
 void Search::correct_biases() {
-  const bool known = are_decided(std::count_if(graph_.layers.begin(), graph_.layers.end(), is_conv));
-  LayerwisePass pass(graph_, pictures_, pool_, space_);
-  if (!known) {
-    pass.start_real();
-    pass.start_integers(scales_);
-  }
-  for (int l = 0; l < static_cast<int>(graph_.layers.size()); ++l) {
+  pass_through_convs([&](const LayerwisePass& pass, int l) {
     const Layer& layer = graph_.layers[l];
-    if (!known) pass.run_real(l);
-    if (is_conv(layer)) {
-      const int outputs = layer.shape.out_channels;
-      scales_.convs[l].bias = decide<int32_t>(outputs, [&] {
-        const auto integer = pass.run_unquantized(l, scales_);
-        const auto count = static_cast<int64_t>(integer.size()), pixels = count / outputs;
-        std::vector<double> error(outputs);
-        const float* real = pass.real(layer.output, 0);
-        for (int64_t i = 0; i < count; ++i) error[i % outputs] += real[i] - integer[i];
-        const ConvScales& conv = scales_.convs[l];
-        std::vector<int32_t> bias = conv.bias;
-        for (int o = 0; o < outputs; ++o) {
-          const auto mean = static_cast<float>(error[o] / static_cast<double>(pixels));
-          bias[o] += quantize_bias(mean, conv.weight[o], scales_.tensors[layer.input]);
-        }
-        return bias;
-      });
-    }
-    if (!known) {
-      pass.run_integers(l, scales_);
-      pass.release(l);
-    }
-    layer_done();
-  }
+    const int outputs = layer.shape.out_channels;
+    scales_.convs[l].bias = decide<int32_t>(outputs, [&] {
+      const auto integer = pass.run_unquantized(l, scales_);
+      const auto count = static_cast<int64_t>(integer.size()), pixels = count / outputs;
+      std::vector<double> error(outputs);
+      const float* real = pass.real(layer.output, 0);
+      for (int64_t i = 0; i < count; ++i) error[i % outputs] += real[i] - integer[i];
+      const ConvScales& conv = scales_.convs[l];
+      std::vector<int32_t> bias = conv.bias;
+      for (int o = 0; o < outputs; ++o) {
+        const auto mean = static_cast<float>(error[o] / static_cast<double>(pixels));
+        bias[o] += quantize_bias(mean, conv.weight[o], scales_.tensors[layer.input]);
+      }
+      return bias;
+    });
+  });
 }
 
 Search::Evaluation Search::evaluate() {
