@@ -102,6 +102,28 @@ describe('the cause of a failure', () => {
       pods: [makePod(0).failed(143).with({ reason: 'Evicted' }).build(), makePod(1).failed(143, 99).build()],
       want: { rank: 0, reason: 'Evicted', disruption: false },
     },
+    'none yet after all ranks ended by SIGTERM, while the Event of a failed probe may still come': {
+      pods: [makePod(0).failed(143, 101).build(), makePod(1).failed(143, 100).build()],
+      at: 104,
+      want: null,
+    },
+    'the probe, as soon as the Event has come': {
+      pods: [
+        makePod(0).failed(143, 101).build(),
+        makePod(1).failed(143, 100).with({ message: 'Container facetrain failed liveness probe' }).build(),
+      ],
+      at: 104,
+      want: {
+        rank: 1,
+        message: 'rank 1 left with exit code 143: Container facetrain failed liveness probe',
+        disruption: false,
+      },
+    },
+    'a SIGKILL, without a wait': {
+      pods: [makePod(0).failed(4, 101).build(), makePod(1).failed(137, 100).build()],
+      at: 101,
+      want: { rank: 1, reason: 'ProcessKilled' },
+    },
     'a SIGTERM that nobody explains': {
       pods: [makePod(0).failed(143, 101).build(), makePod(1).failed(143, 100).build()],
       want: { rank: 1, reason: 'ProcessKilled', exitCode: 143, disruption: false },

@@ -44,6 +44,13 @@ export const ROOT_CAUSE_WAIT_SECONDS = 2;
  */
 const STOP_CAUSE_WAIT_SECONDS = 30;
 
+/**
+ * Seconds after the end of a program by SIGTERM in which the kubelet's Event may arrive that says why it sent the
+ * signal (kill-causes.ts of the operator). SIGKILL is not waited for: where a kubelet sends it, SIGTERM and the Event
+ * came a grace period before.
+ */
+export const KILL_EVENT_WAIT_SECONDS = 5;
+
 /** The failure that ends the current attempt; null if there is none, or if its cause is not known yet. */
 export function findFailure(view: JobView): Failure | null {
   const failed = view.ranks
@@ -124,9 +131,11 @@ function rootCauseMayFollow(pod: ObservedPod, view: JobView): boolean {
   const stopped = isStopped(pod);
   const hasEnded = (other: ObservedPod | undefined) =>
     other !== undefined && (stopped ? !isAlive(other) : outcomeOf(other) !== null);
-  if (pod.finishedAt === undefined || view.ranks.every(hasEnded)) return false;
+  if (pod.finishedAt === undefined) return false;
   const age = secondsSince(pod.finishedAt, view.now);
-  return age >= 0 && age < (stopped ? STOP_CAUSE_WAIT_SECONDS : ROOT_CAUSE_WAIT_SECONDS);
+  const wait = stopped ? STOP_CAUSE_WAIT_SECONDS : ROOT_CAUSE_WAIT_SECONDS;
+  const waitWhenAllEnded = stopped ? KILL_EVENT_WAIT_SECONDS : 0;
+  return age >= 0 && age < (view.ranks.every(hasEnded) ? waitWhenAllEnded : wait);
 }
 
 function byFinishTime(a: ObservedPod | undefined, b: ObservedPod | undefined): number {

@@ -8,10 +8,13 @@
  * kills at the failure that reaches failureThreshold, and asks that probe no more.
  *
  * Killing comes with the end of every pod of the cluster, so it is not watched. The Events about a pod are listed when
- * its program has left and nothing else says why.
+ * its program has left and nothing else says why; again for some seconds, as the kubelet sends Events and the status of
+ * the pod independently of each other.
  */
+import { KILL_EVENT_WAIT_SECONDS } from '@facetrain/planner/failure';
 import { CONTAINER } from '@facetrain/planner/names';
 import type { ObservedPod } from '@facetrain/planner/observed';
+import { secondsSince } from '@facetrain/planner/time';
 import { isApiError } from '../runtime/api-error.ts';
 import type { Client } from '../runtime/client.ts';
 import { LeadershipLost } from '../runtime/leadership.ts';
@@ -32,6 +35,8 @@ interface Answer {
   /** Of the pod for which the Events were listed. */
   resourceVersion: string | undefined;
   cause: string | undefined;
+  /** An Event about the end of the program may have come later. */
+  isEarly: boolean;
 }
 
 export class KillCauses {
@@ -54,13 +59,16 @@ export class KillCauses {
         return observed && isUnexplained(observed) ? [{ object, finishedAt: observed.finishedAt ?? '' }] : [];
       })
       .sort((a, b) => a.finishedAt.localeCompare(b.finishedAt));
-    const read = async ({ metadata: { uid, namespace, resourceVersion } }: PodObject) => {
-      const earlier = known?.get(uid);
-      const isCurrent = earlier && (earlier.cause !== undefined || earlier.resourceVersion === resourceVersion);
-      const answer = isCurrent ? earlier : await this.#answer(namespace!, uid, resourceVersion);
-      if (answer) answers.set(uid, answer);
+    const read = async ({ metadata }: PodObject, finishedAt: string) => {
+      const earlier = known?.get(metadata.uid);
+      const isCurrent =
+        earlier &&
+        (earlier.cause !== undefined || (earlier.resourceVersion === metadata.resourceVersion && !earlier.isEarly));
+      const isEarly = secondsSince(finishedAt, new Date()) < KILL_EVENT_WAIT_SECONDS;
+      const answer = isCurrent ? earlier : await this.#answer(metadata, isEarly);
+      if (answer) answers.set(metadata.uid, answer);
     };
-    await Promise.all(unexplained.slice(0, MAX_PODS).map(({ object }) => read(object)));
+    await Promise.all(unexplained.slice(0, MAX_PODS).map(({ object, finishedAt }) => read(object, finishedAt)));
     if (answers.size > 0) this.#answers.set(jobUid, answers);
     else this.#answers.delete(jobUid);
   }
@@ -76,15 +84,18 @@ export class KillCauses {
   }
 
   /** @returns undefined when the server does not answer: the next reconcile asks again */
-  async #answer(namespace: string, uid: string, resourceVersion: string | undefined): Promise<Answer | undefined> {
+  async #answer(
+    { namespace, uid, resourceVersion }: PodObject['metadata'],
+    isEarly: boolean,
+  ): Promise<Answer | undefined> {
     const query = { fieldSelector: `involvedObject.uid=${uid}`, limit: MAX_EVENTS };
     try {
       const timeout = AbortSignal.timeout(ANSWER_MILLISECONDS);
-      const { items } = await this.#client.list(podEvents, namespace, query, false, timeout);
-      return { resourceVersion, cause: causeIn(items ?? []) };
+      const { items } = await this.#client.list(podEvents, namespace!, query, false, timeout);
+      return { resourceVersion, cause: causeIn(items ?? []), isEarly };
     } catch (error) {
       if (error instanceof LeadershipLost) throw error;
-      return isApiError(error, 'Forbidden') ? { resourceVersion, cause: undefined } : undefined;
+      return isApiError(error, 'Forbidden') ? { resourceVersion, cause: undefined, isEarly: false } : undefined;
     }
   }
 }
