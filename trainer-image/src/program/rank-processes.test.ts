@@ -4,6 +4,8 @@ import { existsSync } from 'node:fs';
 import { mkdtemp, readFile, rm } from 'node:fs/promises';
 import { tmpdir } from 'node:os';
 import { join } from 'node:path';
+import { PassThrough } from 'node:stream';
+import { text } from 'node:stream/consumers';
 import { after, afterEach, before, test } from 'node:test';
 import {
   ExitCode,
@@ -26,7 +28,7 @@ import {
   until,
   writeSmallDataset,
 } from '../testing/training-gang.ts';
-import { firstFailure, type RankEnd, runRanks } from './rank-processes.ts';
+import { firstFailure, type RankEnd, runRanks, writeLines } from './rank-processes.ts';
 
 const top = await mkdtemp(join(tmpdir(), 'ranks-of-a-pod-'));
 after(() => rm(top, { recursive: true }));
@@ -140,6 +142,19 @@ test('ranks that a signal stops while they start have not failed', async (t) => 
   assert.equal(await runRanks({ ...common, signal: AbortSignal.abort('SIGTERM') }), ExitCode.preempted);
   assert.equal(await runRanks({ ...common, signal: AbortSignal.abort('SIGINT') }), ExitCode.interrupted);
   assert.equal(existsSync(message), false);
+});
+
+test('a line of a log stays one line, however it arrives', async () => {
+  const json = JSON.stringify({ msg: 'two\u2028lines\u2029for readline', name: 'é' });
+  const bytes = Buffer.from(`NCCL INFO\n${json}\n\ncut off`);
+  for (const size of [1, 7, bytes.length]) {
+    const [from, to] = [new PassThrough(), new PassThrough()];
+    writeLines(from, 3, to);
+    from.once('close', () => to.end());
+    for (let begin = 0; begin < bytes.length; begin += size) from.write(bytes.subarray(begin, begin + size));
+    from.end();
+    assert.equal(await text(to), `rank 3: NCCL INFO\n${json}\nrank 3: \nrank 3: cut off\n`);
+  }
 });
 
 test('the first rank that did not follow another one is the cause', () => {

@@ -7,7 +7,6 @@ import { type ChildProcess, spawn } from 'node:child_process';
 import { mkdtemp, rm } from 'node:fs/promises';
 import { constants, tmpdir } from 'node:os';
 import { join } from 'node:path';
-import { createInterface } from 'node:readline';
 import type { Readable, Writable } from 'node:stream';
 import { ExitCode } from '@facetrain/api';
 import type { Logger } from 'pino';
@@ -117,10 +116,21 @@ async function endsOf(
   }
 }
 
-/** The program's own lines are JSON and name the rank. Others, such as NCCL's, get it before them. */
-function writeLines(from: Readable, rank: number, to: Writable): void {
-  createInterface({ input: from, crlfDelay: Infinity }).on('line', (line) => {
-    to.write(line.startsWith('{') ? `${line}\n` : `rank ${rank}: ${line}\n`);
+/**
+ * The program's own lines are JSON and name the rank. Others, such as NCCL's, get it before them. Only \n ends a line:
+ * JSON may hold U+2028, at which node:readline ends one, too.
+ */
+export function writeLines(from: Readable, rank: number, to: Writable): void {
+  let rest = '';
+  const write = (line: string) => to.write(line.startsWith('{') ? `${line}\n` : `rank ${rank}: ${line}\n`);
+  from.setEncoding('utf8');
+  from.on('data', (text: string) => {
+    const lines = (rest + text).split('\n');
+    rest = lines.pop()!;
+    lines.forEach(write);
+  });
+  from.once('end', () => {
+    if (rest !== '') write(rest);
   });
 }
 
