@@ -97,7 +97,8 @@ export class OperatorProcess {
   }
 
   async #metrics(): Promise<{ name: string; labels: string; value: number }[]> {
-    const text = await (await fetch(`${this.#address}/metrics`)).text();
+    // A connection that is kept may be closed by the server, after some idle seconds, just when it is used again.
+    const text = await (await fetch(`${this.#address}/metrics`, { headers: { connection: 'close' } })).text();
     return text.split('\n').flatMap((line) => {
       const [, name, labels = '', value] = /^(\w+)(?:\{(.*)\})? (\S+)/.exec(line) ?? [];
       return name === undefined ? [] : [{ name, labels, value: Number(value) }];
