@@ -230,6 +230,11 @@ async function exerciseAll(namespace: string, proxy: FaultProxy, readsCluster: b
     await setPodStatus(plane.client, namespace, `again-${attempt}-0`, 'Failed', { exitCode: 1 });
   }
   await wrote('PATCH', 'events');
+  // Of a job that was deleted and created again, what the earlier one has left is deleted: no garbage collector runs.
+  const { metadata } = await plane.client.get(faceTrainJobs, namespace, 'again');
+  await plane.client.delete(faceTrainJobs, namespace, 'again', metadata.uid);
+  await apply(namespace, 'again');
+  await wrote('DELETE', 'services');
   // A QuantizeJob without a FaceTrainJob fails, and is deleted as its time to live is 0.
   await plane.client.create(quantizeJobs, namespace, {
     apiVersion: 'facetrain.dev/v1alpha1',

@@ -3,11 +3,12 @@ import type { JobView } from './attempt.ts';
 import {
   type CleanPodPolicy,
   deleteCurrentPods,
+  deleteLeftovers,
   deleteOlderObjects,
   deleteOlderPods,
   deletePlaceholders,
 } from './cleanup.ts';
-import type { ObservedObject } from './observed.ts';
+import type { ObservedQuantizeJob } from './observed.ts';
 import type { Action } from './plan.ts';
 import { countsEndedPods } from './refusal.ts';
 import type { Stage } from './stage.ts';
@@ -20,7 +21,7 @@ import type { Stage } from './stage.ts';
 export function actionsOf(
   stage: Stage,
   view: JobView,
-  objects: ObservedObject[],
+  { objects, predecessorPods = [] }: Pick<ObservedQuantizeJob, 'objects' | 'predecessorPods'>,
   wantedPolicy: CleanPodPolicy,
   isOver: boolean,
   givesWay = false,
@@ -36,6 +37,7 @@ export function actionsOf(
   // A ResourceQuota may count PodGroups.
   const kindsOfLast = !isOver ? [] : givesWay ? (['PodGroup', 'ConfigMap'] as const) : (['PodGroup'] as const);
   return [
+    ...deleteLeftovers([...predecessorPods, ...objects]),
     ...deleteOlderPods(view, olderPods),
     ...deleteOlderObjects(view, objects, kindsOfLast),
     ...finalPods,

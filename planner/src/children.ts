@@ -40,7 +40,7 @@ interface Creation {
   objects: ObservedObject[];
   refused: RefusedChild | undefined;
   /** As in ObservedFaceTrainJob. */
-  predecessorPods?: string[] | undefined;
+  predecessorPods?: ObservedObject[] | undefined;
   /** As in ObservedFaceTrainJob. */
   jobsBefore?: string[];
   /** Checks the spec for what its schema cannot check. */
@@ -64,7 +64,7 @@ export function findBlocker({
   findConflict,
 }: Creation): Blocker | null {
   if (create.length === 0) return null;
-  if (predecessorPods.length > 0) return predecessorBlocker(`pod ${predecessorPods[0]}`, 'ended');
+  if (predecessorPods.length > 0) return predecessorBlocker(`pod ${predecessorPods[0]!.name}`, 'ended');
   if (jobsBefore.length > 0)
     return {
       reason: Reason.outputInUse,

@@ -85,6 +85,15 @@ export function deleteOlderObjects(
   });
 }
 
+/**
+ * Deletes what a deleted job of the same name has left. The garbage collector does so, too, but never hears of the
+ * deletion if the job was created again while its watch was away: docs/decisions/0049-what-a-deleted-job-has-left.md.
+ */
+export const deleteLeftovers = (objects: ObservedObject[]): Action[] =>
+  objects
+    .filter(({ leftover, deleting }) => leftover && !deleting)
+    .map(({ kind, name, uid }) => ({ type: 'delete', kind, name, uid, reason: Reason.jobDeleted }));
+
 function deletePod({ name, uid, deleting, lostNode }: ObservedPod): Action[] {
   // The kubelet is gone: without force the pod stays until its Node object is deleted.
   if (lostNode !== undefined) return [{ type: 'delete', kind: 'Pod', name, uid, reason: Reason.nodeLost, force: true }];

@@ -92,7 +92,7 @@ export interface ObservedObject {
   priority?: number | undefined;
   /** It has a deletion timestamp; a finalizer keeps it. */
   deleting?: true;
-  /** Its controller is a deleted job of the same name: the garbage collector will delete it. */
+  /** Its controller is a deleted job of the same name. */
   leftover?: true;
 }
 
@@ -196,8 +196,8 @@ export interface ObservedFaceTrainJob {
   status: NonNullable<FaceTrainJob['status']>;
   pods: ObservedPod[];
   objects: ObservedObject[];
-  /** Names of pods that may still run, of a deleted job of the same name. They write to the folders of this job. */
-  predecessorPods?: string[];
+  /** Pods that may still run, of a deleted job of the same name. They write to the folders of this job. */
+  predecessorPods?: ObservedObject[];
   /**
    * What must end before this job begins: jobs that write to the same place, and run or were created earlier, and pods
    * of deleted jobs that still write there. Each as a phrase: "FaceTrainJob faces".
@@ -223,7 +223,7 @@ export interface ObservedQuantizeJob {
   status: QuantizeJobStatus;
   pods: ObservedPod[];
   objects: ObservedObject[];
-  predecessorPods?: string[];
+  predecessorPods?: ObservedObject[];
   jobsBefore?: string[];
   refused?: RefusedChild;
   queue?: ObservedQueue;

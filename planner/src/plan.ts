@@ -24,7 +24,7 @@ export type Action =
    */
   | {
       type: 'delete';
-      kind: 'Pod' | 'PodGroup' | 'ConfigMap' | 'NetworkPolicy' | 'Workload';
+      kind: ChildObject['kind'];
       name: string;
       uid: string;
       reason: string;

@@ -99,6 +99,8 @@ export const Reason = {
   /** A trainer found a checkpoint damaged, and uses the one before it. */
   checkpointSetAside: 'CheckpointSetAside',
   attemptOver: 'AttemptOver',
+  /** The job that an object belonged to was deleted, and another one has its name. */
+  jobDeleted: 'JobDeleted',
   /** A gang that did not get all its pods has let go of those that it had. */
   gangReleased: 'GangReleased',
   /** Rank 0 answered a request for its progress with something else. */

@@ -32,9 +32,9 @@ export function objectsOf(caches: Caches, job: JobIdentity, jobKind: JobKind): O
   );
 }
 
-/** Names of pods that may still run, of a job of this kind and name that was deleted before this one was created. */
-export function predecessorsOf(caches: Caches, { namespace, name, uid }: JobIdentity, kind: JobKind): string[] {
-  return caches.Pod.indexed('name', jobNameIndexValue(kind, namespace, name))
-    .filter((pod) => pod.metadata.labels?.[Label.jobUid] !== uid && isPodAlive(pod))
-    .map(({ metadata }) => metadata.name);
+/** Pods that may still run, of a job of this kind and name that was deleted before this one was created. */
+export function predecessorsOf(caches: Caches, job: JobIdentity, kind: JobKind): ObservedObject[] {
+  return caches.Pod.indexed('name', jobNameIndexValue(kind, job.namespace, job.name))
+    .filter((pod) => pod.metadata.labels?.[Label.jobUid] !== job.uid && isPodAlive(pod))
+    .map((pod) => observeObject('Pod', pod, job, kind));
 }

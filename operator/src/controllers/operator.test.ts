@@ -203,10 +203,13 @@ test("an object of another owner under a child's name is never changed", async (
   assert.equal((await ns.get(services, 'faces')).metadata.resourceVersion, theirs.metadata.resourceVersion);
 });
 
-test('a job created again under its name waits until the objects of the earlier job are gone', async (t) => {
+test('a job created again under its name deletes what the earlier job has left, and waits for its pods', async (t) => {
   const ns = await open(t, 'anew');
   await ns.applyFaceTrainJob('faces');
   await ns.waitForPods('faces-0-0', 'faces-0-1');
+  // No garbage collector runs here. A finalizer stands for a kubelet that has not ended a pod yet.
+  const finalizers = (list: string[] | null) => ns.patch(pods, 'faces-0-0', { metadata: { finalizers: list } });
+  await finalizers(['example.com/kubelet']);
   await ns.delete(faceTrainJobs, 'faces');
   const { metadata } = await ns.applyFaceTrainJob('faces');
   await eventually(async () =>
@@ -215,20 +218,33 @@ test('a job created again under its name waits until the objects of the earlier 
       /^Stopping: pod faces-0-0 of an earlier job of this name has not ended yet/,
     ),
   );
-  // Delete what the garbage collector would.
-  for (const resource of [pods, services, networkPolicies, configMaps]) {
-    for (const name of await ns.names(resource)) await ns.delete(resource, name);
-    if (resource === pods)
-      await eventually(async () =>
-        assert.match(
-          (await ns.conditionText('faces', 'Ready')) ?? '',
-          /^Stopping: (Service|NetworkPolicy|ConfigMap) \S+ of an earlier job/,
-        ),
-      );
-  }
-  await ns.waitForPods('faces-0-0', 'faces-0-1');
-  assert.equal((await ns.get(pods, 'faces-0-1')).metadata.ownerReferences?.[0]?.uid, metadata.uid);
+  await ns.waitForPods('faces-0-0');
+  await finalizers(null);
+  await eventually(async () => {
+    for (const resource of [pods, services, networkPolicies, configMaps])
+      for (const name of await ns.names(resource))
+        assert.equal((await ns.get(resource, name)).metadata.ownerReferences?.[0]?.uid, metadata.uid, name);
+    assert.deepEqual(await ns.names(pods), ['faces-0-0', 'faces-0-1']);
+  });
   assert.equal(await ns.conditionText('faces', 'Stalled'), undefined);
+});
+
+test('pods that a deleted job has left without an owner are waited for, and not touched', async (t) => {
+  const ns = await open(t, 'orphans');
+  await ns.applyFaceTrainJob('faces');
+  await ns.waitForPods('faces-0-0', 'faces-0-1');
+  // As `kubectl delete --cascade=orphan` leaves them.
+  for (const name of ['faces-0-0', 'faces-0-1']) await ns.patch(pods, name, { metadata: { ownerReferences: null } });
+  await ns.delete(faceTrainJobs, 'faces');
+  await ns.applyFaceTrainJob('faces');
+  await eventually(async () =>
+    assert.match((await ns.conditionText('faces', 'Ready')) ?? '', /^Stopping: pod faces-0-\d of an earlier job/),
+  );
+  await ns.delete(pods, 'faces-0-0');
+  await eventually(async () =>
+    assert.match((await ns.conditionText('faces', 'Ready')) ?? '', /^Stopping: pod faces-0-1 of an earlier job/),
+  );
+  assert.deepEqual(await ns.names(pods), ['faces-0-1']);
 });
 
 test('of jobs with the same output folder one waits for another: one with pods, else an older one', async (t) => {

@@ -79,8 +79,8 @@ export class Executor {
   readonly #options: ExecutorOptions;
   /** By the job's uid: what was refused last, for which generation, and until when that counts (performance.now()). */
   readonly #refused = new Map<string, { refused: RefusedChild; generation: number; until: number }>();
-  /** By the job's uid: an object that does not belong to it, under a name that one of its children must have. */
-  readonly #foreign = new Map<string, ObservedObject>();
+  /** By the job's uid: objects that do not belong to it, under names that its children must have. */
+  readonly #foreign = new Map<string, ObservedObject[]>();
   /** Creates of a job, by its uid. */
   readonly #failing = new FailingSince(FAILING_MILLISECONDS);
   /** By the job's uid: when its status was last written, by performance.now(). */
@@ -100,9 +100,13 @@ export class Executor {
     const isCurrent = last !== undefined && last.generation === generation && performance.now() < last.until;
     if (!isCurrent) this.#refused.delete(uid);
     const refused = isCurrent ? last.refused : undefined;
-    const foreign = this.#foreign.get(uid);
-    if (foreign && !(await this.#exists(foreign, namespace))) this.#foreign.delete(uid);
-    return { ...(refused && { refused }), foreign: [...(this.#foreign.has(uid) ? [foreign!] : [])] };
+    const exist = await Promise.all(
+      (this.#foreign.get(uid) ?? []).map(async (object) => ((await this.#exists(object, namespace)) ? [object] : [])),
+    );
+    const foreign = exist.flat();
+    if (foreign.length > 0) this.#foreign.set(uid, foreign);
+    else this.#foreign.delete(uid);
+    return { ...(refused && { refused }), foreign };
   }
 
   forget(uid: string): void {
@@ -131,7 +135,6 @@ export class Executor {
           until: performance.now() + REFUSED_MILLISECONDS,
         });
       }
-      if (rejected.foreign) this.#foreign.set(identity.uid, rejected.foreign);
       return 0;
     }
     if (plan.actions.some(({ type }) => type === 'deleteJob')) return null;
@@ -233,7 +236,10 @@ export class Executor {
     // Created by an earlier reconcile, and not in the cache yet; or by another owner.
     const existing = await client.get(resource, job.namespace, name);
     const observed = observeObject(kind, existing, job, this.#options.kind);
-    if (!observed.owned) return { foreign: observed };
+    if (!observed.owned) {
+      this.#foreign.set(job.uid, [...(this.#foreign.get(job.uid) ?? []), observed]);
+      return { foreign: observed };
+    }
     caches[kind]?.put(existing);
     return null;
   }

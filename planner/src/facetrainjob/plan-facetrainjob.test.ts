@@ -621,22 +621,32 @@ test('a pod whose program has ended gets some seconds to end, so that its log st
   assert.deepEqual(describeActions(all.actions), ['delete Pod/faces-0-1']);
 });
 
-test('a job waits for pods and objects of a deleted job of the same name', () => {
-  const predecessor = plan(makeJob().observe({}, [], { predecessorPods: ['faces-3-1'] }));
-  assert.deepEqual(predecessor.actions, []);
+test('a job waits for pods and objects of a deleted job of the same name, and deletes them', () => {
+  const pod: ObservedObject = { ...foreign('Pod', 'faces-3-1'), leftover: true };
+  const predecessor = plan(makeJob().observe({}, [], { predecessorPods: [pod] }));
+  assert.deepEqual(describeActions(predecessor.actions), ['delete Pod/faces-3-1']);
   assert.partialDeepStrictEqual(conditions(predecessor), { Ready: 'False Stopping', Reconciling: 'True Stopping' });
   assert.equal(conditions(predecessor).Stalled, undefined);
   assert.equal(predecessor.status.phase, 'Pending');
-  const status = settled(makeJob(), [], {}, { predecessorPods: ['faces-3-1'] });
-  assert.equal(plan(makeJob().observe(status, [], { predecessorPods: ['faces-3-1'] })).requeueAfterSeconds, 5);
+  const status = settled(makeJob(), [], {}, { predecessorPods: [pod] });
+  const waiting = plan(makeJob().observe(status, [], { predecessorPods: [{ ...pod, deleting: true }] }));
+  assert.deepEqual([waiting.actions, waiting.requeueAfterSeconds], [[], 5]);
   assert.match(
     status.conditions!.find(({ type }) => type === 'Ready')!.message,
     /^pod faces-3-1 of an earlier job of this name has not ended/,
   );
+  // Its owner was deleted with --cascade=orphan: it belongs to nobody.
+  const orphan = plan(makeJob().observe(status, [], { predecessorPods: [foreign('Pod', 'faces-3-1')] }));
+  assert.deepEqual([orphan.actions, conditions(orphan).Ready], [[], 'False Stopping']);
   const leftover = plan(
-    makeJob().observe(status, [], { objects: [{ ...foreign('ConfigMap', 'faces-0'), leftover: true }] }),
+    makeJob().observe(status, [], {
+      objects: [{ ...foreign('ConfigMap', 'faces-0'), leftover: true }, foreign('Service', 'another')],
+    }),
   );
-  assert.deepEqual([leftover.actions, conditions(leftover).Ready], [[], 'False Stopping']);
+  assert.deepEqual(
+    [describeActions(leftover.actions), conditions(leftover).Ready],
+    [['delete ConfigMap/faces-0'], 'False Stopping'],
+  );
   assert(plan(makeJob().observe(leftover.status)).actions.length > 0);
 });
 

@@ -108,7 +108,7 @@ export const planFaceTrainJob: PlanFaceTrainJob = (input, now, environment) => {
       ttl !== null && ttl <= 0
         ? [{ type: 'deleteJob', reason: Reason.expired }]
         : [
-            ...actionsOf(stage, view, observed.objects, spec.cleanPodPolicy, isOver, waitsForQuota(observed)),
+            ...actionsOf(stage, view, observed, spec.cleanPodPolicy, isOver, waitsForQuota(observed)),
             ...workloadUpdates(stage, view, spec.queue, spec.trainers.replicas, observed.queue, isOver),
           ],
     status,

@@ -38,7 +38,7 @@ import { type Attempt, childrenOf, findConflict, quantizationDigest, queuedGang 
 
 /** The planner of QuantizeJobs: see `PlanQuantizeJob` in plan.ts. */
 export const planQuantizeJob: PlanQuantizeJob = (observed, now, environment) => {
-  const { spec, objects, status: before } = observed;
+  const { spec, status: before } = observed;
   if (isIgnored(observed)) return { actions: [], status: before, events: [], requeueAfterSeconds: null };
 
   const view = viewOf('QuantizeJob', observed, 1, now, toleratesNodeLoss(spec.quantizer.podTemplate));
@@ -51,7 +51,7 @@ export const planQuantizeJob: PlanQuantizeJob = (observed, now, environment) => 
       ttl !== null && ttl <= 0
         ? [{ type: 'deleteJob', reason: Reason.expired }]
         : [
-            ...actionsOf(stage, view, objects, 'Running', isOver),
+            ...actionsOf(stage, view, observed, 'Running', isOver),
             ...workloadUpdates(stage, view, spec.queue, 1, observed.queue, isOver),
           ],
     status,
