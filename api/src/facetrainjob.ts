@@ -651,14 +651,17 @@ export const FaceTrainJobSpec = rules(
         'absent: no limit.',
     ).optional(),
     // Three times collectiveTimeoutSeconds: if a rank is lost, the others report that before the gang counts as hung.
-    progressDeadlineSeconds: seconds('A gang that made no progress for this long is restarted.').default(1800),
+    progressDeadlineSeconds: seconds(
+      'A gang that made no progress for this long is restarted. While one of its nodes does not answer, ' +
+        'failurePolicy.nodeLostSeconds decides instead.',
+    ).default(1800),
     failurePolicy,
     successPolicy: z
       .enum(['AllRanks', 'RankZero'])
       .default('AllRanks')
       .describe(
         'AllRanks: training has succeeded when all ranks have. RankZero: as soon as rank 0 has, which writes the ' +
-          'results.',
+          'results; with trainers.ranksPerPod, as soon as all ranks of its pod have.',
       ),
     cleanPodPolicy: z
       .enum(['All', 'Running', 'None'])

@@ -178,6 +178,11 @@ export const secondsToNodeLoss = (view: JobView): number | null =>
     ),
   );
 
+/** Whether a node of this attempt does not answer, and will count as lost if that lasts. */
+export const hasSilentNode = ({ ranks, toleratesNodeLoss }: JobView): boolean =>
+  !toleratesNodeLoss &&
+  ranks.some((pod) => pod?.silentNode !== undefined && pod.lostNode === undefined && isAlive(pod));
+
 /** Seconds after its creation in which a pod may be missing from the executor's cache. */
 const CACHE_LAG_SECONDS = 5;
 

@@ -268,6 +268,26 @@ describe('a hang', () => {
       if (wantRequeue !== undefined) assert.equal(result.requeueAfterSeconds, wantRequeue);
     });
   }
+  describe('while a node does not answer', () => {
+    const silent = PODS.map((pod) => ({ ...pod, silentNode: { reason: 'node-1 is silent', since: at(110) } }));
+    const patient = job.failurePolicy({ nodeLostSeconds: 900 });
+    const waiting = plan(AT_100, still, 400, patient, silent);
+    test('is left to nodeLostSeconds', () =>
+      assert.deepEqual([waiting.status.attempt, waiting.requeueAfterSeconds], [0, 150]));
+    test('does not hide the lost node', () =>
+      assert.partialDeepStrictEqual(plan(waiting.status, still, 550, patient, silent).status.restarts, {
+        count: 0,
+        lastReason: 'NodeLost',
+      }));
+    test('is detected once the node answers again', () =>
+      assert.equal(plan(waiting.status, still, 401, patient).status.restarts?.lastReason, 'ProgressDeadlineExceeded'));
+    test('is detected where the template tolerates the loss of nodes', () => {
+      const tolerations = [{ key: 'node.kubernetes.io/unreachable', operator: 'Exists' }];
+      const tolerant = patient.trainers({ podTemplate: { spec: { tolerations } } });
+      const { restarts } = plan(AT_100, still, 400, tolerant, silent).status;
+      assert.equal(restarts?.lastReason, 'ProgressDeadlineExceeded');
+    });
+  });
   test('of an earlier attempt does not count for this one', () => {
     const status = { ...AT_100, attempt: 1, attemptStartTime: at(1000) };
     const pods = [makePod(0, 1).running().build(), makePod(1, 1).running().build()];

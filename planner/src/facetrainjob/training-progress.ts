@@ -15,7 +15,7 @@ import {
   MAX_SET_ASIDE,
   type TrainingProgress,
 } from '@facetrain/api';
-import type { JobView } from '../attempt.ts';
+import { hasSilentNode, type JobView } from '../attempt.ts';
 import { findCondition } from '../conditions.ts';
 import type { Failure } from '../failure.ts';
 import type { ObservedFaceTrainJob, ObservedProgress } from '../observed.ts';
@@ -185,12 +185,15 @@ export function findHang(observed: ObservedFaceTrainJob, view: JobView): Failure
 export const secondsToHang = (stage: Stage, observed: ObservedFaceTrainJob, view: JobView): number | null =>
   stage.name === 'Active' ? secondsBeforeHang(observed, view) : null;
 
-/** The time counts from when all ranks are ready: waiting to be scheduled is not a hang. */
+/**
+ * The time counts from when all ranks are ready: waiting to be scheduled is not a hang. While a node does not answer,
+ * nodeLostSeconds decides how long its gang may stand still, and the restart that follows is no fault of the training.
+ */
 function secondsBeforeHang(
   { progress: observed, spec, status: { progress, conditions } }: ObservedFaceTrainJob,
   view: JobView,
 ): number | null {
-  if (view.startedAt === undefined) return null;
+  if (view.startedAt === undefined || hasSilentNode(view)) return null;
   if (observed?.attempt === view.attempt && hasMoved(observed, progress, view.startedAt))
     return spec.progressDeadlineSeconds;
   const ready = findCondition(conditions, ConditionType.podsReady);
