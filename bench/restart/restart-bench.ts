@@ -11,6 +11,7 @@ import { installAll } from '@facetrain/e2e/cluster/install-facetrain';
 import { applyExample, ON_WORKERS, reachesStep } from '@facetrain/e2e/testing/example-job';
 import { type Job, Namespace } from '@facetrain/e2e/testing/namespace';
 import { processesOf, signal } from '@facetrain/e2e/testing/processes';
+import { isPodAlive } from '@facetrain/operator/controllers/observe';
 import { type FirstStep, median, type PodObject, Watched } from './timeline.ts';
 
 const HELP = `Usage: npm run bench -- restart [options]
@@ -62,7 +63,7 @@ async function nextAttempt(
   const next = () => Array.from({ length: TRAINERS }, (_, rank) => watched.pod(name(rank)));
   const every = (check: (pod: PodObject) => boolean) => () => next().every((pod) => pod !== undefined && check(pod));
   const isNext = ({ metadata }: PodObject) => metadata.name.startsWith(`${job}-1-`);
-  const ended = watched.until(() => watched.pods().every((pod) => isNext(pod) || hasEnded(pod)));
+  const ended = watched.until(() => watched.pods().every((pod) => isNext(pod) || !isPodAlive(pod)));
   const created = watched.until(every(() => true));
   const placed = watched.until(every(({ spec }) => spec.nodeName !== undefined));
   // Not the step of the checkpoint, which a trainer shows before it has trained.
@@ -90,7 +91,6 @@ async function nextAttempt(
   ]);
 }
 
-const hasEnded = ({ status }: PodObject): boolean => ['Succeeded', 'Failed'].includes(status?.phase ?? '');
 const attemptOf = (job: Job | undefined): number => job?.status?.attempt ?? 0;
 
 /** Kills a rank's processes, as the kernel does when memory is short. */

@@ -1,14 +1,13 @@
 /** Gangs in a queue of Kueue, whose webhooks check what the operator writes. */
 import assert from 'node:assert/strict';
+import { isPodAlive } from '@facetrain/operator/controllers/observe';
+import { type PodObject, pods } from '@facetrain/operator/controllers/resources';
+import { Cache } from '@facetrain/operator/runtime/cache';
+import { silentLog } from '@facetrain/operator/testing/silent-log';
 import { kueueIsReady } from '../cluster/install-kueue.ts';
 import { applyExample, reachesStep, stepResumedFrom, trainLongWithoutEvaluation } from '../testing/example-job.ts';
 import { condition, MINUTE, type Namespace, restartsOf } from '../testing/namespace.ts';
 import { AT_THE_GATE, gated, openGate, trainJob, yaml } from '../testing/small-jobs.ts';
-
-interface Pod {
-  metadata: { name: string };
-  status: { phase: string };
-}
 
 /** Makes a queue `team`, with quota for so many pods. */
 async function applyQueue(ns: Namespace, pods: number): Promise<void> {
@@ -49,18 +48,42 @@ const waitsFor = (ns: Namespace, name: string, why: RegExp) =>
     assert.match(message, why);
   });
 
-/** Names of the pods that have not ended. */
-async function livePods(ns: Namespace): Promise<string[]> {
-  const pods = await ns.list<Pod>('pod');
-  return pods
-    .filter(({ status: { phase } }) => phase !== 'Succeeded' && phase !== 'Failed')
-    .map(({ metadata: { name } }) => name)
-    .sort();
+/** The pods of a namespace that have not ended, at every moment that a watch shows. */
+class LivePods {
+  /** Names of the most that there were at the same time. */
+  most: string[] = [];
+  readonly #cache: Cache<PodObject>;
+  readonly #end = new AbortController();
+
+  private constructor({ cluster: { client }, name: namespace }: Namespace) {
+    this.#cache = new Cache({ client, resource: pods, namespace, log: silentLog });
+    this.#cache.onChange(() => {
+      const names = this.names();
+      if (names.length > this.most.length) this.most = names;
+    });
+  }
+
+  static async watch(ns: Namespace): Promise<LivePods> {
+    const watched = new LivePods(ns);
+    void watched.#cache.run(watched.#end.signal);
+    await watched.#cache.synced;
+    return watched;
+  }
+
+  [Symbol.dispose](): void {
+    this.#end.abort();
+  }
+
+  names(): string[] {
+    const alive = [...this.#cache.values()].filter(isPodAlive);
+    return alive.map(({ metadata: { name } }) => name).sort();
+  }
 }
 
 export const queues: Record<string, (ns: Namespace) => Promise<void>> = {
   'quota for 4, gangs of 3: one waits, a higher priority takes the place of a training, and all finish': async (ns) => {
     await applyQueue(ns, 4);
+    using live = await LivePods.watch(ns);
     const small = (name: string, priority: string) =>
       trainJob(name, { replicas: 3, shell: 'sleep 3', spec: { queue: queueOf(ns, priority), globalBatchSize: 66 } });
     await applyExample(ns, 'first', (spec) => {
@@ -76,11 +99,9 @@ export const queues: Record<string, (ns: Namespace) => Promise<void>> = {
     await ns.apply(small('urgent', 'high'));
 
     // The trainers write a checkpoint, and the quota stays theirs until they have ended.
-    const { status } = await ns.waitFor('first', async (job) => {
-      const alive = await livePods(ns);
-      assert(alive.length <= 4, alive.join());
+    const { status } = await ns.waitFor('first', (job) => {
       assert.equal(job.status!.attempt, 1);
-      assert(alive.every((name) => !name.startsWith('first')));
+      assert(live.names().every((name) => !name.startsWith('first')));
     });
     assert(status!.progress.step >= 1);
     assert(status!.checkpoint.step >= status!.progress.step, 'the preempted trainers have written no checkpoint');
@@ -94,10 +115,12 @@ export const queues: Record<string, (ns: Namespace) => Promise<void>> = {
     await ns.reachesPhase('second', 'Succeeded');
     const evictions = (await ns.events('FaceTrainJob', 'first')).filter(({ reason }) => reason === 'QueueEvicted');
     assert.equal(evictions.length, 1);
+    assert(live.most.length >= 3 && live.most.length <= 4, live.most.join());
   },
 
   'an elastic gang that is scaled down gives its quota back, and a job that waits gets it': async (ns) => {
     await applyQueue(ns, 4);
+    using live = await LivePods.watch(ns);
     const spec = { queue: queueOf(ns, 'low'), globalBatchSize: 64 };
     await ns.apply(
       trainJob('elastic', {
@@ -122,6 +145,7 @@ export const queues: Record<string, (ns: Namespace) => Promise<void>> = {
     assert.deepEqual(JSON.parse(reclaimable), [{ name: 'main', count: 1 }]);
     await openGate(ns);
     const job = await ns.reachesPhase('elastic', 'Succeeded');
+    assert.equal(live.most.length, 4, live.most.join());
     assert.deepEqual(restartsOf(job), { counted: 0, disruptions: 0 });
     // Kueue forgets the Workload of a job that is deleted.
     await ns.kubectl('delete', 'facetrainjob', 'elastic', 'waiting');

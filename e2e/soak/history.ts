@@ -4,6 +4,7 @@
  */
 import { readFile } from 'node:fs/promises';
 import type { FaceTrainJobStatus } from '@facetrain/api';
+import { isPodAlive } from '@facetrain/operator/controllers/observe';
 import type { JobObject, PodObject } from '@facetrain/operator/controllers/resources';
 import type { KubernetesObject } from '@facetrain/operator/runtime/resource';
 import { Label } from '@facetrain/planner/names';
@@ -133,7 +134,7 @@ export class HistoryCheck {
       attempt,
       rank: Number(labels![Label.rank]),
       world: worldOf(object),
-      isAlive: phase !== 'Succeeded' && phase !== 'Failed',
+      isAlive: isPodAlive(object),
       isReady:
         phase === 'Running' &&
         (object.status?.conditions ?? []).some(({ type, status }) => type === 'Ready' && status === 'True'),

@@ -6,6 +6,7 @@
 import { createServer, type Server } from 'node:http';
 import type { AddressInfo } from 'node:net';
 import { PROGRESS_PATH } from '@facetrain/api';
+import { isPodAlive } from '@facetrain/operator/controllers/observe';
 import { nodes, type PodObject, pods } from '@facetrain/operator/controllers/resources';
 import { isApiError } from '@facetrain/operator/runtime/api-error';
 import { Cache } from '@facetrain/operator/runtime/cache';
@@ -111,7 +112,7 @@ export class SimulatedNode {
 
   async #syncPod(client: Client, pod: PodObject, start: (pod: PodObject) => Running | null): Promise<void> {
     const { uid, deletionTimestamp } = pod.metadata;
-    const hasEnded = ['Succeeded', 'Failed'].includes(pod.status?.phase ?? 'Pending');
+    const hasEnded = !isPodAlive(pod);
     let running = this.running.get(uid);
     if (!running && !hasEnded) {
       if (pod.status?.phase === 'Running') {

@@ -9,6 +9,7 @@ import { tmpdir } from 'node:os';
 import { join } from 'node:path';
 import { setTimeout as delay } from 'node:timers/promises';
 import type { FaceTrainJobStatus } from '@facetrain/api';
+import { isPodAlive } from '@facetrain/operator/controllers/observe';
 import {
   configMaps,
   faceTrainJobs,
@@ -373,8 +374,8 @@ class Soak {
     const { items } = await this.#plane.client.list<PodObject>(pods, NAMESPACE, {
       labelSelector: `${Label.placeholder}=true`,
     });
-    for (const { metadata, status } of items ?? [])
-      if (isPodAlive(status?.phase)) this.#violations.push(`${metadata.name}: a placeholder of a job that has ended`);
+    for (const pod of items ?? [])
+      if (isPodAlive(pod)) this.#violations.push(`${pod.metadata.name}: a placeholder of a job that has ended`);
   }
 
   async #restarts(): Promise<number> {
@@ -405,8 +406,6 @@ class Soak {
     }
   }
 }
-
-const isPodAlive = (phase = 'Pending'): boolean => phase !== 'Succeeded' && phase !== 'Failed';
 
 const hasEnded = ({ status }: JobObject): boolean =>
   ['Succeeded', 'Failed'].includes((status as FaceTrainJobStatus | undefined)?.phase ?? '');

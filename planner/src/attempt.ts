@@ -206,8 +206,8 @@ export function outcomeOf(pod: ObservedPod): 'succeeded' | 'failed' | null {
 /**
  * Whether a container of the pod may still run. An unknown phase counts as alive: two attempts must never run together.
  */
-export const isAlive = (pod: Pick<ObservedPod, 'phase'>): boolean =>
-  pod.phase !== 'Succeeded' && pod.phase !== 'Failed';
+export const isAlive = ({ phase }: { phase?: string | undefined } = {}): boolean =>
+  phase !== 'Succeeded' && phase !== 'Failed';
 
 /** The reason for which a pod waits while its init containers do their work. */
 export const INITIALIZING = 'PodInitializing';

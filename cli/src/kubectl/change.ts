@@ -1,8 +1,9 @@
 /** `kubectl facetrain suspend`, `resume` and `restart`. */
 import { setTimeout as delay } from 'node:timers/promises';
 import { OPERATOR_NAME } from '@facetrain/api';
+import { isAlive } from '@facetrain/planner/attempt';
 import type { Outcome } from '../command-action.ts';
-import { type Cluster, isAlive, isFinished, type Job, jobs, refusal } from './cluster.ts';
+import { type Cluster, isFinished, type Job, jobs, refusal } from './cluster.ts';
 
 const POLL_MILLISECONDS = 500;
 
@@ -65,7 +66,7 @@ async function suspension(
     const child = quantizeJobName === undefined ? undefined : await cluster.quantizeJob(quantizeJobName);
     const owners = child ? [now, child] : [now];
     const pods = await Promise.all(owners.map(({ metadata }) => cluster.pods(metadata.uid)));
-    const alive = pods.flat().filter(isAlive).length;
+    const alive = pods.flat().filter(({ status }) => isAlive(status)).length;
     // The job is Suspended before its QuantizeJob has seen that it is to be.
     const isSuspended = phase === 'Suspended' && (!child || child.status?.phase === 'Suspended');
     if (isSuspended && alive === 0) return child ? 'quantization' : 'training';

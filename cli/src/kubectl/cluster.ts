@@ -202,9 +202,6 @@ export const timeOfEvent = ({ metadata, lastTimestamp, eventTime }: Event): stri
 /** Whether the job has succeeded or failed. */
 export const isFinished = ({ status }: Job): boolean => status?.completionTime !== undefined;
 
-/** Whether a container of the pod may still run. */
-export const isAlive = ({ status }: Pod): boolean => status?.phase !== 'Succeeded' && status?.phase !== 'Failed';
-
 /** The condition Ready, in whose words it stands what a job waits for. */
 export const readyOf = ({ status }: { status?: { conditions?: Condition[] | undefined } }): Condition | undefined =>
   status?.conditions?.find(({ type }) => type === 'Ready');

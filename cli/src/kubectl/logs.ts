@@ -5,6 +5,7 @@ import { ApiError, isApiError } from '@facetrain/operator/runtime/api-error';
 import type { Query } from '@facetrain/operator/runtime/client';
 import { hasEnd, linesOf } from '@facetrain/operator/runtime/lines';
 import { objectPath } from '@facetrain/operator/runtime/resource';
+import { isAlive } from '@facetrain/planner/attempt';
 import { CONTAINER } from '@facetrain/planner/names';
 import {
   attemptOf,
@@ -130,10 +131,9 @@ function noPod(name: string, pods: Pod[], { rank, attempt, quantizer }: LogsOpti
 }
 
 /** Whether the container whose log it is cannot write any more. */
-const hasEnded = ({ status: { phase, containerStatuses = [] } = {} }: Pod): boolean =>
-  phase === 'Succeeded' ||
-  phase === 'Failed' ||
-  containerStatuses.some(({ name, state }) => name === CONTAINER && state?.terminated !== undefined);
+const hasEnded = ({ status }: Pod): boolean =>
+  !isAlive(status) ||
+  (status?.containerStatuses ?? []).some(({ name, state }) => name === CONTAINER && state?.terminated !== undefined);
 
 /**
  * @param position is moved on

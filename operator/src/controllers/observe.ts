@@ -88,7 +88,7 @@ function priorityOf(object: KubernetesObject): { priority?: number } {
 }
 
 /** Its processes run, or may yet run: it has neither succeeded nor failed. */
-export const isPodAlive = ({ status }: PodObject): boolean => isAlive({ phase: status?.phase ?? 'Pending' });
+export const isPodAlive = ({ status }: PodObject): boolean => isAlive(status);
 
 type End = Pick<
   ObservedPod,
