@@ -107,8 +107,10 @@ export async function runSoak(options: SoakOptions): Promise<SoakResult> {
     const soak = new Soak(options, plane, store, audit);
     const replicas = await soak.start(folder, stops);
     const result = await soak.run(replicas);
-    if (result.violations.length > 0) options.say(`logs, audit log and kubeconfigs are in ${folder}`);
-    else stops.unshift(() => rm(folder, { recursive: true, force: true }));
+    if (result.violations.length > 0) {
+      await plane.copyLogs(folder);
+      options.say(`logs, audit log and kubeconfigs are in ${folder}`);
+    } else stops.unshift(() => rm(folder, { recursive: true, force: true }));
     return result;
   } finally {
     for (const stop of stops.reverse()) await stop();
@@ -156,6 +158,8 @@ class Soak {
       '--resource-quota-sync-period=2s',
       '--node-monitor-period=1s',
       '--node-monitor-grace-period=8s',
+      // What the garbage collector looks at, and what it deletes.
+      '-v=2',
     ]);
     this.#nodes = await SimulatedNodes.start(plane, this.#trainers, this.#options.nodes);
     stops.push(() => this.#nodes.stop());

@@ -8,7 +8,7 @@ import { type ChildProcess, spawn } from 'node:child_process';
 import { generateKeyPairSync, randomUUID } from 'node:crypto';
 import { once } from 'node:events';
 import { closeSync, existsSync, openSync } from 'node:fs';
-import { mkdtemp, readdir, readFile, rm, writeFile } from 'node:fs/promises';
+import { copyFile, mkdtemp, readdir, readFile, rm, writeFile } from 'node:fs/promises';
 import { tmpdir } from 'node:os';
 import { join } from 'node:path';
 import { setTimeout as delay } from 'node:timers/promises';
@@ -235,6 +235,11 @@ export class ControlPlane {
     program.child = run(name, this.#folder, program.args).child;
   }
 
+  /** Copies what the programs have logged into a folder, which `stop` does not remove. */
+  async copyLogs(folder: string): Promise<void> {
+    for (const name of await logsIn(this.#folder)) await copyFile(join(this.#folder, name), join(folder, name));
+  }
+
   async stop(): Promise<void> {
     await this.client.close();
     for (const { child } of [...this.#programs].reverse()) {
@@ -273,10 +278,14 @@ function run(name: string, folder: string, args: string[]): Program {
   return { name, args, child };
 }
 
+const logsIn = async (folder: string): Promise<string[]> =>
+  (await readdir(folder)).filter((name) => name.endsWith('.log'));
+
 async function logOf(folder: string): Promise<string> {
-  const logs = (await readdir(folder)).filter((name) => name.endsWith('.log'));
   const texts = await Promise.all(
-    logs.map(async (name) => `${name}:\n${(await readFile(join(folder, name), 'utf8')).slice(-3000)}`),
+    (await logsIn(folder)).map(
+      async (name) => `${name}:\n${(await readFile(join(folder, name), 'utf8')).slice(-3000)}`,
+    ),
   );
   return texts.join('\n');
 }

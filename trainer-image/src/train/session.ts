@@ -62,7 +62,8 @@ export async function openSession(
     comm: {
       rank: ranks.rank,
       size: ranks.size,
-      gang: `${config.job.uid}/${config.job.attempt}`,
+      // With the size: an elastic attempt of which no pod was left may have been made anew with another one.
+      gang: `${config.job.uid}/${config.job.attempt}/${ranks.size}`,
       localRank: ranks.localRank,
       localSize: ranks.localSize,
       masterAddr: ranks.masterAddr,
