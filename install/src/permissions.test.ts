@@ -115,7 +115,7 @@ async function startOperator(
       environment: clusterEnvironment('registry.example/trainer:1'),
       namespace: watched,
       identity: release,
-      election: { namespace: release, name: 'facetrain-operator', ...electionTimes(3) },
+      election: { namespace: release, name: 'facetrain-operator', ...electionTimes(15) },
       health: { host: '127.0.0.1', port: 0 },
       workers: 4,
       progressSeconds: 60,
