@@ -43,6 +43,13 @@ test('validate reads standard input, and refuses a field of a pod template that 
   assert.match(misplaced.stderr, /faces: spec\.trainers\.podTemplate\.nodeSelector: .*spec\.nodeSelector/);
 });
 
+test('help says how a default is found that depends on the input', async () => {
+  const { code, stdout } = await facetrain('eval', '--help');
+  assert.equal(code, 0);
+  assert.match(stdout.replace(/\s+/g, ' '), /--runtime <runtime> .*"int7"\) \(default: what the model is made for\)/);
+  assert.match(stdout.replace(/\s+/g, ' '), /--device <device> [^()]*\([^()]*, default: "auto"\) --/);
+});
+
 test('dataset check reads and decodes every picture', async () => {
   const { code, stdout } = await facetrain('dataset', 'check', exampleFaces, '--json');
   assert.equal(code, 0);

@@ -19,7 +19,7 @@ import {
   verificationPairs,
 } from '@facetrain/api';
 import { deviceKindNames } from '@facetrain/trainer/estimate/device-kinds';
-import { Command, CommanderError, InvalidArgumentError, Option } from 'commander';
+import { Command, CommanderError, Help, InvalidArgumentError, Option } from 'commander';
 import packageJson from '../package.json' with { type: 'json' };
 import { makeAction, printError } from './command-action.ts';
 import type { ConvertOptions } from './commands/convert.ts';
@@ -114,6 +114,14 @@ const program = new Command('facetrain')
       'on a Kubernetes cluster.',
   )
   .addHelpText('after', EXIT_CODES)
+  .configureHelp({
+    // Commander does not show how a default is found, only what it is.
+    optionDescription: (option) => {
+      const text = new Help().optionDescription(option);
+      const found = option.defaultValue === undefined && option.defaultValueDescription;
+      return found ? `${text} (default: ${found})` : text;
+    },
+  })
   .showHelpAfterError('(facetrain --help lists commands and exit codes)')
   .exitOverride();
 
@@ -156,6 +164,24 @@ const threads = () =>
   new Option('--threads <n>', 'threads for arithmetic')
     .argParser(wholeNumber(computeThreads))
     .default(undefined, 'all CPUs');
+
+/** The options by which a model is run as it is. */
+function runsModel(command: Command): Command {
+  return inputRange(command.requiredOption('--model <file>', 'an ONNX model, FP32 or our INT7'))
+    .addOption(
+      new Option('--runtime <runtime>', 'what runs the model')
+        .choices(['fp32', 'int7'])
+        .default(undefined, 'what the model is made for'),
+    )
+    .addOption(
+      new Option('--device <device>', 'where an FP32 model runs; auto: on a GPU if there is one')
+        .choices(['auto', 'cpu', 'cuda'])
+        .default('auto'),
+    )
+    .addOption(channelOrder())
+    .addOption(output())
+    .addOption(threads());
+}
 
 for (const [name, description, trainOnly] of [
   ['run', 'run a FaceTrainJob on this machine: train, evaluate, quantize, publish', false],
@@ -291,24 +317,10 @@ command(
     }),
   );
 
-inputRange(command('eval', 'verify pairs of faces by the 10-fold protocol, or templates by that of IJB-C; with flip'))
-  .requiredOption('--model <file>', 'an ONNX model, FP32 or our INT7')
+runsModel(command('eval', 'verify pairs of faces by the 10-fold protocol, or templates by that of IJB-C; with flip'))
   .option('--pairs <set>', 'a verification set in insightface’s .bin layout')
   .option('--templates <folder>', 'in place of --pairs: templates and pairs as of IJB-C, meta/ and loose_crop/')
   .option('--groups <file>', 'a line for each pair with the name of its group, for figures by group')
-  .addOption(
-    new Option('--runtime <runtime>', 'what runs the model')
-      .choices(['fp32', 'int7'])
-      .default(undefined, 'what the model is made for'),
-  )
-  .addOption(
-    new Option('--device <device>', 'where an FP32 model runs; auto: on a GPU if there is one')
-      .choices(['auto', 'cpu', 'cuda'])
-      .default('auto'),
-  )
-  .addOption(channelOrder())
-  .addOption(output())
-  .addOption(threads())
   .action(
     action(async ({ pairs, templates, ...options }: ModelToEvaluate & EvalInput) => {
       if (pairs !== undefined && templates === undefined) {
@@ -328,23 +340,9 @@ inputRange(command('eval', 'verify pairs of faces by the 10-fold protocol, or te
     }),
   );
 
-inputRange(command('embed [images...]', 'print what a model gives for pictures, and how alike two are'))
-  .requiredOption('--model <file>', 'an ONNX model, FP32 or our INT7')
+runsModel(command('embed [images...]', 'print what a model gives for pictures, and how alike two are'))
   .option('--pairs <images...>', 'two pictures, or several two by two: their cosine')
   .option('--npy <file>', 'receives the embeddings of the pictures [N, d] in NumPy’s format, and nothing prints them')
-  .addOption(
-    new Option('--runtime <runtime>', 'what runs the model')
-      .choices(['fp32', 'int7'])
-      .default(undefined, 'what the model is made for'),
-  )
-  .addOption(
-    new Option('--device <device>', 'where an FP32 model runs; auto: on a GPU if there is one')
-      .choices(['auto', 'cpu', 'cuda'])
-      .default('auto'),
-  )
-  .addOption(channelOrder())
-  .addOption(output())
-  .addOption(threads())
   .action(
     action(async (images: string[], options: EmbedOptions) => {
       const { embed } = await import('./commands/embed.ts');
