@@ -16,6 +16,7 @@ export * from './output-layout.ts';
 export { isPlainObject } from './plain-object.ts';
 export * from './pod-template.ts';
 export * from './progress.ts';
+export * from './quantity.ts';
 export * from './quantize-config.ts';
 export * from './quantizejob.ts';
 export {

@@ -4,6 +4,7 @@
  */
 import { z } from 'zod';
 import { DNS_LABEL, OPERATOR_NAME } from './identifiers.ts';
+import { Quantity } from './quantity.ts';
 import { computeThreads, MAX_SETS, setName } from './ranges.ts';
 import { rules, section, unchangedOptional } from './schema-rules.ts';
 import { DEFAULT_NODE_LOST_SECONDS } from './shared-defaults.ts';
@@ -58,30 +59,15 @@ export const evaluationSets = z
 const DNS_SUBDOMAIN = /^[a-z0-9]([-a-z0-9]*[a-z0-9])?(\.[a-z0-9]([-a-z0-9]*[a-z0-9])?)*$/;
 const objectName = z.string().min(1).max(253).regex(DNS_SUBDOMAIN, 'the name of a Kubernetes object');
 
-/** A resource.Quantity of Kubernetes, as YAML has it: 500m, 64Gi, 1e3, and the numbers 2 and 0.5. */
-const quantity = z
-  .union(
-    [
-      z
-        .string()
-        .max(64)
-        .regex(/^(\d+(\.\d*)?|\.\d+)([KMGTPE]i|[numkMGTPE]|[eE][+-]?\d+)?$/),
-      z.number().min(0),
-    ],
-    { error: 'a quantity such as 2, 0.5, 500m, 64Gi or 1e3' },
-  )
-  // A structural schema has int-or-string, but no number-or-string, and kubectl users write "cpu: 0.5".
-  .meta({ 'x-kubernetes-preserve-unknown-fields': true });
-
 export const Resources = z
   .strictObject({
     limits: z
-      .record(z.string(), quantity)
+      .record(z.string(), Quantity)
       .meta({ maxProperties: 32 })
       .optional()
       .describe('Largest amounts, e.g. {nvidia.com/gpu: 1, memory: 64Gi}.'),
     requests: z
-      .record(z.string(), quantity)
+      .record(z.string(), Quantity)
       .meta({ maxProperties: 32 })
       .optional()
       .describe('Amounts that the scheduler reserves.'),

@@ -94,6 +94,14 @@ export const QuantizeConfig = z.strictObject({
     .describe(
       'Receives model.int7.onnx, model.int7.trt.onnx, scales.json, report.json, report.html, and manifest.json last.',
     ),
+  searchMemoryBytes: z
+    .int()
+    .min(0)
+    .optional()
+    .describe(
+      'Memory for the activations of all calibration pictures; those of a pass that needs more lie in a temporary ' +
+        'file. Absent: 2 GiB, or half of the memory that is available where that is less. It changes no result.',
+    ),
   computeThreads: computeThreads.nullable().describe('null: the container’s CPUs.'),
   progress: z
     .strictObject({ host: z.string(), port: z.int().min(0).max(65535) })

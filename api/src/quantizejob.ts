@@ -21,6 +21,7 @@ import {
   Time,
   ttlSecondsAfterFinished,
 } from './job-fields.ts';
+import { BytesQuantity } from './quantity.ts';
 import {
   accuracyDrop,
   calibrationImages,
@@ -95,6 +96,11 @@ const search = section(
       .boolean()
       .default(DEFAULT_SEARCH.strict)
       .describe('Refuse a model of which a node has no quantized form and would stay FP32; report.json names such.'),
+    memory: BytesQuantity.optional().describe(
+      'Memory for what a layer gives for all calibration pictures; what needs more lies in a file in the pod’s ' +
+        '`/tmp`, and the search finds the same. Weights and the search’s own work are beside that. Absent: 2Gi, or ' +
+        'half of the container’s memory where that is less.',
+    ),
   },
   'The scale search.',
 );

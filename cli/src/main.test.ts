@@ -90,6 +90,10 @@ const refusals: Record<string, { args: string[]; wantMessage: RegExp }> = {
     args: ['eval', '--model', 'nowhere.onnx', '--pairs', job],
     wantMessage: /job\.yaml/,
   },
+  'memory in a unit that is unknown': {
+    args: ['quantize', '--model', 'a', '--calibration', 'b', '--out', 'c', '--memory', '2 GB'],
+    wantMessage: /--memory.*512Mi or 2Gi/,
+  },
   'an output folder whose name is too long': {
     args: ['quantize', '--model', 'a', '--calibration', exampleFaces, '--out', `/tmp/${'y'.repeat(300)}`],
     wantMessage: /^\/tmp\/y+: ENAMETOOLONG/,

@@ -1,6 +1,7 @@
 #!/usr/bin/env node
 /** `facetrain`: the command line. Declares commands and options; what a command does is in commands/. */
 import {
+  BytesQuantity,
   calibrationImages,
   computeThreads,
   DEFAULT_CALIBRATION,
@@ -14,6 +15,7 @@ import {
   inputSide,
   inputStd,
   maxBadPictures,
+  parseQuantity,
   searchRounds,
   seed,
   verificationPairs,
@@ -97,6 +99,12 @@ const maxBadPicturesOption = () =>
       throw new InvalidArgumentError('Must be a share from 0 to 1.');
     })
     .default(DEFAULT_MAX_BAD_PICTURES);
+
+function bytes(text: string): number {
+  const value = BytesQuantity.safeParse(text);
+  if (value.success) return parseQuantity(value.data);
+  throw new InvalidArgumentError('Must be a number of bytes such as 512Mi or 2Gi.');
+}
 
 /** Numbers with commas between them. */
 function numbers(range: typeof inputMean | typeof inputStd) {
@@ -394,6 +402,11 @@ inputRange(command('quantize', 'quantize an ONNX face model to INT7 by EasyQuant
     new Option('--input-size <HxW>', 'size of the pictures, for a model whose file leaves it free').argParser(
       heightAndWidth,
     ),
+  )
+  .addOption(
+    new Option('--memory <bytes>', 'for the activations of all pictures, such as 512Mi; more lies in a file of $TMPDIR')
+      .argParser(bytes)
+      .default(undefined, '2Gi, or half of what is available where that is less'),
   )
   .addOption(channelOrder())
   .addOption(new Option('--output <name>', 'the output to keep; absent: all'))

@@ -34,6 +34,11 @@ export const fixtures: Record<string, { object: Document; wantValid: boolean }> 
   'a QuantizeJob with required fields only': { object: quantizeSpec(), wantValid: true },
   'quantize with defaults only': { object: trainSpec({ quantize: {} }), wantValid: true },
   'ArcFace with its margin': { object: trainSpec({ loss: { margin: { type: 'ArcFace', m2: 0.5 } } }), wantValid: true },
+  'memory of a search': { object: quantizeSpec({ search: { memory: '512Mi' } }), wantValid: true },
+  'memory of a search in the unit of processors': {
+    object: quantizeSpec({ search: { memory: '500m' } }),
+    wantValid: false,
+  },
   'm2 for CosFace': { object: trainSpec({ loss: { margin: { type: 'CosFace', m2: 0.5 } } }), wantValid: false },
   'SphereFace with its margin': {
     object: trainSpec({ loss: { margin: { type: 'SphereFace', m1: 1.7 }, gradient: 'StraightThrough' } }),

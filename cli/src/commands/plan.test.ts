@@ -4,9 +4,9 @@ import { mkdtemp, readdir, rm, writeFile } from 'node:fs/promises';
 import { tmpdir } from 'node:os';
 import { join } from 'node:path';
 import { after, before, test } from 'node:test';
+import { parseQuantity } from '@facetrain/api';
 import { exampleFaces } from '../../../hack/lib/paths.mjs';
 import { facetrain } from '../testing/run-cli.ts';
-import { quantity } from './quantity.ts';
 
 let folder: string;
 before(async () => {
@@ -180,7 +180,7 @@ test('quantities of Kubernetes', () => {
     ['1.5k', 1500],
     ['.5', 0.5],
   ];
-  for (const [text, want] of cases) assert.equal(quantity(text), want, String(text));
+  for (const [text, want] of cases) assert.equal(parseQuantity(text), want, String(text));
 });
 
 test('several ranks in a pod share what it asks for', async () => {

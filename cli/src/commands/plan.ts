@@ -6,6 +6,7 @@ import {
   ExitCode,
   type FaceTrainJob,
   FacetrainError,
+  parseQuantity,
   parseStorageUri,
   rankCount,
   type TrainerConfig,
@@ -21,7 +22,6 @@ import { withInputRange } from '@facetrain/trainer/onnx/input-range';
 import { readOnnx } from '@facetrain/trainer/onnx/read';
 import { plannedTrainerConfig, plannedTrainerPod } from '../local/planned-config.ts';
 import { bytes as decimalBytes, duration, table } from '../terminal-output.ts';
-import { quantity } from './quantity.ts';
 
 export interface PlanOptions {
   /** Absent: cpu for `device: CPU` and for trainers without a GPU among their resources, else h100. */
@@ -103,8 +103,8 @@ function resourcesOf({ spec: { containers } }: Pod, ranksPerPod: number): RankRe
   } = containers.find(({ name }) => name === CONTAINER)?.resources ?? {};
   const cpus = limits.cpu ?? requests.cpu;
   return {
-    memory: limits.memory === undefined ? null : quantity(limits.memory) / ranksPerPod,
-    cpus: cpus === undefined ? undefined : Math.max(1, Math.floor(quantity(cpus) / ranksPerPod)),
+    memory: limits.memory === undefined ? null : parseQuantity(limits.memory) / ranksPerPod,
+    cpus: cpus === undefined ? undefined : Math.max(1, Math.floor(parseQuantity(cpus) / ranksPerPod)),
     gpu: Object.keys({ ...limits, ...requests })
       .map((resource) => GPU.exec(resource))
       .find((match) => match !== null),

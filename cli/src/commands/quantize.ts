@@ -47,6 +47,8 @@ export interface QuantizeOptions extends InputRangeOptions {
   strict: boolean;
   /** Absent: one for each CPU. */
   threads?: number;
+  /** For the activations of all pictures, in bytes; absent: as QuantizeConfig has it. */
+  memory?: number;
   /** Replace the artifact that the folder holds. */
   fresh: boolean;
 }
@@ -125,7 +127,7 @@ function isArtifact(manifest: string): boolean {
 /** What no option names is the default of spec.quantize. */
 async function makeConfig(options: QuantizeOptions, read: ReadModel | undefined): Promise<QuantizeConfig> {
   const { model, calibration, out, images, seed, rounds, maxBadPictures } = options;
-  const { pairs = [], groups = [], output, threads, inputSize, strict } = options;
+  const { pairs = [], groups = [], output, threads, memory, inputSize, strict } = options;
   const channelOrder = options.channelOrder ?? (read && channelOrderOf(read.metadata)) ?? DEFAULT_ORDER;
   // The report finds pictures by the name of their set.
   const names = new UniqueNames([]);
@@ -157,6 +159,7 @@ async function makeConfig(options: QuantizeOptions, read: ReadModel | undefined)
     gate: { maxAccuracyDrop: null, minMeanCosine: null },
     publish: null,
     outputDirectory: resolve(out),
+    ...(memory !== undefined && { searchMemoryBytes: memory }),
     computeThreads: threads ?? availableParallelism(),
     progress: null,
   };

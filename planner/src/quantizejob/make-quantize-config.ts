@@ -2,6 +2,7 @@
 import {
   DEFAULT_MAX_BAD_PICTURES,
   DEFAULT_PROGRESS_PORT,
+  parseQuantity,
   parseStorageUri,
   QuantizeConfig,
   type QuantizeJobSpec,
@@ -21,6 +22,7 @@ export function quantizeConfig(
   storage: QuantizerStorage,
   environment: Environment,
 ): QuantizeConfig {
+  const { memory, ...search } = spec.search;
   return QuantizeConfig.parse({
     schemaVersion: 1,
     job: { name: job.name, uid: job.uid, attempt },
@@ -37,7 +39,8 @@ export function quantizeConfig(
       seed: spec.calibration.seed,
       maxBadPictures: spec.calibration.dataset.maxBadPictures ?? DEFAULT_MAX_BAD_PICTURES,
     },
-    search: spec.search,
+    search,
+    ...(memory !== undefined && { searchMemoryBytes: parseQuantity(memory) }),
     evaluation: { sets: setsOfConfig(spec.evaluation.sets, storage.evaluations) },
     gate: {
       ...spec.gate,

@@ -52,6 +52,13 @@ test('credentials of the output’s object store are references to a Secret, and
   );
 });
 
+test('the memory of the search is in bytes, and no part of what decides its result', () => {
+  const { config } = childrenOf(makeQuantizeJob().with({ search: { memory: '512Mi' } }));
+  assert.equal(config.searchMemoryBytes, 512 * 2 ** 20);
+  assert(!('memory' in config.search));
+  assert.equal(childrenOf(makeQuantizeJob()).config.searchMemoryBytes, undefined);
+});
+
 test('an output folder is mounted, and nothing is published', () => {
   const { config, pod } = childrenOf(
     makeQuantizeJob().with({

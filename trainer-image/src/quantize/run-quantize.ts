@@ -308,6 +308,9 @@ function sizesOf(
 
 const degrees = (cosine: number) => (Math.acos(Math.min(Math.max(cosine, -1), 1)) * 180) / Math.PI;
 
+/** Of the activations of all pictures, in a search. With 50 pictures a network of 100 layers needs less. */
+const DEFAULT_MEMORY_BYTES = 2 * 2 ** 30;
+
 const STAGES = { equalizing: 'Equalizing', searching: 'Searching' } as const;
 
 async function search(
@@ -328,7 +331,8 @@ async function search(
   try {
     const found = await searchScales(layers, pictures, {
       ...config.search,
-      memoryBytes: Math.floor(process.availableMemory() / 2),
+      memoryBytes:
+        config.searchMemoryBytes ?? Math.min(DEFAULT_MEMORY_BYTES, Math.floor(process.availableMemory() / 2)),
       temporaryDirectory: tmpdir(),
       computeThreads,
       signal,

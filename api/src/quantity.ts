@@ -1,0 +1,52 @@
+/** Amounts of resources as Kubernetes writes them. */
+import { z } from 'zod';
+
+/** A resource.Quantity of Kubernetes, as YAML has it: 500m, 64Gi, 1e3, and the numbers 2 and 0.5. */
+export const Quantity = z
+  .union(
+    [
+      z
+        .string()
+        .max(64)
+        .regex(/^(\d+(\.\d*)?|\.\d+)([KMGTPE]i|[numkMGTPE]|[eE][+-]?\d+)?$/),
+      z.number().min(0),
+    ],
+    { error: 'a quantity such as 2, 0.5, 500m, 64Gi or 1e3' },
+  )
+  // A structural schema has int-or-string, but no number-or-string, and kubectl users write "cpu: 0.5".
+  .meta({ 'x-kubernetes-preserve-unknown-fields': true });
+
+/** A resource.Quantity of whole bytes, as a string. */
+export const BytesQuantity = z
+  .string()
+  .max(64)
+  .regex(/^\d{1,15}([KMGT]i|[kMGT])?$/, 'a number of bytes such as 512Mi or 2Gi');
+
+const SUFFIXES: Record<string, number> = {
+  n: 1e-9,
+  u: 1e-6,
+  m: 1e-3,
+  '': 1,
+  k: 1e3,
+  M: 1e6,
+  G: 1e9,
+  T: 1e12,
+  P: 1e15,
+  E: 1e18,
+  Ki: 2 ** 10,
+  Mi: 2 ** 20,
+  Gi: 2 ** 30,
+  Ti: 2 ** 40,
+  Pi: 2 ** 50,
+  Ei: 2 ** 60,
+};
+
+/**
+ * The number of a resource.Quantity: "500m" is 0.5, "64Gi" is 64 * 2^30 (apimachinery, pkg/api/resource/quantity.go).
+ * @param value one that the schema accepts
+ */
+export function parseQuantity(value: string | number): number {
+  if (typeof value === 'number') return value;
+  const match = /^([-+]?[0-9.]+(?:[eE][-+]?[0-9]+)?)([a-zA-Z]*)$/.exec(value.trim());
+  return match ? Number(match[1]) * (SUFFIXES[match[2]!] ?? NaN) : NaN;
+}
