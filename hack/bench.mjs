@@ -10,8 +10,8 @@ import { build, environment, node, root } from './lib/paths.mjs';
 import { attached, main, run, SetupError, step } from './lib/steps.mjs';
 import { setup } from './setup.mjs';
 
-const USAGE = `Usage: npm run bench [-- pfc | train | data | int7 | int7-arm | int7-winograd | operator | restart
-                            [OPTION...]]
+const USAGE = `Usage: npm run bench [-- pfc | accuracy | train | data | int7 | int7-arm | int7-winograd | operator |
+                            restart [OPTION...]]
 
 Runs all benchmarks, or one with its own options. Each prints a table and, as its last line, JSON.
 `;
@@ -53,6 +53,15 @@ const benchmarks = {
   async pfc(args) {
     await nativeBenchmark('pfc_bench', args);
     return attached([join(build, 'pfc_bench'), ...(await reference(args)), ...args], { env: computing() });
+  },
+  /** Accuracy by optimizer, precision and sample rate of the class centres, beside insightface's head. */
+  async accuracy(args) {
+    // Without a dataset there is nothing to measure: when all benchmarks run, it is left out.
+    if (args.length === 0) return 0;
+    await nativeBenchmark('accuracy_bench', args);
+    await buildNative({ targets: [ADDON] });
+    const script = join(root, 'bench', 'accuracy', 'accuracy-bench.ts');
+    return attached([node, script, ...(await reference(args)), ...args], { env: computing() });
   },
   /** The training of a backbone, on a CPU or a GPU. */
   async train(args) {

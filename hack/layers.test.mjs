@@ -87,6 +87,7 @@ const ROOMS = [
   ['native/test',              ['native/data']],
   ['bench/common',             ['native', 'torch']],
   ['bench/pfc',                ['bench/common', 'native', 'torch']],
+  ['bench/accuracy',           ['bench/common', 'trainer-image', 'native', 'torch']],
   ['bench/train',              ['bench/common', 'trainer-image', 'native', 'torch']],
 ];
 
