@@ -106,7 +106,7 @@ const common = (optimizer: string, sampleRate: number) => [
 /** Features of a picture: 128 channels in the quarters of a map. */
 const FEATURES = 4 * 128;
 
-/** The pretrained network up to its last residual block, and the means of the map's quarters (7 x 7 of them overlap). */
+/** The pretrained network up to its last residual block, and the means of its 7 x 7 map in quarters, which overlap. */
 async function featureGraph(path: string): Promise<Graph> {
   const { graph } = withInputRange(await readOnnx(path), { subject: path });
   const last = graph.nodes.findLastIndex((node) => node.op === 'Add');

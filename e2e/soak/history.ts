@@ -142,8 +142,8 @@ export class HistoryCheck {
     };
     const name = `${jobUid}/${attempt}`;
     if (!this.#pods.has(key)) {
-      // An attempt that was never whole, and of which no pod is left, is made anew for the size that is asked for now: a
-      // quota had refused a rank of it, the others were deleted, and then people scaled the job. The planner's
+      // An attempt that was never whole, and of which no pod is left, is made anew for the size that is asked for now:
+      // a quota had refused a rank of it, the others were deleted, and then people scaled the job. The planner's
       // `gangSize` has the size from the pods or, once all were created, from the status. Nothing of the old size can
       // go on: such an attempt has trained nothing, its config.json does not name the size, and a process that outlives
       // its pod does not meet the others, since the name under which ranks meet has the size
