@@ -308,7 +308,7 @@ function sizesOf(
 
 const degrees = (cosine: number) => (Math.acos(Math.min(Math.max(cosine, -1), 1)) * 180) / Math.PI;
 
-/** Of the activations of all pictures, in a search. With 50 pictures a network of 100 layers needs less. */
+/** Of the activations of all pictures, in a search. */
 const DEFAULT_MEMORY_BYTES = 2 * 2 ** 30;
 
 const STAGES = { equalizing: 'Equalizing', searching: 'Searching' } as const;
