@@ -19,6 +19,7 @@ import { type Graph, Model, readLabels, readPictures } from '@facetrain/native';
 import { drawPairs } from '@facetrain/trainer/dataset/draw-pairs';
 import { withInputRange } from '@facetrain/trainer/onnx/input-range';
 import { readOnnx } from '@facetrain/trainer/onnx/read';
+import { mapAtOnce } from '@facetrain/trainer/storage/map-at-once';
 import { verify } from '@facetrain/trainer/verification/protocol';
 import { build, cache } from '../../hack/lib/paths.mjs';
 
@@ -267,19 +268,8 @@ async function train(way: Way, rates: Rates, seed: number, judge: Judge): Promis
   return figures;
 }
 
-/** Two at a time. */
-async function inPairs<T, R>(items: readonly T[], run: (item: T) => Promise<R>): Promise<R[]> {
-  const results: R[] = [];
-  let next = 0;
-  const work = async () => {
-    while (next < items.length) {
-      const place = next++;
-      results[place] = await run(items[place]!);
-    }
-  };
-  await Promise.all([work(), work()]);
-  return results;
-}
+/** Trainings of one thread each that run at the same time. */
+const AT_ONCE = 2;
 
 const mean = (values: readonly number[]) => values.reduce((sum, value) => sum + value, 0) / values.length;
 const spread = (values: readonly number[]) =>
@@ -291,8 +281,9 @@ async function chooseRates(ways: readonly Way[], judge: Judge): Promise<Map<stri
   const trials = firstOfGroup.flatMap((way) =>
     MAP_RATES.flatMap((map) => ROW_RATES[way.optimizer].map((rows) => ({ way, rates: { map, rows } }))),
   );
-  const accuracies = await inPairs(
+  const accuracies = await mapAtOnce(
     trials,
+    AT_ONCE,
     async ({ way, rates }) => (await train(way, rates, seeds[0]!, judge)).accuracy,
   );
   const chosen = new Map<string, Rates>();
@@ -315,7 +306,7 @@ const ways = waysToTrain();
 const rates = await chooseRates(ways, chooser);
 // Seed by seed, so that a run that is stopped by other work hits all ways alike.
 const runs = seeds.flatMap((seed) => ways.map((way) => ({ way, seed })));
-const figures = await inPairs(runs, ({ way, seed }) => train(way, rates.get(way.group)!, seed, judge));
+const figures = await mapAtOnce(runs, AT_ONCE, ({ way, seed }) => train(way, rates.get(way.group)!, seed, judge));
 const rows = ways.map((way) => {
   const own = figures.filter((_, i) => runs[i]!.way === way);
   const [accuracies, tars] = [own.map(({ accuracy }) => accuracy), own.map(({ tar }) => tar)];

@@ -13,7 +13,7 @@ import { FacetrainError, type ObjectStorePlace, OUTPUT } from '@facetrain/api';
 import { STEPS, type WriterProcess, type WriterStep } from '@facetrain/planner/testing/checkpoint-folder';
 import { ObjectTarget } from '@facetrain/trainer/checkpoint/object-target';
 import { prune } from '@facetrain/trainer/checkpoint/target';
-import { HEAD, type Head, ObjectFence } from '@facetrain/trainer/storage/object-fence';
+import { HEAD, type Head, ObjectFence, PROBE_PREFIX } from '@facetrain/trainer/storage/object-fence';
 import { ObjectStore } from '@facetrain/trainer/storage/object-store';
 import { ObjectOutput } from '@facetrain/trainer/storage/output-place';
 import { type Fate, type FaultyS3, startFaultyS3 } from '@facetrain/trainer/testing/s3-faults';
@@ -256,7 +256,7 @@ export class StoredCheckpoints {
     const killedInClaim = new Set(
       [...this.#writing]
         .filter(([{ claim, ended }]) => claim === null && ended === 'killed')
-        .map(([, { start }]) => `fences/probe-${start}`),
+        .map(([, { start }]) => `${PROBE_PREFIX}${start}`),
     );
     for (const name of await store.list('')) {
       const [, folder, token] = /^(step-\d{10}\/(\d{10})-[^/]*)\//.exec(name) ?? [];

@@ -57,7 +57,7 @@ type Lists = Pick<Head, 'checkpoints' | 'damaged' | 'evaluations'>;
 /** The object that decides. */
 export const HEAD = `${OUTPUT.fences}/head.json`;
 /** What names of the objects begin with by which a claim tries the store's conditions. */
-const PROBE_PREFIX = `${OUTPUT.fences}/probe-`;
+export const PROBE_PREFIX = `${OUTPUT.fences}/probe-`;
 /**
  * After so many milliseconds its process has ended: a store does not take a request whose signature is older than a
  * quarter of an hour, so that clocks cannot be further apart, either.
