@@ -6,6 +6,7 @@
  */
 import { z } from 'zod';
 import {
+  accuracyDrop,
   adaptiveMargin,
   backbone,
   blocks,
@@ -205,6 +206,13 @@ export const TrainerConfig = z.strictObject({
       .nullable()
       .describe('Both intervals null: only the end of training is evaluated, as it always is.'),
     everySteps: z.int().positive().nullable(),
+    gate: z
+      .strictObject({ maxTarDrop: accuracyDrop.optional(), maxGroupAccuracyDrop: accuracyDrop.optional() })
+      .optional()
+      .describe(
+        'Bounds of the quantization that follows, where it is judged on these sets: sets without the pairs for them ' +
+          'are refused before the training, and not after it.',
+      ),
   }),
   outputDirectory: z
     .string()

@@ -5,6 +5,7 @@
 import { type FaceTrainJob, parseStorageUri, rankCount } from '@facetrain/api';
 import type { Graph } from '@facetrain/native';
 import { createBoard } from '@facetrain/trainer/program/progress-board';
+import { checkGateHasPairs } from '@facetrain/trainer/verification/gate-pairs';
 import { readSet, type VerificationSet } from '@facetrain/trainer/verification/verification-set';
 import { pino } from 'pino';
 import { plannedQuantizeConfig, plannedTrainerConfig } from './planned-config.ts';
@@ -51,7 +52,7 @@ export async function checkQuantizationInputs(
 ): Promise<void> {
   const { quantize, ...training } = job.spec;
   const config = plannedQuantizeConfig(job, 'unused', stateFolder);
-  const { checkCalibration, checkGateHasPairs, checkGateHasSets } = await import('@facetrain/trainer/quantize/inputs');
+  const { checkCalibration, checkGateHasSets } = await import('@facetrain/trainer/quantize/inputs');
   checkGateHasSets(config);
   const dataset = quantize?.calibration.dataset ?? (afterTraining ? undefined : training.dataset);
   if (dataset && isHere(dataset))

@@ -165,6 +165,13 @@ describe('the config has every default that the spec leaves out', () => {
         },
       },
     },
+    'the gate of a quantization that is judged on them': {
+      spec: {
+        evaluation: { sets: [set] },
+        quantize: { gate: { maxTarDrop: 0.02, maxGroupAccuracyDrop: 0.05, maxAccuracyDrop: 0.1 } },
+      },
+      want: { evaluation: { gate: { maxTarDrop: 0.02, maxGroupAccuracyDrop: 0.05 } } },
+    },
     'checkpoints elsewhere': {
       spec: { checkpoint: { uri: 'file:///ckpt' } },
       want: { checkpoint: { directory: '/ckpt', shared: true } },
@@ -207,6 +214,15 @@ describe('the config has every default that the spec leaves out', () => {
       assert.partialDeepStrictEqual(config, want);
     });
   }
+});
+
+test('the config has no gate for sets of the quantization’s own, or of bounds that every pair is judged by', () => {
+  const sets = [set];
+  for (const quantize of [
+    { gate: { maxTarDrop: 0.02 }, evaluation: { sets } },
+    { gate: { maxAccuracyDrop: 0.1, minWorstCosine: 0.9 } },
+  ])
+    assert(!('gate' in configOf(makeJob().with({ evaluation: { sets }, quantize })).evaluation));
 });
 
 test('children of a job with the longest name and attempt number have valid host names', () => {

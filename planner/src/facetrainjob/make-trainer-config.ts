@@ -127,6 +127,7 @@ export function trainerConfig(
       sets: setsOfConfig(evaluation.sets, storage.evaluations),
       everyEpochs: nullIfZero(evaluation.everyEpochs),
       everySteps: evaluation.everySteps ?? null,
+      ...gateOnSets(spec),
     },
     outputDirectory: storage.output.path,
     outputStore: storage.output.store,
@@ -149,3 +150,14 @@ function marginOf({ type, m1, m2, m3, m, h }: FaceTrainJobSpec['loss']['margin']
 
 /** "Off" is 0 in the spec and null in the config. */
 const nullIfZero = (value: number): number | null => (value === 0 ? null : value);
+
+/** Images of before know no gate, so none is named where there is nothing to judge. */
+function gateOnSets({ quantize }: FaceTrainJobSpec): Pick<TrainerConfig['evaluation'], 'gate'> {
+  if (!quantize || quantize.evaluation) return {};
+  const { maxTarDrop, maxGroupAccuracyDrop } = quantize.gate;
+  const gate = {
+    ...(maxTarDrop !== undefined && { maxTarDrop }),
+    ...(maxGroupAccuracyDrop !== undefined && { maxGroupAccuracyDrop }),
+  };
+  return Object.keys(gate).length > 0 ? { gate } : {};
+}

@@ -3,7 +3,8 @@ import assert from 'node:assert/strict';
 import { describe, test } from 'node:test';
 import { Metrics } from '@facetrain/api';
 import { noise } from '../testing/onnx-oracles.ts';
-import { checkGate, compareOnSet, cosines, fewestPairs, summarize } from './compare.ts';
+import { fewestPairs } from '../verification/gate-pairs.ts';
+import { checkGate, compareOnSet, cosines, summarize } from './compare.ts';
 
 const NONE = { maxAccuracyDrop: null, minMeanCosine: null };
 

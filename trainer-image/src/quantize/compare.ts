@@ -10,6 +10,7 @@ import {
 } from '@facetrain/api';
 import type { GraphOutput } from '@facetrain/native';
 import { checkFiniteEmbeddings } from '../verification/check-embeddings.ts';
+import { fewestPairs, ROUNDING } from '../verification/gate-pairs.ts';
 import { type GroupFigures, type Verification, verify, verifyGroups } from '../verification/protocol.ts';
 import type { VerificationSet } from '../verification/verification-set.ts';
 import { scoreFigures } from './score-figures.ts';
@@ -186,12 +187,6 @@ function largestAt(values: Float32Array): number {
 }
 
 /**
- * An accuracy is a mean of ten shares, and rounded: 0.98 - 0.97 is more than 0.01. One pair of a million changes it by
- * much more than this.
- */
-const ROUNDING = 1e-12;
-
-/**
  * Sets on which FP32 has this accuracy show little: of a ResNet-100 with 6 bits, LFW's accuracy falls by 0.4 points,
  * and the true accept rate at 1e-4 on IJB-C by 9.5 (QuantFace, ICPR 2022).
  */
@@ -201,12 +196,6 @@ const EASY_NAMES = /^(ca)?lfw/i;
 
 function isEasy({ set, fp32 }: Comparison): boolean {
   return EASY_NAMES.test(set) || fp32.accuracy >= EASY_ACCURACY;
-}
-
-/** Pairs that a group needs so that one of them changes its accuracy by no more than the bound. */
-export function fewestPairs(maxGroupAccuracyDrop: number): number {
-  // A bound of zero forbids any loss, so even one pair is judged. The quotient may be rounded to above a whole number.
-  return maxGroupAccuracyDrop === 0 ? 1 : Math.ceil((1 - ROUNDING) / maxGroupAccuracyDrop);
 }
 
 /** Compares metrics with the bounds of a job; a bound that is null or absent is not checked. */

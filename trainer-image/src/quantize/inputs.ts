@@ -23,8 +23,8 @@ import type { Program } from '../program/program.ts';
 import { makeFolder, storageError } from '../storage/atomic-files.ts';
 import { digestBytes, digestFile } from '../storage/digest.ts';
 import { checkDestination } from '../storage/publish.ts';
+import { checkGateHasPairs } from '../verification/gate-pairs.ts';
 import { readSet, type VerificationSet } from '../verification/verification-set.ts';
-import { fewestPairs } from './compare.ts';
 import { fold } from './fold.ts';
 import { QUANTIZER_OPERATORS, type RealNode } from './onnx-to-layers.ts';
 
@@ -128,41 +128,6 @@ export function checkSetsHaveEmbedding({ evaluation, model }: QuantizeConfig, { 
     subject: model.path,
     found: `outputs ${outputs.map(({ name }) => `"${name}"`).join(', ')}, and evaluation sets`,
     allowed: 'one embedding [N, d] (--output, model.output), or no evaluation sets',
-  });
-}
-
-/** Pairs of different people that the highest false accept rate of the report, one in ten, needs. */
-const FEWEST_NEGATIVES = 10;
-
-/**
- * @throws FacetrainError InvalidConfig when the gate bounds true accept rates and no set has enough pairs for any, or
- *   groups and no set has one with enough pairs
- */
-export function checkGateHasPairs(
-  { maxTarDrop, maxGroupAccuracyDrop }: QuantizeConfig['gate'],
-  sets: readonly Pick<VerificationSet, 'same' | 'groups'>[],
-): void {
-  if (maxGroupAccuracyDrop !== undefined) checkGateHasGroups(maxGroupAccuracyDrop, sets);
-  const most = Math.max(...sets.map(({ same }) => same.filter((isSame) => !isSame).length));
-  if (maxTarDrop === undefined || most >= FEWEST_NEGATIVES) return;
-  throw new FacetrainError({
-    code: 'InvalidConfig',
-    subject: 'gate.maxTarDrop',
-    found: `no evaluation set has more than ${most} pairs of different people`,
-    allowed: `a set with ${FEWEST_NEGATIVES} for a false accept rate of 1e-1, with 1,000 for 1e-3; or no bound`,
-  });
-}
-
-function checkGateHasGroups(bound: number, sets: readonly Pick<VerificationSet, 'groups'>[]): void {
-  const sizes = sets.flatMap(({ groups = [] }) => [...Map.groupBy(groups, (group) => group).values()]);
-  const most = Math.max(0, ...sizes.map(({ length }) => length));
-  const needed = fewestPairs(bound);
-  if (most >= needed) return;
-  throw new FacetrainError({
-    code: 'InvalidConfig',
-    subject: 'gate.maxGroupAccuracyDrop',
-    found: most === 0 ? 'no evaluation set has groups' : `no group has more than ${most} pairs`,
-    allowed: `evaluation.sets[].groups, one of them with ${needed} pairs or more for ${bound}; or no bound`,
   });
 }
 

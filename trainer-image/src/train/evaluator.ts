@@ -7,6 +7,7 @@ import { isStop } from '../program/stop-signal.ts';
 import { histogram } from '../report/histogram.ts';
 import { areAllSame } from '../verification/check-embeddings.ts';
 import { evaluateSet, partOf } from '../verification/evaluate-set.ts';
+import { checkGateHasPairs } from '../verification/gate-pairs.ts';
 import { spreadOf, verify, verifyGroups } from '../verification/protocol.ts';
 import { readSet, type VerificationSet } from '../verification/verification-set.ts';
 
@@ -25,13 +26,17 @@ export class Evaluator {
     this.#program = program;
   }
 
-  /** Reads the sets; pictures stay encoded. @throws FacetrainError InvalidVerificationSet */
+  /**
+   * Reads the sets; pictures stay encoded.
+   * @throws FacetrainError InvalidVerificationSet; InvalidConfig when they have no pairs for a bound of the gate
+   */
   static async open(config: TrainerConfig, ranks: Ranks, program: Program): Promise<Evaluator> {
     const sets: VerificationSet[] = [];
     for (const set of config.evaluation.sets) {
       sets.push(await readSet(set));
       program.progress.tick();
     }
+    if (config.evaluation.gate) checkGateHasPairs(config.evaluation.gate, sets);
     return new Evaluator(sets, config.model.channelOrder, ranks, program);
   }
 

@@ -681,6 +681,18 @@ test('input that does not fit is refused before ranks meet, with the field or fi
       'InvalidVerificationSet',
       /none\.bin/,
     ],
+    [
+      'gate that the sets cannot judge',
+      (config) => ({
+        evaluation: {
+          ...config.evaluation,
+          sets: [{ name: 'pairs', path: set }],
+          gate: { maxGroupAccuracyDrop: 0.01 },
+        },
+      }),
+      'InvalidConfig',
+      /gate\.maxGroupAccuracyDrop: no evaluation set has groups/,
+    ],
     ['model', (config) => ({ model: { ...config.model, onnxPath: noPairs } }), 'InvalidModel', /none\.bin/],
     [
       'output',
