@@ -25,6 +25,29 @@ export function table(headings: string[], rows: string[][]): string {
   return `<div class="wide"><table><thead><tr>${head}</tr></thead>\n<tbody>${body}</tbody></table></div>`;
 }
 
+export interface GroupRow {
+  set: string;
+  group: string;
+  pairs: number;
+  /** One for each heading of the table. */
+  figures: string[];
+}
+
+/** Figures by group of pairs, under the headings given. Texts, not HTML; nothing where no set has groups. */
+export function groupTable(headings: string[], rows: GroupRow[], note: string): string {
+  if (rows.length === 0) return '';
+  const all = table(
+    ['Set', 'Group', 'Pairs', ...headings],
+    rows.map(({ set, group, pairs, figures }) => [set, group, count(pairs), ...figures].map(escapeHtml)),
+  );
+  return `<h3>By group <small>${note}</small></h3>\n${all}`;
+}
+
+/** A share in percent; a dash for null, such as a rate of pairs that there are none of. */
+export function percent(share: number | null): string {
+  return share === null ? '–' : `${(share * 100).toFixed(2)} %`;
+}
+
 /** Four significant digits. */
 export function short(value: number): string {
   return Number(value.toPrecision(4)).toString();
@@ -53,6 +76,7 @@ body { margin: 0; background: var(--paper); color: var(--ink); font: 15px/1.5 sy
 main { max-width: 800px; margin: 0 auto; padding: 32px 20px 64px; }
 h1 { margin: 0; font-size: 26px; overflow-wrap: anywhere; }
 h2 { margin: 36px 0 8px; font-size: 18px; }
+h3 { margin: 16px 0 4px; font-size: 15px; }
 small, .sub, dt, summary { color: var(--soft); font-weight: normal; }
 small { font-size: 13px; }
 .sub { margin: 2px 0 20px; }

@@ -9,7 +9,7 @@ import {
   rangeText,
   type SetScores,
 } from '@facetrain/api';
-import { count, escapeHtml, page, short, table } from './html.ts';
+import { count, escapeHtml, groupTable, page, percent, short, table } from './html.ts';
 
 const BAR_WIDTH = 170;
 const BAR_HEIGHT = 7;
@@ -157,32 +157,28 @@ function measuredOn({ measuredOn: on }: Metrics): [string, string][] {
 function verification(comparisons: Comparison[]): string {
   if (comparisons.length === 0) return '';
   const note = '10-fold, embeddings of picture and mirror image added';
-  return `<h2>Verification <small>${note}</small></h2>\n${setTable(comparisons)}${groupTable(comparisons)}`;
+  return `<h2>Verification <small>${note}</small></h2>\n${setTable(comparisons)}${groups(comparisons)}`;
 }
 
-/** Figures by group of pairs, the largest drop of each set first. */
-function groupTable(comparisons: Comparison[]): string {
-  const rows = comparisons.flatMap(({ set, groups = [] }) =>
-    groups
+/** The largest drop of each set first. */
+function groups(comparisons: Comparison[]): string {
+  const rows = comparisons.flatMap(({ set, groups: found = [] }) =>
+    found
       .toSorted((a, b) => b.drop - a.drop)
-      .map(({ group, pairs, fp32, int7, drop }) => [
-        escapeHtml(set),
-        escapeHtml(group),
-        count(pairs),
-        percent(fp32.accuracy),
-        percent(int7.accuracy),
-        points(drop),
-        `${share(fp32.falseAcceptRate)} → ${share(int7.falseAcceptRate)}`,
-        `${share(fp32.falseRejectRate)} → ${share(int7.falseRejectRate)}`,
-      ]),
+      .map(({ group, pairs, fp32, int7, drop }) => ({
+        ...{ set, group, pairs },
+        figures: [
+          percent(fp32.accuracy),
+          percent(int7.accuracy),
+          points(drop),
+          `${percent(fp32.falseAcceptRate)} → ${percent(int7.falseAcceptRate)}`,
+          `${percent(fp32.falseRejectRate)} → ${percent(int7.falseRejectRate)}`,
+        ],
+      })),
   );
-  if (rows.length === 0) return '';
-  const note = 'at the threshold of the whole set, of each model its own';
-  const headings = ['Set', 'Group', 'Pairs', 'FP32', 'INT7', 'Drop', 'False accepts', 'False rejects'];
-  return `<h3>By group <small>${note}</small></h3>\n${table(headings, rows)}`;
+  const headings = ['FP32', 'INT7', 'Drop', 'False accepts', 'False rejects'];
+  return groupTable(headings, rows, 'at the threshold of the whole set, of each model its own');
 }
-
-const share = (value: number | null) => (value === null ? '–' : percent(value));
 
 /** ROC and histograms of scores of both models on one set. */
 function scoreCharts({ set, fp32, int7 }: SetScores): string {
@@ -354,7 +350,7 @@ const TOO_FEW = 'too few pairs';
 
 function rateOf({ tarAtFar }: Comparison['fp32'], rate: string): string {
   const found = tarAtFar[rate];
-  return found === undefined ? '–' : percent(found);
+  return percent(found ?? null);
 }
 
 function layerTable(all: QuantizedLayer[]): string {
@@ -417,10 +413,6 @@ function cosine(value: number): string {
   return value.toFixed(4);
 }
 
-function percent(value: number): string {
-  return `${(value * 100).toFixed(2)} %`;
-}
-
 /** A difference of accuracies, in percentage points. */
 function points(value: number): string {
   return `${(value * 100).toFixed(2)} pt`;
@@ -458,7 +450,6 @@ td .before, .key { color: var(--soft); }
 .key { display: inline-block; width: 14px; height: 8px; border-radius: 2px; margin-left: 8px; }
 .key.before { background: var(--soft); opacity: .45; }
 .key.after { background: var(--c0); }
-h3 { margin: 16px 0 4px; font-size: 15px; }
 .charts { display: grid; grid-template-columns: repeat(auto-fit, minmax(min(300px, 100%), 1fr)); gap: 12px; }
 figure { margin: 0; min-width: 0; }
 figcaption { font-size: 13px; }

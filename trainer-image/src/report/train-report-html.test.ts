@@ -138,7 +138,7 @@ test('figures by group of pairs', () => {
     { group: 'old', pairs: 80, accuracy: 0.75, interval: [0.64, 0.83] as [number, number], falseAcceptRate: 0.1 },
   ].map((group) => ({ ...group, falseRejectRate: null }));
   const html = trainReportHtml(report({ evaluations: [...others.toReversed(), { ...first!, groups }] }));
-  assert.match(html, /By group.*old.*80.*75 % \(64 to 83 %\).*10 %.*–/s);
+  assert.match(html, /By group.*old.*80.*75\.00 % \(64\.00 % to 83\.00 %\).*10\.00 %.*–/s);
   assert.doesNotMatch(trainReportHtml(report()), /By group/);
 });
 

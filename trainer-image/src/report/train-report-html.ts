@@ -8,7 +8,7 @@ import {
   stepStages,
   type TrainReport,
 } from '@facetrain/api';
-import { count, escapeHtml, page, short, table } from './html.ts';
+import { count, escapeHtml, groupTable, page, percent, short, table } from './html.ts';
 
 const WIDTH = 760;
 const HEIGHT = 220;
@@ -157,23 +157,24 @@ function evaluationTable(report: TrainReport, sets: string[]): string {
     );
   });
   const all = table(['Set', 'Pairs', 'Step', 'Accuracy', 'Threshold', 'TAR @ FAR'], rows);
-  return all + groupTable(report, sets);
+  return all + groups(report, sets);
 }
 
-/** Figures by group of pairs, at the threshold of the whole set. */
-function groupTable(report: TrainReport, sets: string[]): string {
-  const share = (value: number | null) => (value === null ? '–' : `${short(value * 100)} %`);
+function groups(report: TrainReport, sets: string[]): string {
   const rows = sets.flatMap((set) =>
     (report.evaluations.findLast((result) => result.set === set)!.groups ?? []).map(
-      ({ group, pairs, accuracy, interval: [low, high], falseAcceptRate, falseRejectRate }) => {
-        const between = `${share(accuracy)} (${short(low * 100)} to ${share(high)})`;
-        return [set, group, count(pairs), between, share(falseAcceptRate), share(falseRejectRate)].map(escapeHtml);
-      },
+      ({ group, pairs, accuracy, interval: [low, high], falseAcceptRate, falseRejectRate }) => ({
+        ...{ set, group, pairs },
+        figures: [
+          `${percent(accuracy)} (${percent(low)} to ${percent(high)})`,
+          percent(falseAcceptRate),
+          percent(falseRejectRate),
+        ],
+      }),
     ),
   );
-  if (rows.length === 0) return '';
-  const headings = ['Set', 'Group', 'Pairs', 'Accuracy, 95 % interval', 'False accepts', 'False rejects'];
-  return `\n<p>By group of pairs, at the threshold of the whole set:</p>\n${table(headings, rows)}`;
+  const headings = ['Accuracy, 95 % interval', 'False accepts', 'False rejects'];
+  return groupTable(headings, rows, 'at the threshold of the whole set');
 }
 
 /** Which false accept rates the set says nothing about. */
