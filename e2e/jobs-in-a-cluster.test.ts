@@ -128,7 +128,7 @@ together(
         assert.equal(job.status!.phase, 'Suspended');
         assert.equal(condition(job, 'Ready')!.reason, 'Suspended');
       });
-      await eventually(async () => assert.deepEqual(await ns.list('pod'), []));
+      await eventually(async () => assert.deepEqual(await ns.list('pod'), []), 5 * MINUTE);
       assert(stopped!.checkpoint.step >= stopped!.progress.step, 'the stopped trainers have written no checkpoint');
       await ns.patch('facetrainjob', 'killed', { spec: { suspend: false } });
       await reachesStep(ns, 'killed', { attempt: stopped!.attempt, step: stopped!.checkpoint.step + 1 });
@@ -137,7 +137,7 @@ together(
       const kinds = (await childrenOf(ns, 'killed')).map((name) => name.split('/')[0]!.split('.')[0]);
       assert.deepEqual([...new Set(kinds)].sort(), ['configmap', 'networkpolicy', 'pod', 'podgroup', 'service']);
       await ns.kubectl('delete', 'facetrainjob', 'killed');
-      await eventually(async () => assert.deepEqual(await childrenOf(ns, 'killed'), []), MINUTE);
+      await eventually(async () => assert.deepEqual(await childrenOf(ns, 'killed'), []), 5 * MINUTE);
     },
 
     async 'one of several ranks in a pod is killed: the gang starts again, and its words are those of the rank'(ns) {
@@ -255,7 +255,7 @@ async function quantizesOnlyWithTheRightCredentials(ns: Namespace): Promise<void
 
   await applySecret('facetrain-secret');
   await applyQuantizeJob('right');
-  const { status } = await ns.reachesPhase('right', 'Succeeded', { kind: 'quantizejob', milliseconds: 4 * MINUTE });
+  const { status } = await ns.reachesPhase('right', 'Succeeded', { kind: 'quantizejob' });
   assert.equal(status!.artifact.uri, 's3://models/alone');
 }
 

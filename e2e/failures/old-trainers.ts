@@ -76,7 +76,7 @@ export async function trainersOutliveTheirPods(ns: Namespace, worker: string): P
   }
   await ns.kubectl('delete', 'facetrainjob', ...names);
   await signal(cluster, worker, 'CONT', [await kubeletOf(cluster, worker)]);
-  await cluster.kubectl('wait', `node/${worker}`, '--for=condition=Ready', '--timeout=60s');
+  await cluster.kubectl('wait', `node/${worker}`, '--for=condition=Ready', '--timeout=5m');
 }
 
 /** When the node's condition Ready became Unknown, in milliseconds. */

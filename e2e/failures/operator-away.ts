@@ -27,7 +27,7 @@ export async function podsGoWhileTheOperatorIsAway(ns: Namespace): Promise<void>
   await ns.waitFor('partly', ({ status }) => assert.equal(status?.trainers?.completedRanks, '1'));
 
   await operator(ns, 'scale', 'deployment/facetrain', '--replicas=0');
-  await operator(ns, 'wait', 'pods', '--for=delete', '-l', 'app.kubernetes.io/name=facetrain', '--timeout=60s');
+  await operator(ns, 'wait', 'pods', '--for=delete', '-l', 'app.kubernetes.io/name=facetrain', '--timeout=5m');
   await openGate(ns);
   for (const job of ['removed', 'partly'])
     await eventually(
@@ -37,7 +37,7 @@ export async function podsGoWhileTheOperatorIsAway(ns: Namespace): Promise<void>
           ['Succeeded', 'Succeeded'],
         );
       },
-      2 * MINUTE,
+      10 * MINUTE,
       250,
     );
   await ns.kubectl('delete', 'pods', '-l', 'facetrain.dev/job-name=removed');

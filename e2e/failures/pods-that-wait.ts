@@ -1,6 +1,6 @@
 /** Pods that Kubernetes does not create or place: priorities, claims, quotas, webhooks. */
 import assert from 'node:assert/strict';
-import { condition, MINUTE, type Namespace, restartsOf } from '../testing/namespace.ts';
+import { condition, type Namespace, restartsOf } from '../testing/namespace.ts';
 import { shellContainer, trainJob, yaml } from '../testing/small-jobs.ts';
 
 const quota = (hard: Record<string, string>) => ({
@@ -15,7 +15,7 @@ async function applyQuota(ns: Namespace, hard: Record<string, string>): Promise<
   await ns.apply(quota(hard));
   const [[name, value]] = Object.entries(hard) as [[string, string]];
   const path = `{.status.hard.${name}}`;
-  await ns.kubectl('wait', 'resourcequota/quota', `--for=jsonpath=${path}=${value}`, '--timeout=60s');
+  await ns.kubectl('wait', 'resourcequota/quota', `--for=jsonpath=${path}=${value}`, '--timeout=5m');
 }
 
 export const podsThatWait: Record<string, (ns: Namespace) => Promise<void>> = {
@@ -146,8 +146,10 @@ export const podsThatWait: Record<string, (ns: Namespace) => Promise<void>> = {
     const failed = condition(await ns.reachesPhase('late', 'Failed'), 'Failed')!;
     assert.equal(failed.reason, 'PendingDeadlineExceeded');
     assert.match(failed.message, /ResourceQuota quota refuses Pod late-0-0/);
-    const warnings = (await ns.events('FaceTrainJob', 'late')).map(({ reason }) => reason);
-    assert(warnings.includes('QuotaExceeded'), warnings.join());
+    await ns.waitFor('late', async () => {
+      const reasons = (await ns.events('FaceTrainJob', 'late')).map(({ reason }) => reason);
+      assert(reasons.includes('QuotaExceeded'), reasons.join());
+    });
   },
 
   'a webhook that is down is named in status and event; once it is gone the gang starts': async (ns) => {
@@ -168,17 +170,13 @@ export const podsThatWait: Record<string, (ns: Namespace) => Promise<void>> = {
             clientConfig: {service: {namespace: default, name: no-such-injector, path: /inject}}`),
     );
     await ns.apply(trainJob('hooked', { replicas: 2, shell: 'exit 0' }));
-    await ns.waitFor(
-      'hooked',
-      async (job) => {
-        assert.equal(job.status?.phase, 'Pending');
-        assert.equal(condition(job, 'Ready')!.reason, 'WebhookFailed');
-        assert.match(condition(job, 'Ready')!.message, /inject\.example\.com/);
-        const events = await ns.events('FaceTrainJob', 'hooked');
-        assert(events.some(({ type, message }) => type === 'Warning' && /inject\.example\.com/.test(message)));
-      },
-      { milliseconds: MINUTE },
-    );
+    await ns.waitFor('hooked', async (job) => {
+      assert.equal(job.status?.phase, 'Pending');
+      assert.equal(condition(job, 'Ready')!.reason, 'WebhookFailed');
+      assert.match(condition(job, 'Ready')!.message, /inject\.example\.com/);
+      const events = await ns.events('FaceTrainJob', 'hooked');
+      assert(events.some(({ type, message }) => type === 'Warning' && /inject\.example\.com/.test(message)));
+    });
     await ns.kubectl('delete', 'mutatingwebhookconfiguration', 'sidecar-injector');
     const job = await ns.reachesPhase('hooked', 'Succeeded');
     assert.deepEqual(restartsOf(job), { counted: 0, disruptions: 0 });

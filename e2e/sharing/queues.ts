@@ -151,6 +151,6 @@ export const queues: Record<string, (ns: Namespace) => Promise<void>> = {
     assert.deepEqual(restartsOf(job), { counted: 0, disruptions: 0 });
     // Kueue forgets the Workload of a job that is deleted.
     await ns.kubectl('delete', 'facetrainjob', 'elastic', 'waiting');
-    await ns.kubectl('wait', workload, '--for=delete', '--timeout=60s');
+    await ns.kubectl('wait', workload, '--for=delete', '--timeout=5m');
   },
 };

@@ -3,7 +3,7 @@ import assert from 'node:assert/strict';
 import { join } from 'node:path';
 import { parse } from 'yaml';
 import { root } from '../../hack/lib/paths.mjs';
-import { condition, type Job, MINUTE, type Namespace } from './namespace.ts';
+import { condition, type Job, type Namespace } from './namespace.ts';
 
 export const EXAMPLE = join(root, 'examples', 'lfw-small');
 /** Steps between checkpoints of `trainLongWithoutEvaluation`. */
@@ -44,18 +44,14 @@ export const stepOf = (job: Job): number => job.status?.progress?.step ?? 0;
  * the current one reports its own, so the heartbeat must be younger than the attempt.
  */
 export function reachesStep(ns: Namespace, name: string, { attempt, step }: { attempt: number; step: number }) {
-  return ns.waitFor(
-    name,
-    (job) => {
-      const { status = {} } = job;
-      assert.equal(status.attempt, attempt);
-      assert(
-        status.progress?.lastHeartbeatTime >= status.attemptStartTime && stepOf(job) >= step,
-        `step ${stepOf(job)}, phase ${status.phase}: ${condition(job, 'Ready')?.message}`,
-      );
-    },
-    { milliseconds: 5 * MINUTE },
-  );
+  return ns.waitFor(name, (job) => {
+    const { status = {} } = job;
+    assert.equal(status.attempt, attempt);
+    assert(
+      status.progress?.lastHeartbeatTime >= status.attemptStartTime && stepOf(job) >= step,
+      `step ${stepOf(job)}, phase ${status.phase}: ${condition(job, 'Ready')?.message}`,
+    );
+  });
 }
 
 /** The step of the checkpoint that a trainer has read, from its log. @throws when it has read none */

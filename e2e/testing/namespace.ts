@@ -97,7 +97,7 @@ export class Namespace {
   async waitFor(
     name: string,
     check: (job: Job) => void | Promise<void>,
-    { kind = 'facetrainjob', milliseconds = 3 * MINUTE }: Waiting = {},
+    { kind = 'facetrainjob', milliseconds = 10 * MINUTE }: Waiting = {},
   ): Promise<Job> {
     const checked = async () => {
       const job = await this.get(kind, name);
