@@ -7,21 +7,25 @@
 #include <new>
 #include <stdexcept>
 #include <string>
+#include <string_view>
 
 #include "error.h"
 #include "int7/facetrain_int7.h"
+#include "int7/onnx_file.h"
 #include "int7/onnx_reader.h"
 #include "int7/runtime.h"
 
 using facetrain::ThreadPool;
 using facetrain::int7::OnnxModel;
 using facetrain::int7::read_onnx;
+using facetrain::int7::refuse;
 using facetrain::int7::Runtime;
 
 namespace {
 
 constexpr int64_t kLargestMemory = int64_t{1} << 31;  // of a model's tensors and packed weights: files are not trusted
 constexpr int32_t kLargestSide = 1 << 14;
+constexpr size_t kLargestFile = (size_t{1} << 31) - 1;  // of protobuf, so of ONNX
 
 struct Loaded {
   std::string color_order;
@@ -109,10 +113,18 @@ std::vector<uint8_t> read_file(const char* path) {
   size_t count;
   do {
     count = std::fread(block, 1, sizeof block, file.get());
+    if (count > kLargestFile - bytes.size()) refuse(path, "has 2 GiB or more");
     bytes.insert(bytes.end(), block, block + count);
   } while (count > 0);
   if (std::ferror(file.get())) fail();
   return bytes;
+}
+
+// A message about a whole file or model gets its path as the subject; one about a part follows the path.
+std::invalid_argument with_path(const std::string& path, std::string_view message) {
+  for (const std::string_view whole : {"the file: ", "the model: "})
+    if (message.starts_with(whole)) message.remove_prefix(whole.size());
+  return std::invalid_argument(path + ": " + std::string(message));
 }
 
 }  // namespace
@@ -149,7 +161,11 @@ ft_int7_status ft_int7_load_file(const char* path, const ft_int7_options* given,
   if (!read_options(given, options)) return FT_INT7_INVALID_ARGUMENT;
   return guarded(FT_INT7_INVALID_MODEL, [&] {
     const std::vector<uint8_t> bytes = read_file(path);
-    *model = new ft_int7_model{load(bytes.data(), bytes.size(), options)};
+    try {
+      *model = new ft_int7_model{load(bytes.data(), bytes.size(), options)};
+    } catch (const std::invalid_argument& error) {
+      throw with_path(path, error.what());
+    }
   });
 }
 

@@ -1,6 +1,10 @@
 // Tests the C library through its header.
+#include <unistd.h>
+
 #include <cstdio>
 #include <cstdlib>
+#include <fstream>
+#include <map>
 #include <string>
 #include <vector>
 
@@ -116,7 +120,7 @@ void test_outputs() {
   options = {};
   options.largest_memory = 1000;
   CHECK_EQ(int{ft_int7_load_memory(face.data(), face.size(), &options, &model)}, int{FT_INT7_INVALID_MODEL});
-  CHECK(std::string(ft_int7_last_error()).find("packed weights take over") != std::string::npos);
+  CHECK(std::string(ft_int7_last_error()).find("packed weights take") != std::string::npos);
 }
 
 void test_failures() {
@@ -127,6 +131,23 @@ void test_failures() {
   CHECK(std::string(ft_int7_last_error()).find("damaged") != std::string::npos);
   CHECK_EQ(int{ft_int7_load_file("/no/such/file", nullptr, &model)}, int{FT_INT7_FILE});
   CHECK(std::string(ft_int7_last_error()).find("/no/such/file") != std::string::npos);
+  // A message names the file, once.
+  const std::string path = "c_api_test_" + std::to_string(getpid()) + ".onnx";
+  for (const auto& [content, message] :
+       std::map<std::string, std::string>{{"", path + ": empty; a model.int7.onnx of Facetrain is wanted"},
+                                          {"ONNX", path + ": damaged; an ONNX model is wanted"}}) {
+    std::ofstream(path, std::ios::binary) << content;
+    CHECK_EQ(int{ft_int7_load_file(path.c_str(), nullptr, &model)}, int{FT_INT7_INVALID_MODEL});
+    CHECK_EQ(std::string(ft_int7_last_error()), message);
+  }
+  {
+    std::ofstream(path, std::ios::binary) << testing::onnx_file();
+    ft_int7_options little = {};
+    little.largest_memory = 1000;
+    CHECK_EQ(int{ft_int7_load_file(path.c_str(), &little, &model)}, int{FT_INT7_INVALID_MODEL});
+    CHECK_EQ(std::string(ft_int7_last_error()).find(path + ": its tensors and packed weights take "), size_t{0});
+  }
+  std::remove(path.c_str());
   CHECK_EQ(int{ft_int7_load_memory(nullptr, 0, nullptr, &model)}, int{FT_INT7_INVALID_ARGUMENT});
   CHECK_EQ(int{ft_int7_load_file(nullptr, nullptr, &model)}, int{FT_INT7_INVALID_ARGUMENT});
   CHECK_EQ(int{ft_int7_run(nullptr, nullptr, nullptr)}, int{FT_INT7_INVALID_ARGUMENT});

@@ -141,8 +141,9 @@ OnnxFile parse_onnx(const uint8_t* data, size_t size) {
     file.metadata[key] = value;
   }
   const auto format = file.metadata.find("facetrain.format");
-  if (format == file.metadata.end() || format->second != "int7")
-    refuse("the file", "has no metadata facetrain.format = int7");
+  if (size == 0) refuse("the file", "empty");
+  if (format == file.metadata.end()) refuse("the file", "has no metadata facetrain.format, so no INT7 network");
+  if (format->second != "int7") refuse("the file", "in another form, as model.int7.trt.onnx for TensorRT is");
   read_graph(graph, file);
   return file;
 }

@@ -97,7 +97,11 @@ void test_damaged() {
 
 void test_refusals() {
   using testing::Message, testing::onnx_file;
-  CHECK_THROWS(read(""), std::invalid_argument, "facetrain.format");
+  CHECK_THROWS(read(""), std::invalid_argument, "the file: empty");
+  const std::string only_version = Message().integer(1, 8).text();
+  CHECK_THROWS(read(only_version), std::invalid_argument, "has no metadata facetrain.format");
+  const Message format = Message().bytes(1, "facetrain.format").bytes(2, "int7-tensorrt");
+  CHECK_THROWS(read(onnx_file() + Message().message(14, format).text()), std::invalid_argument, "in another form");
   CHECK_THROWS(read(onnx_file({.weight = 64})), std::invalid_argument, "to_c: has a weight beyond 63");
   CHECK_THROWS(read(onnx_file({.op = "Mystery"})), Error, "layer 'to_p': operator Mystery; one of Abs, Add");
   CHECK_THROWS(read(onnx_file({.stride = 0})), std::invalid_argument, "has impossible strides");
