@@ -10,8 +10,8 @@ import { build, environment, node, root } from './lib/paths.mjs';
 import { attached, main, run, SetupError, step } from './lib/steps.mjs';
 import { setup } from './setup.mjs';
 
-const USAGE = `Usage: npm run bench [-- pfc | accuracy | train | data | int7 | int7-arm | int7-winograd | operator |
-                            restart [OPTION...]]
+const USAGE = `Usage: npm run bench [-- pfc | accuracy | train | data | int7 | int7-accuracy | int7-arm |
+                            int7-winograd | operator | restart [OPTION...]]
 
 Runs all benchmarks, or one with its own options. Each prints a table and, as its last line, JSON.
 `;
@@ -79,6 +79,13 @@ const benchmarks = {
     await buildNative({ targets: [ADDON] });
     const script = join(root, 'bench', 'int7', 'int7-bench.ts');
     return attached([node, script, ...(await reference(args, 'ncnn, numpy')), ...args], { env: environment });
+  },
+  /** Accuracy of INT7 beside FP32, in native/ and in ONNX Runtime, on pairs of people apart from the calibration. */
+  async 'int7-accuracy'(args) {
+    if (args.length === 0) return 0; // as `accuracy`
+    await setup(['native']);
+    await buildNative({ targets: [ADDON] });
+    return attached([node, join(root, 'bench', 'int7', 'int7-accuracy.ts'), ...args], { env: environment });
   },
   /** Cycles of the INT7 runtime's loops on ARM, as llvm-mca schedules them. Nothing runs on ARM. */
   async 'int7-arm'() {

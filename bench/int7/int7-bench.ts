@@ -4,9 +4,8 @@
  */
 import { type ChildProcessByStdio, spawn } from 'node:child_process';
 import { mkdtempSync, rmSync, writeFileSync } from 'node:fs';
-import { createRequire } from 'node:module';
 import { tmpdir } from 'node:os';
-import { dirname, join } from 'node:path';
+import { join } from 'node:path';
 import { createInterface } from 'node:readline';
 import type { Readable, Writable } from 'node:stream';
 import { parseArgs } from 'node:util';
@@ -29,6 +28,7 @@ import { encodeOnnx } from '@facetrain/trainer/onnx/write';
 import { fold } from '@facetrain/trainer/quantize/fold';
 import { writeNcnn } from '@facetrain/trainer/quantize/ncnn';
 import { encodeInt7 } from '@facetrain/trainer/quantize/qdq';
+import { MOBILEFACENET } from '@facetrain/trainer/testing/onnx-oracles';
 import * as ort from 'onnxruntime-node';
 
 const USAGE = `Usage: npm run bench -- int7 [OPTION...]
@@ -274,8 +274,7 @@ async function printLayers(model: Int7Model, picture: Pictures): Promise<void> {
 async function models(): Promise<{ name: string; title: string; graph: Graph; rounds: number }[]> {
   const read = async (path: string) => withInputRange(await readOnnx(path), { subject: path }).graph;
   if (options.model) return [{ name: 'model', title: options.model, graph: await read(options.model), rounds: 5 }];
-  const folder = dirname(createRequire(import.meta.url).resolve('faceplugin-face-recognition-js/package.json'));
-  const pretrained = await read(join(folder, 'model', 'fr_feature.onnx'));
+  const pretrained = await read(MOBILEFACENET);
   const iresnet50 = buildBackbone({ backbone: 'iresnet50', embeddingDim: 512, width: 2, blocks: null, seed: 1 });
   return [
     { name: 'mobilefacenet', title: 'MobileFaceNet, pretrained', graph: pretrained, rounds: 15 },
