@@ -9,6 +9,7 @@ export * from './crd.ts';
 export * from './errors.ts';
 export * from './exit-codes.ts';
 export * from './facetrainjob.ts';
+export * from './file-cause.ts';
 export * from './identifiers.ts';
 export * from './input-range.ts';
 export * from './job-fields.ts';

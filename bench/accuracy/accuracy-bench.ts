@@ -20,6 +20,7 @@ import { drawPairs } from '@facetrain/trainer/dataset/draw-pairs';
 import { withInputRange } from '@facetrain/trainer/onnx/input-range';
 import { readOnnx } from '@facetrain/trainer/onnx/read';
 import { mapAtOnce } from '@facetrain/trainer/storage/map-at-once';
+import { npyFile } from '@facetrain/trainer/storage/npy';
 import { verify } from '@facetrain/trainer/verification/protocol';
 import { build, cache } from '../../hack/lib/paths.mjs';
 
@@ -146,7 +147,7 @@ async function readFeatures(count: number): Promise<Float32Array> {
   await model.close();
   normalizeColumns(features);
   mkdirSync(dirname(path), { recursive: true });
-  writeNpy(`${path}.${process.pid}`, features, FEATURES);
+  writeFileSync(`${path}.${process.pid}`, npyFile(features, FEATURES));
   renameSync(`${path}.${process.pid}`, path);
   return features;
 }
@@ -164,17 +165,6 @@ function normalizeColumns(features: Float32Array): void {
     for (let at = column; at < features.length; at += FEATURES)
       features[at] = (features[at]! - sum / count) / deviation;
   }
-}
-
-/** A .npy file of float32 [n, columns] or int64 [n]. */
-function writeNpy(path: string, values: Float32Array | BigInt64Array, columns?: number): void {
-  const shape = columns === undefined ? `${values.length},` : `${values.length / columns}, ${columns}`;
-  const type = values instanceof Float32Array ? '<f4' : '<i8';
-  const header = `{'descr': '${type}', 'fortran_order': False, 'shape': (${shape}), }`;
-  const length = Math.ceil((header.length + 11) / 64) * 64 - 10;
-  const start = Buffer.from(`\x93NUMPY\x01\x00\x00\x00${header.padEnd(length - 1)}\n`, 'latin1');
-  start.writeUInt16LE(length, 8);
-  writeFileSync(path, Buffer.concat([start, Buffer.from(values.buffer, values.byteOffset, values.byteLength)]));
 }
 
 async function readFloats(path: string): Promise<Float32Array> {
@@ -205,9 +195,9 @@ const features = await readFeatures(labels.length);
 const partOf = (label: number) => (Math.imul(label + 1, 0x9e3779b1) >>> 0) % 10;
 const trained = [...labels.keys()].filter((picture) => partOf(labels[picture]!) < 5);
 const classOf = new Map([...new Set(trained.map((picture) => labels[picture]!))].map((label, i) => [label, i]));
-writeNpy(inScratch('features'), rowsOf(features, trained), FEATURES);
+writeFileSync(inScratch('features'), npyFile(rowsOf(features, trained), FEATURES));
 const classes = BigInt64Array.from(trained, (picture) => BigInt(classOf.get(labels[picture]!)!));
-writeNpy(inScratch('labels'), classes);
+writeFileSync(inScratch('labels'), npyFile(classes));
 
 interface Figures {
   /** Of the 10-fold protocol, in percent. */
@@ -234,7 +224,7 @@ class Judge {
     );
     this.pictures = [...new Set(this.#pairs.flatMap((pair) => pair.pictures))];
     this.#placeOf = new Map(this.pictures.map((picture, place) => [picture, place]));
-    writeNpy(inScratch(name), rowsOf(features, this.pictures), FEATURES);
+    writeFileSync(inScratch(name), npyFile(rowsOf(features, this.pictures), FEATURES));
   }
 
   /** @param embeddings of `pictures` */

@@ -5,6 +5,7 @@ import { text } from 'node:stream/consumers';
 import {
   FaceTrainJob,
   FacetrainError,
+  fileCause,
   fileUri,
   jobTemplateProblem,
   parseDocument,
@@ -60,7 +61,7 @@ async function readText(file: string): Promise<string> {
     return file === '-' ? await text(process.stdin) : await readFile(file, 'utf8');
   } catch (cause) {
     const allowed = 'give the path of a manifest, such as examples/lfw-small/job.yaml';
-    throw refusal(file, (cause as Error).message, allowed, cause);
+    throw refusal(file, fileCause(cause), allowed, cause);
   }
 }
 

@@ -93,12 +93,20 @@ test('what a user gets wrong is said in words', async () => {
   const cases: [images: string[], options: Partial<EmbedOptions>, message: RegExp][] = [
     [[], {}, /^pictures: none; files to embed, or two to compare/],
     [[], { pairs: [red] }, /^--pairs: 1 pictures; two for each pair/],
-    [[join(folder, 'no.png')], {}, /no\.png: ENOENT.*; a picture of 2 x 2 \(JPEG, PNG, WebP or BMP\)/],
+    [
+      [join(folder, 'no.png')],
+      {},
+      /no\.png: no such file or directory \(ENOENT\); a picture of 2 x 2 \(JPEG, PNG, WebP or BMP\)/,
+    ],
     [[model], {}, /model\.onnx/],
     [[large], {}, /large\.bmp.*3 x 3.*2 x 2/],
     [[red], { runtime: 'int7' }, /an FP32 model; --runtime fp32/],
     [[], { pairs: [red, black], inputRange: '0..255' }, /^\S*black\.bmp: embedding of picture 0: its length is 0;/],
-    [[red], { npy: join(folder, 'no/such.npy') }, /such\.npy: ENOENT.*; a file that can be written/],
+    [
+      [red],
+      { npy: join(folder, 'no/such.npy') },
+      /such\.npy: no such file or directory \(ENOENT\); a file that can be written/,
+    ],
   ];
   for (const [images, options, message] of cases)
     await assert.rejects(run(images, options), (error: Error) => {

@@ -1,16 +1,16 @@
 /** `facetrain embed`: what a model gives for pictures in files, and how alike two pictures are. */
 import { readFile, writeFile } from 'node:fs/promises';
 import { availableParallelism } from 'node:os';
-import { FacetrainError } from '@facetrain/api';
+import { FacetrainError, fileCause } from '@facetrain/api';
 import { type Device, decodePictures, EMBEDDING_BATCH, type Embedder, type Pictures } from '@facetrain/native';
 import { type ChannelOrder, channelOrderOf } from '@facetrain/trainer/onnx/channel-order';
 import { withInputRange } from '@facetrain/trainer/onnx/input-range';
 import { readOnnx } from '@facetrain/trainer/onnx/read';
 import { cosines } from '@facetrain/trainer/quantize/compare';
+import { npyFile } from '@facetrain/trainer/storage/npy';
 import { checkFiniteEmbeddings } from '@facetrain/trainer/verification/check-embeddings';
 import type { StatusLine } from '../terminal-output.ts';
 import { DEFAULT_ORDER, givenRange, type InputRangeOptions } from './input-range.ts';
-import { npyFile } from './npy.ts';
 import { checkDevice, openEmbedder, type Runtime, runtimeOf } from './open-embedder.ts';
 
 export interface EmbedOptions extends InputRangeOptions {
@@ -136,7 +136,7 @@ async function decodeFile(
     throw new FacetrainError({
       code: 'InvalidArgument',
       subject: path,
-      found: cause.message,
+      found: fileCause(cause),
       allowed: `a picture of ${options.height} x ${options.width} (JPEG, PNG, WebP or BMP)`,
       cause,
     });
@@ -168,7 +168,7 @@ async function writeNpy(path: string, rows: Float32Array, dim: number): Promise<
     throw new FacetrainError({
       code: 'StorageFailed',
       subject: path,
-      found: cause.message,
+      found: fileCause(cause),
       allowed: 'a file that can be written',
       cause,
     });

@@ -1,7 +1,7 @@
 /** Finds the file of a model: the path itself, or the one `.onnx` file in a folder, beside which its weights may be. */
 import { readdir, stat } from 'node:fs/promises';
 import { join } from 'node:path';
-import { FacetrainError } from '@facetrain/api';
+import { FacetrainError, fileCause } from '@facetrain/api';
 
 /**
  * @param path an ONNX file, or a folder with one (a prefix of an object store is fetched to a folder)
@@ -30,6 +30,6 @@ export async function modelFile(path: string): Promise<string> {
 /** The error of a file that cannot be read. @param allowed what it must be, or what to do */
 export function readError(path: string, cause: unknown, allowed: string): FacetrainError {
   const missing = (cause as NodeJS.ErrnoException).code === 'ENOENT';
-  const found = missing ? 'no such file' : (cause as Error).message;
+  const found = missing ? 'no such file' : fileCause(cause);
   return new FacetrainError({ code: 'StorageFailed', subject: path, found, allowed, cause });
 }

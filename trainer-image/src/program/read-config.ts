@@ -1,6 +1,6 @@
 /** Reads config.json and checks it against its schema. */
 import { readFile } from 'node:fs/promises';
-import { FacetrainError, parseDocument } from '@facetrain/api';
+import { FacetrainError, fileCause, parseDocument } from '@facetrain/api';
 import type { z } from 'zod';
 
 function refused(subject: string, found: string, allowed: string, cause?: unknown): FacetrainError {
@@ -17,7 +17,7 @@ export async function readConfig<T extends z.ZodType>(path: string | undefined, 
   try {
     text = await readFile(path, 'utf8');
   } catch (cause) {
-    throw refused(path, (cause as Error).message, 'the configuration file that FACETRAIN_CONFIG names', cause);
+    throw refused(path, fileCause(cause), 'the configuration file that FACETRAIN_CONFIG names', cause);
   }
   try {
     value = JSON.parse(text);

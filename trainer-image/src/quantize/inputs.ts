@@ -17,7 +17,7 @@ import { type FoundRange, withInputRange } from '../onnx/input-range.ts';
 import { checkEmbeddingMemory } from '../onnx/memory.ts';
 import { openModel } from '../onnx/open-model.ts';
 import { CANONICAL_OPERATORS, FLOAT_OPERATORS } from '../onnx/operators.ts';
-import { type ModelFiles, type OnnxModel, readOnnx } from '../onnx/read.ts';
+import { FORMAT_METADATA, type ModelFiles, type OnnxModel, readOnnx } from '../onnx/read.ts';
 import { withSubject } from '../onnx/with-subject.ts';
 import type { Program } from '../program/program.ts';
 import { makeFolder, storageError } from '../storage/atomic-files.ts';
@@ -51,13 +51,20 @@ const EXECUTED = new Set<string>([...CANONICAL_OPERATORS, ...FLOAT_OPERATORS]);
 
 export type ReadModel = OnnxModel & ModelFiles;
 
-/** @throws FacetrainError InvalidModel, UnsupportedOperator, StorageFailed */
-export function readModel({
+/** @throws FacetrainError InvalidModel, also for an INT7 model; UnsupportedOperator, StorageFailed */
+export async function readModel({
   path,
   output,
   inputSize,
 }: Pick<QuantizeConfig['model'], 'path' | 'output' | 'inputSize'>): Promise<ReadModel> {
-  return readOnnx(path, { output, every: true, size: inputSize });
+  const read = await readOnnx(path, { output, every: true, size: inputSize });
+  if (read.metadata[FORMAT_METADATA] === undefined) return read;
+  throw new FacetrainError({
+    code: 'InvalidModel',
+    subject: read.file,
+    found: 'is quantized already',
+    allowed: 'the FP32 model, of which the report of the quantization has the digest (source.sha256)',
+  });
 }
 
 /** @param read what readModel gave, if the model was read before @throws FacetrainError as readModel */

@@ -683,7 +683,17 @@ describe('refused before any work', () => {
     'an output folder that the system will not make': {
       change: async () => ({ outputDirectory: '/proc/facetrain/out' }),
       code: 'StorageFailed',
-      expected: /^\/proc\/facetrain\/out: ENOENT/,
+      expected: /^\/proc\/facetrain\/out: no such file or directory \(ENOENT\)/,
+    },
+    'a model that is quantized already': {
+      change: async () => {
+        const b = new GraphBuilder();
+        const graph = b.graph(b.flatten(b.conv('data', 3, 4, 112)));
+        await writeFile(join(inputs, 'int7.onnx'), encodeOnnx(graph, { metadata: { 'facetrain.format': 'int7' } }));
+        return { model: { path: join(inputs, 'int7.onnx'), channelOrder: 'rgb', input: null } };
+      },
+      code: 'InvalidModel',
+      expected: /int7\.onnx: is quantized already; the FP32 model, of which the report /,
     },
     'a model for other pictures': {
       change: async () => {

@@ -2,7 +2,7 @@
 import { randomUUID } from 'node:crypto';
 import { chmod, type FileHandle, mkdir, open, readdir, rename, rm, rmdir, stat } from 'node:fs/promises';
 import { basename, dirname, join } from 'node:path';
-import { ExitCode, FacetrainError } from '@facetrain/api';
+import { ExitCode, FacetrainError, fileCause } from '@facetrain/api';
 
 /** What a device or a file server answers while it fails, or is away: the same operation may succeed later. */
 const TRANSIENT = ['EIO', 'ESTALE', 'ETIMEDOUT', 'EREMOTEIO', 'EHOSTDOWN', 'ENOTCONN', 'ECONNRESET', 'ESHUTDOWN'];
@@ -28,7 +28,7 @@ export function storageError(path: string, error: unknown): unknown {
   return new FacetrainError({
     code: 'StorageFailed',
     subject: path,
-    found: cause.message,
+    found: fileCause(cause),
     allowed: `a place that can be read and written${user}`,
     ...(TRANSIENT.includes(cause.code ?? '') && { exitCode: ExitCode.failure }),
     cause,

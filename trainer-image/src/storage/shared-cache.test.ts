@@ -284,7 +284,7 @@ describe('a cache of another user', () => {
           assert(error instanceof FacetrainError);
           assert.equal(error.code, 'StorageFailed');
           assert(error.subject.startsWith(path), error.subject);
-          assert.match(error.found, /EACCES: permission denied/);
+          assert.match(error.found, /permission denied \(EACCES\)/);
           assert.match(
             error.allowed,
             new RegExp(

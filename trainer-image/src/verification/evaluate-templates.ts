@@ -1,6 +1,6 @@
 /** Embeds the templates of a protocol, and judges its pairs. */
 import { readFile } from 'node:fs/promises';
-import { FacetrainError } from '@facetrain/api';
+import { FacetrainError, fileCause } from '@facetrain/api';
 import { decodePictures, type Embedder } from '@facetrain/native';
 import { lengthOf } from './check-embeddings.ts';
 import type { EvaluateOptions } from './evaluate-set.ts';
@@ -90,7 +90,7 @@ async function readPictures(
         throw new FacetrainError({
           code: 'InvalidVerificationSet',
           subject: path,
-          found: (cause as Error).message,
+          found: fileCause(cause),
           allowed: 'the pictures that the protocol names',
           cause,
         });

@@ -1,6 +1,6 @@
 /** Groups of pairs: people by age, by skin, by camera, ... whatever a threshold may treat differently. */
 import { readFile } from 'node:fs/promises';
-import { FacetrainError } from '@facetrain/api';
+import { FacetrainError, fileCause } from '@facetrain/api';
 
 /**
  * The groups of a set's pairs: a text file with a line for each pair.
@@ -19,7 +19,7 @@ export async function readGroups(path: string, pairs: number): Promise<string[]>
   try {
     text = await readFile(path, 'utf8');
   } catch (cause) {
-    throw refuse((cause as Error).message, cause);
+    throw refuse(fileCause(cause), cause);
   }
   const groups = text.replace(/\r?\n$/, '').split(/\r?\n/);
   if (groups.length !== pairs) throw refuse(`${groups.length} lines`);

@@ -13,7 +13,7 @@ import { createReadStream } from 'node:fs';
 import { readdir } from 'node:fs/promises';
 import { join } from 'node:path';
 import { createInterface } from 'node:readline';
-import { FacetrainError } from '@facetrain/api';
+import { FacetrainError, fileCause } from '@facetrain/api';
 
 export interface TemplateProtocol {
   folder: string;
@@ -112,7 +112,7 @@ async function protocolFiles(folder: string): Promise<{ faces: string; pairs: st
   try {
     names = await readdir(meta);
   } catch (cause) {
-    throw invalid(meta, (cause as Error).message, 'a folder with the files of a protocol of templates', cause);
+    throw invalid(meta, fileCause(cause), 'a folder with the files of a protocol of templates', cause);
   }
   const find = (suffix: string, isNeeded: boolean) => {
     const found = names.filter((name) => name.endsWith(suffix));
@@ -145,7 +145,7 @@ async function forEachLine(
       body(found, at);
     }
   } catch (cause) {
-    throw cause instanceof FacetrainError ? cause : invalid(path, (cause as Error).message, 'a text file', cause);
+    throw cause instanceof FacetrainError ? cause : invalid(path, fileCause(cause), 'a text file', cause);
   }
 }
 

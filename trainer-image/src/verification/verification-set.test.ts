@@ -75,7 +75,7 @@ test('a file that is no set is refused, with the reason', async () => {
     (error) =>
       error instanceof FacetrainError &&
       error.code === 'InvalidVerificationSet' &&
-      /^\/nowhere\/x.bin: cannot be read \(ENOENT/.test(error.message),
+      /^\/nowhere\/x.bin: no such file or directory \(ENOENT\); an insightface/.test(error.message),
   );
 });
 

@@ -4,7 +4,7 @@
  */
 import { readFile } from 'node:fs/promises';
 import { basename } from 'node:path';
-import { FacetrainError, type VerificationSet as SetConfig } from '@facetrain/api';
+import { FacetrainError, fileCause, type VerificationSet as SetConfig } from '@facetrain/api';
 import { nameFileKind } from '@facetrain/native';
 import { readGroups } from './groups.ts';
 import { unpickle } from './pickle.ts';
@@ -81,7 +81,7 @@ export async function readVerificationSet(path: string): Promise<VerificationSet
     throw new FacetrainError({
       code: 'InvalidVerificationSet',
       subject: path,
-      found: `cannot be read (${(cause as Error).message})`,
+      found: fileCause(cause),
       allowed: 'an insightface .bin file',
       cause,
     });
