@@ -98,8 +98,8 @@ test('what a user gets wrong is said in words', async () => {
       {},
       /no\.png: no such file or directory \(ENOENT\); a picture of 2 x 2 \(JPEG, PNG, WebP or BMP\)/,
     ],
-    [[model], {}, /model\.onnx/],
-    [[large], {}, /large\.bmp.*3 x 3.*2 x 2/],
+    [[model], {}, /^\S*model\.onnx: is /],
+    [[large], {}, /^\S*large\.bmp: .*3 x 3.*2 x 2/],
     [[red], { runtime: 'int7' }, /an FP32 model; --runtime fp32/],
     [[], { pairs: [red, black], inputRange: '0..255' }, /^\S*black\.bmp: embedding of picture 0: its length is 0;/],
     [

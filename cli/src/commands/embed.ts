@@ -141,7 +141,13 @@ async function decodeFile(
       cause,
     });
   });
-  return decodePictures([bytes], { ...options, subject: path, code: 'InvalidArgument' });
+  try {
+    return await decodePictures([bytes], { ...options, subject: path, code: 'InvalidArgument' });
+  } catch (error) {
+    if (!(error instanceof FacetrainError)) throw error;
+    // Its subject has the number of the picture among those that are decoded together: here it is always 0.
+    throw new FacetrainError({ ...error, subject: path, cause: error });
+  }
 }
 
 /** The embeddings [files, dim], of so many pictures at a time as fit in a batch. */
