@@ -148,13 +148,11 @@ function evaluationTable(report: TrainReport, sets: string[]): string {
       (result) => result.set === set,
     )!;
     const rates = Object.entries(tarAtFar)
-      .map(([far, tar]) => `${short(tar * 100)} % @ ${far}`)
+      .map(([far, tar]) => `${percent(tar)} @ ${far}`)
       .join(', ')
       .concat(missingRates(Object.keys(unresolvedFar ?? {}), negatives));
-    const spread = std === undefined ? '' : ` ± ${short(std * 100)}`;
-    return [set, count(pairs), count(step), `${short(accuracy * 100)}${spread} %`, short(threshold), rates].map(
-      escapeHtml,
-    );
+    const spread = std === undefined ? '' : ` ± ${(std * 100).toFixed(2)}`;
+    return [set, count(pairs), count(step), `${percent(accuracy)}${spread}`, short(threshold), rates].map(escapeHtml);
   });
   const all = table(['Set', 'Pairs', 'Step', 'Accuracy', 'Threshold', 'TAR @ FAR'], rows);
   return all + groups(report, sets);
