@@ -18,6 +18,9 @@ export interface ContainerStatus {
     running?: object;
     terminated?: { exitCode: number; reason?: string; message?: string; finishedAt?: string };
   };
+  /** Of the container before. */
+  lastState?: Pick<NonNullable<ContainerStatus['state']>, 'terminated'>;
+  restartCount?: number;
 }
 
 export interface PodObject extends KubernetesObject {
@@ -27,6 +30,10 @@ export interface PodObject extends KubernetesObject {
     schedulingGroup?: object;
     volumes?: { persistentVolumeClaim?: { claimName: string } }[];
     initContainers?: { name: string; restartPolicy?: string }[];
+    containers?: {
+      name: string;
+      restartPolicyRules?: { action: string; exitCodes?: { operator: string; values: number[] } }[];
+    }[];
   };
   status?: {
     phase?: string;

@@ -217,7 +217,7 @@ test('kill -9 at random moments: the peer exits 4, and the job ends with the sam
   assert((await model(config)).equals(await model(whole.config)), 'another model');
 });
 
-test('ranks that are started again in the same attempt meet, though one is back before the other has ended', async () => {
+test('ranks that are started again in one attempt meet, also if one is back before the other has ended', async () => {
   const { folder, config } = await job((base) => ({
     checkpoint: { ...base.checkpoint, everySteps: 1 },
     rendezvousTimeoutSeconds: 300,
