@@ -206,6 +206,11 @@ std::vector<SampleRateChange> sample_rate_changes_from(const Napi::Object& from)
   return changes;
 }
 
+RowsMemory rows_memory_from(const Napi::Object& from) {
+  return {.device = static_cast<uint64_t>(number_of(from, "deviceBytes")),
+          .host = static_cast<uint64_t>(number_of(from, "hostBytes"))};
+}
+
 SessionOptions session_options_from(const Napi::Object& from, const RendezvousOptions& rendezvous,
                                     int64_t embedding_dim) {
   const auto seed = static_cast<uint64_t>(integer_of(from, "seed"));
@@ -223,7 +228,7 @@ SessionOptions session_options_from(const Napi::Object& from, const RendezvousOp
                   .dense_update = text_of(from, "rowUpdate") == "dense",
                   .sample_rate_changes = sample_rate_changes_from(from)},
           .auto_host_rows = text_of(from, "rowsPlacement") == "auto"
-                                ? std::optional(static_cast<uint64_t>(number_of(from, "deviceBytes")))
+                                ? std::optional(rows_memory_from(from.Get("rowsMemory").As<Napi::Object>()))
                                 : std::nullopt,
           .data = {.global_batch = integer_of(data, "globalBatchSize"),
                    .rank = rendezvous.rank,

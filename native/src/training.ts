@@ -55,9 +55,13 @@ export interface TrainingOptions {
   /** Type in which class centres and their momentum are kept. */
   rowsPrecision: 'fp32' | 'bf16';
   rowsOptimizer: RowsOptimizer;
-  /** auto: on the host, with CUDA on a device that has less memory than `deviceBytes`; else on the device. */
+  /** auto: on the host, with CUDA on a device that has less memory than `rowsMemory` says; else on the device. */
   rowsPlacement: RowsPlacement | 'auto';
-  deviceBytes: number;
+  /**
+   * For auto on CUDA: what a device must have that holds the class centres, too; and what all ranks on a machine take
+   * of its memory where they are there.
+   */
+  rowsMemory: { deviceBytes: number; hostBytes: number };
   /** dense: not with adamw. */
   rowUpdate: RowUpdate;
   /** The learning rate of class centres over that of the backbone. */

@@ -2,6 +2,8 @@
 
 #include <ATen/detail/CUDAHooksInterface.h>
 
+#include <cstdio>
+
 #include "comm/comm.h"
 #include "error.h"
 
@@ -35,6 +37,27 @@ Precision resolve_precision(std::optional<Precision> wanted, at::Device device) 
                 "Auto, FP32 or BF16 on a CPU; TF32 and FP16 need a GPU");
   }
   return *wanted;
+}
+
+namespace {
+
+std::string gibibytes(uint64_t bytes) {
+  char text[32];
+  std::snprintf(text, sizeof text, "%.1f GiB", static_cast<double>(bytes) / (uint64_t{1} << 30));
+  return text;
+}
+
+}  // namespace
+
+bool rows_on_host(const RowsMemory& needed, uint64_t device_memory, std::optional<uint64_t> host_free) {
+  if (device_memory >= needed.device) return false;
+  if (!host_free || *host_free >= needed.host) return true;
+  throw Error("InsufficientMemory", "loss.rows.placement",
+              "Auto, and class centres fit neither a GPU, which would need " + gibibytes(needed.device) +
+                  " of memory and has " + gibibytes(device_memory) + ", nor the machine, of which its trainers need " +
+                  gibibytes(needed.host) + " at least and " + gibibytes(*host_free) + " are available",
+              "more memory (in Kubernetes resources.limits.memory), more trainers.replicas, loss.rows.precision BF16, "
+              "or another loss.rows.optimizer; facetrain plan says what each takes");
 }
 
 }  // namespace facetrain

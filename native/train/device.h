@@ -1,9 +1,10 @@
-// Chooses the device on which a rank computes, and the precision. Uses only the number of CUDA devices, so it is the
-// same code in a build without CUDA.
+// Chooses the device on which a rank computes, the precision, and the memory that holds the class centres. Uses only
+// numbers of devices and bytes, so it is the same code in a build without CUDA.
 #pragma once
 
 #include <c10/core/Device.h>
 
+#include <cstdint>
 #include <optional>
 #include <string>
 
@@ -28,5 +29,16 @@ at::Device choose_device(const DeviceChoice& choice, int devices = cuda_devices(
 // The precision of a training on `device`: `wanted`, or without it the one that is chosen for the device. Throws
 // Error(InvalidConfig) for a precision that the device does not have.
 Precision resolve_precision(std::optional<Precision> wanted, at::Device device);
+
+// Bytes that a training on a GPU needs, by the estimate of trainer-image/src/estimate.
+struct RowsMemory {
+  uint64_t device;  // the memory of a GPU that holds the class centres, too
+  uint64_t host;    // of the machine, where they are there: the least, for all ranks on it
+};
+
+// Whether class centres belong in host memory: where the GPU's memory, all of it, is less than they need there.
+// `host_free`: what the machine still has (none: not known). Throws Error(InsufficientMemory) when neither suffices: a
+// machine that runs out of memory kills a process without a word.
+bool rows_on_host(const RowsMemory& needed, uint64_t device_memory, std::optional<uint64_t> host_free);
 
 }  // namespace facetrain

@@ -1,4 +1,5 @@
-// The device that a rank gets for a given number of devices, and for those of this machine; and its precision.
+// The device that a rank gets for a given number of devices, and for those of this machine; its precision; and where
+// its class centres are.
 #include "train/device.h"
 
 #include "comm/comm.h"
@@ -39,5 +40,17 @@ int main() {
                "trainers.precision: FP16, and the device is a CPU; Auto");
   CHECK(resolve_precision({}, cpu) == Precision::fp32);
   CHECK(resolve_precision({}, cuda(1)) == Precision::bf16);
+
+  constexpr uint64_t kGiB = uint64_t{1} << 30;
+  const RowsMemory needed{.device = 80 * kGiB, .host = 40 * kGiB};
+  // The GPU first, whatever the machine has.
+  CHECK(!rows_on_host(needed, 80 * kGiB, 0));
+  CHECK(rows_on_host(needed, 80 * kGiB - 1, 40 * kGiB));
+  CHECK(rows_on_host(needed, 80 * kGiB - 1, std::nullopt));
+  CHECK_THROWS(
+      rows_on_host(needed, 79 * kGiB, 40 * kGiB - 1), Error,
+      "would need 80.0 GiB of memory and has 79.0 GiB, nor the machine, of which its trainers need 40.0 GiB at "
+      "least and 40.0 GiB are available");
+  CHECK_THROWS(rows_on_host(needed, 0, 0), Error, "loss.rows.placement: Auto, and class centres fit neither");
   return TEST_RESULT();
 }

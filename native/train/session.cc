@@ -16,7 +16,6 @@
 #include "error.h"
 #include "model/pictures.h"
 #include "torch_error.h"
-#include "train/device.h"
 #include "train/sgd.h"
 
 namespace facetrain {
@@ -362,8 +361,10 @@ std::unique_ptr<Session> open_session(const Graph& graph, const std::string& dir
   SessionOptions resolved = options;
   // After the backbone is there, which has made the device ready.
   if (options.auto_host_rows && device.is_cuda()) {
+    // All of the GPU's memory, as the estimate has all that a process takes there. Of the machine's what is left, and
+    // before the ranks meet: until then none of them has allocated class centres.
     const auto [free, memory] = at::getDeviceAllocator(at::kCUDA)->getMemoryInfo(device.index());
-    resolved.pfc.host_rows = memory < *options.auto_host_rows;
+    resolved.pfc.host_rows = rows_on_host(*options.auto_host_rows, memory, available_memory());
   }
   return std::make_unique<Session>(std::move(backbone), connect(rendezvous, device), std::move(dataset), resolved,
                                    cancelled);

@@ -22,6 +22,7 @@
 #include "model/graph.h"
 #include "model/joined_ranks.h"
 #include "pfc/partial_fc.h"
+#include "train/device.h"
 #include "train/device_batches.h"
 #include "train/flat_layout.h"
 #include "train/loss_scale.h"
@@ -33,8 +34,8 @@ namespace facetrain {
 // No defaults: those that users see are in api/src/facetrainjob.ts.
 struct SessionOptions {
   PfcOptions pfc;  // its device is that of the whole session
-  // Class centres are in host memory (pfc.host_rows) where the device has less memory than this, in bytes; not on CPUs.
-  std::optional<uint64_t> auto_host_rows = {};
+  // Sets pfc.host_rows by rows_on_host(); not on CPUs.
+  std::optional<RowsMemory> auto_host_rows = {};
   LoaderOptions data;
   double momentum, weight_decay;    // for backbone and class centres
   std::optional<double> clip_norm;  // largest L2 norm of the backbone's whole gradient
@@ -144,8 +145,8 @@ class Session {
 };
 
 // Opens the dataset in `directory`, plans `graph`, and connects to the other ranks, over NCCL on CUDA and over Gloo on
-// CPUs. Throws Error(InvalidModel), Error(UnsupportedOperator), Error(InvalidDataset), and Error(RendezvousTimeout)
-// naming MASTER_ADDR and MASTER_PORT, or the ranks that compute on different devices.
+// CPUs. Throws Error(InvalidModel), Error(UnsupportedOperator), Error(InvalidDataset), Error(InsufficientMemory), and
+// Error(RendezvousTimeout) naming MASTER_ADDR and MASTER_PORT, or the ranks that compute on different devices.
 std::unique_ptr<Session> open_session(const Graph& graph, const std::string& directory,
                                       const RendezvousOptions& rendezvous, const SessionOptions& options,
                                       const std::atomic<bool>& cancelled);

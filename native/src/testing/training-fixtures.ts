@@ -85,7 +85,7 @@ export function trainingOptions(options: Partial<TrainingOptions> = {}): Trainin
     interclassFilter: null,
     rowsPrecision: 'fp32',
     rowsPlacement: 'device',
-    deviceBytes: 0,
+    rowsMemory: { deviceBytes: 0, hostBytes: 0 },
     rowsOptimizer: 'sgd',
     rowUpdate: 'lazy',
     rowsRateFactor: 1,

@@ -13,7 +13,14 @@ import { adviceFor, fittingChanges } from './advice.ts';
 import { backboneCost } from './backbone-cost.ts';
 import { DEVICE_KINDS } from './device-kinds.ts';
 import { type Machines, stepTime } from './step-time.ts';
-import { checkTrainingMemory, sumOf, type TrainingFacts, trainingMemory, usableBytes } from './training-memory.ts';
+import {
+  checkTrainingMemory,
+  leastMachineBytes,
+  sumOf,
+  type TrainingFacts,
+  trainingMemory,
+  usableBytes,
+} from './training-memory.ts';
 
 const GIB = 2 ** 30;
 const shapesOf = (backbone: (typeof BACKBONES)[number]) =>
@@ -200,6 +207,7 @@ describe('class centres in host memory', () => {
     }
     assert.equal(sumOf(device.device) - sumOf(host.device), 4e7 * 2048);
     assert.equal(sumOf(host.host) - sumOf(device.host), 4e7 * 2048);
+    assert.equal(leastMachineBytes(onHost) - leastMachineBytes(many), 4e7 * 2048);
   });
   test('are read twice and written once over the bus', () => {
     const rows = 400_000 + 1024;

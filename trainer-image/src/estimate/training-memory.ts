@@ -171,6 +171,9 @@ function leastParts(facts: TrainingFacts): MemoryPart[] {
   return (facts.device === 'cpu' ? device : host).filter(({ isGuess }) => !isGuess);
 }
 
+/** Bytes of `leastParts`. */
+export const leastMachineBytes = (facts: TrainingFacts) => sumOf(leastParts(facts));
+
 export const sumOf = (parts: readonly MemoryPart[]) => parts.reduce((sum, { bytes }) => sum + bytes, 0);
 
 function backboneParts(facts: TrainingFacts): MemoryPart[] {

@@ -3,7 +3,7 @@ import { FacetrainError, type Margin, sampleRateSteps, type TrainerConfig } from
 import { type Graph, type TrainingOptions, TrainingSession } from '@facetrain/native';
 import { allowedBadPictures, type Preflight } from '../dataset/dataset-preflight.ts';
 import { trainingFacts } from '../estimate/plan-training.ts';
-import { neededMemory } from '../estimate/training-memory.ts';
+import { leastMachineBytes, neededMemory } from '../estimate/training-memory.ts';
 import { withSubject } from '../onnx/with-subject.ts';
 import type { Program } from '../program/program.ts';
 import { computeThreads, type Ranks } from '../program/ranks.ts';
@@ -39,10 +39,10 @@ export async function openSession(
     rowsOptimizer: loss.rows.optimizer,
     rowsPlacement: loss.rows.placement,
     // Only Auto asks, and only on a GPU.
-    deviceBytes:
+    rowsMemory:
       loss.rows.placement === 'auto' && config.device !== 'cpu'
-        ? bytesWithRowsOnGpu(config, graph, { numClasses, replicas: ranks.size })
-        : 0,
+        ? rowsMemory(config, graph, numClasses, ranks)
+        : { deviceBytes: 0, hostBytes: 0 },
     rowUpdate: optimizer.rowUpdate,
     rowsRateFactor: (loss.rows.learningRate ?? optimizer.learningRate) / optimizer.learningRate,
     momentum: optimizer.momentum,
@@ -86,10 +86,19 @@ export async function openSession(
   return session;
 }
 
-/** What a GPU must have, by the estimate of `facetrain plan`, for a training whose class centres are all on it. */
-function bytesWithRowsOnGpu(config: TrainerConfig, graph: Graph, size: { numClasses: number; replicas: number }) {
-  const facts = trainingFacts(config, graph, { ...size, ranksPerPod: 1, maxReplicas: null, device: 'cuda' });
-  return neededMemory({ ...facts, rowsPlacement: 'device' });
+/** By the estimate of `facetrain plan`. */
+function rowsMemory(
+  config: TrainerConfig,
+  graph: Graph,
+  numClasses: number,
+  { size, localSize }: Ranks,
+): TrainingOptions['rowsMemory'] {
+  const gang = { numClasses, replicas: size, ranksPerPod: localSize, maxReplicas: null, device: 'cuda' } as const;
+  const facts = trainingFacts(config, graph, gang);
+  return {
+    deviceBytes: neededMemory({ ...facts, rowsPlacement: 'device' }),
+    hostBytes: localSize * leastMachineBytes({ ...facts, rowsPlacement: 'host' }),
+  };
 }
 
 /** CosFace and ArcFace in the combined form, cos(m1·θ + m2) − m3: the one has m3 alone, the other m2 alone. */

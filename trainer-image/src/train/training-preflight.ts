@@ -59,7 +59,8 @@ export async function preflight(
   });
   if (dataset.numClasses < size)
     throw invalidConfig('model.numClasses', dataset.numClasses, `at least one for each of the ${size} ranks`);
-  // Memory of a GPU is not known here; libtorch reports what it lacks. Class centres on the host are.
+  // Memory of a GPU is not known here; libtorch reports what it lacks. Class centres on the host are, and for placement
+  // Auto native/train/device.h decides.
   const device = config.device === 'auto' ? (existsSync('/dev/nvidiactl') ? 'cuda' : 'cpu') : config.device;
   if (device === 'cpu' || config.loss.rows.placement === 'host') {
     const { numClasses } = dataset;
