@@ -96,7 +96,7 @@ const refusals: Record<string, { args: string[]; wantMessage: RegExp }> = {
   },
   'an output folder whose name is too long': {
     args: ['quantize', '--model', 'a', '--calibration', exampleFaces, '--out', `/tmp/${'y'.repeat(300)}`],
-    wantMessage: /^\/tmp\/y+: ENAMETOOLONG/,
+    wantMessage: /^\/tmp\/y+: name too long \(ENAMETOOLONG\)/,
   },
   'a folder as the file of pairs': {
     args: ['dataset', 'pairs', exampleFaces, '--output', exampleFaces],
