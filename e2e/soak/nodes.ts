@@ -29,15 +29,7 @@ interface Running {
   address: string;
   /** What was last written to the API server. */
   reported: 'nothing' | 'running' | 'ended';
-  /** How often its process was started again, and how the one before ended. */
-  restarts: number;
-  lastEnd?: object;
-  /** By performance.now(), of the last process. */
-  endedAt?: number;
 }
-
-/** Between two starts in one pod, after the first. */
-const BACKOFF_MILLISECONDS = 10_000;
 
 export type NodeState = 'up' | 'unreachable' | 'off';
 
@@ -125,7 +117,7 @@ export class SimulatedNode {
     if (!running && !hasEnded) {
       if (pod.status?.phase === 'Running') {
         // The machine was off meanwhile.
-        return void (await report(client, pod, { address: null, restarts: 0 }, { exitCode: 137 }, true));
+        return void (await report(client, pod, null, { exitCode: 137 }));
       }
       if (deletionTimestamp === undefined) {
         const started = start(pod);
@@ -135,19 +127,13 @@ export class SimulatedNode {
       }
     }
     if (running?.reported === 'nothing' && running.process.end === undefined && deletionTimestamp === undefined) {
-      await report(client, pod, running);
+      await report(client, pod, running.address);
       running.reported = 'running';
     }
     if (running && deletionTimestamp !== undefined) running.process.isStopping = true;
     if (running?.process.end && running.reported !== 'ended') {
-      if (!hasEnded) running.lastEnd = await report(client, pod, running, running.process.end);
+      if (!hasEnded) await report(client, pod, running.address, running.process.end);
       running.reported = 'ended';
-      running.endedAt = performance.now();
-    } else if (running?.process.end && deletionTimestamp === undefined && startsAgain(pod, running.process.end)) {
-      const wait = running.restarts === 0 ? 0 : BACKOFF_MILLISECONDS;
-      const started = performance.now() - running.endedAt! >= wait ? start(pod) : null;
-      if (started)
-        Object.assign(running, { process: started.process, reported: 'nothing', restarts: running.restarts + 1 });
     }
     if (deletionTimestamp !== undefined && (!running || running.reported === 'ended')) {
       await client.delete(pods, pod.metadata.namespace!, pod.metadata.name, uid, 0);
@@ -160,35 +146,24 @@ const ignoreExisting = (error: unknown): void => {
   if (!isApiError(error, 'AlreadyExists')) throw error;
 };
 
-/** By the rules of the pod's container. */
-const startsAgain = ({ spec }: PodObject, { exitCode }: NonNullable<TrainerProcess['end']>): boolean =>
-  spec.containers?.some(({ restartPolicyRules = [] }) =>
-    restartPolicyRules.some(({ exitCodes }) => exitCodes?.values.includes(exitCode)),
-  ) ?? false;
-
-/**
- * Writes a pod's status as a kubelet does. Conditions of others, such as DisruptionTarget, stay.
- *
- * @param isOver nothing is started again
- * @returns the end as it was written
- */
+/** Writes a pod's status as a kubelet does. Conditions of others, such as DisruptionTarget, stay. */
 async function report(
   client: Client,
-  pod: PodObject,
-  { address, restarts, lastEnd }: Pick<Running, 'restarts' | 'lastEnd'> & { address: string | null },
+  { metadata, status }: PodObject,
+  address: string | null,
   end?: TrainerProcess['end'],
-  isOver = false,
-): Promise<object> {
-  const { metadata, status } = pod;
+): Promise<void> {
   const ready = end ? 'False' : 'True';
-  const goesOn = end === undefined || (!isOver && startsAgain(pod, end));
-  const terminated = end && {
-    exitCode: end.exitCode,
-    reason: end.exitCode === 0 ? 'Completed' : 'Error',
-    finishedAt: new Date().toISOString(),
-    ...(end.message && { message: JSON.stringify(end.message) }),
-  };
-  const state = terminated ? { terminated } : { running: {} };
+  const state = end
+    ? {
+        terminated: {
+          exitCode: end.exitCode,
+          reason: end.exitCode === 0 ? 'Completed' : 'Error',
+          finishedAt: new Date().toISOString(),
+          ...(end.message && { message: JSON.stringify(end.message) }),
+        },
+      }
+    : { running: {} };
   const conditions = (status?.conditions ?? []).filter(({ type }) => type !== 'Ready');
   await client.patch(
     pods,
@@ -197,25 +172,16 @@ async function report(
     {
       metadata: { resourceVersion: metadata.resourceVersion },
       status: {
-        phase: goesOn ? 'Running' : end.exitCode === 0 ? 'Succeeded' : 'Failed',
+        phase: end ? (end.exitCode === 0 ? 'Succeeded' : 'Failed') : 'Running',
         ...(address && { podIP: address, podIPs: [{ ip: address }] }),
         conditions: [...conditions, { type: 'Ready', status: ready }],
         containerStatuses: [
-          {
-            name: CONTAINER,
-            ready: ready === 'True',
-            restartCount: restarts,
-            image: 'x',
-            imageID: '',
-            state,
-            ...(lastEnd && { lastState: lastEnd }),
-          },
+          { name: CONTAINER, ready: ready === 'True', restartCount: 0, image: 'x', imageID: '', state },
         ],
       },
     },
     'status',
   );
-  return state;
 }
 
 /** All nodes, and the addresses of their pods, at which rank 0 serves its progress. */
@@ -288,7 +254,7 @@ export class SimulatedNodes {
     if (identity === null) return null;
     const index = this.#addresses++;
     const address = `127.${64 + ((index >> 16) & 63)}.${(index >> 8) & 255}.${index & 255 || 1}`;
-    return { process: this.#trainers.start(identity), address, reported: 'nothing', restarts: 0 };
+    return { process: this.#trainers.start(identity), address, reported: 'nothing' };
   }
 }
 

@@ -14,7 +14,6 @@ import { podName } from './names.ts';
 import type { ObservedPod } from './observed.ts';
 import { truncate } from './plain-data.ts';
 import { MAX_MESSAGE, MAX_REASON, Reason } from './reasons.ts';
-import { KILLED } from './starts.ts';
 import { secondsSince } from './time.ts';
 
 /** The failure of an attempt, before the failure policy is applied. */
@@ -55,7 +54,7 @@ export const KILL_EVENT_WAIT_SECONDS = 5;
 /** The failure that ends the current attempt; null if there is none, or if its cause is not known yet. */
 export function findFailure(view: JobView): Failure | null {
   const failed = view.ranks
-    .filter((pod) => pod !== undefined && outcomeOf(pod) === 'failed' && !followsRestart(pod, view))
+    .filter((pod) => pod !== undefined && outcomeOf(pod) === 'failed')
     .sort(byFinishTime) as ObservedPod[];
   const rootCause = failed.find((pod) => !followsAnotherRank(pod));
   if (rootCause) return explanationMayFollow(rootCause, view) ? null : processFailure(rootCause, view);
@@ -93,23 +92,15 @@ const followsAnotherRank = (pod: ObservedPod): boolean =>
   !pod.disrupted && !pod.deleting && !wentWithNode(pod) && (pod.exitCode === ExitCode.peerLost || isStopped(pod));
 
 /**
- * Whether the program ended with its gang, in a restart that is counted already: it has not been started again since.
- */
-const followsRestart = (pod: ObservedPod, { restartsInPlace }: JobView): boolean =>
-  pod.containerRestarts !== undefined &&
-  pod.containerRestarts.count < restartsInPlace &&
-  !pod.disrupted &&
-  !pod.deleting &&
-  pod.lostNode === undefined &&
-  (pod.exitCode === ExitCode.peerLost || (pod.exitCode === KILLED && isUnexplainedSignal(pod)));
-
-/**
  * SIGTERM ended the program, for a cause that is not known. Kubernetes reports "Error" for every exit code but 0; any
  * other reason is a cause, and so are the words of the kubelet (kill-causes.ts of the operator).
  */
 const isStopped = (pod: ObservedPod): boolean => pod.exitCode === ExitCode.preempted && isUnexplainedSignal(pod);
 
 const wentWithNode = (pod: ObservedPod): boolean => pod.lostNode !== undefined && isUnexplainedSignal(pod);
+
+/** Exit code of a program that SIGKILL ended: 128 + 9. */
+const KILLED = 137;
 
 /**
  * SIGTERM or SIGKILL ended the program, and no word says why: a machine that shuts down sends both, and may be gone
@@ -130,10 +121,10 @@ const wordsOf = (termination: ObservedPod['termination']): ObservedPod['terminat
 
 /**
  * Whether the pod's final status may still give another cause. The kubelet reports the end of a container before the
- * pod's reason (Evicted) and DisruptionTarget. Only a signal can have such a cause; and a pod that goes on has none.
+ * pod's reason (Evicted) and DisruptionTarget. Only a signal can have such a cause.
  */
 const explanationMayFollow = (pod: ObservedPod, { now }: JobView): boolean =>
-  (pod.exitCode ?? 0) > 128 && !pod.restarted && secondsToPodEnd(pod, now) !== null;
+  (pod.exitCode ?? 0) > 128 && secondsToPodEnd(pod, now) !== null;
 
 /** Whether another rank, or the final status of this one, may turn out to be the root cause. */
 function rootCauseMayFollow(pod: ObservedPod, view: JobView): boolean {

@@ -30,7 +30,6 @@ interface ContainerState {
 interface Container {
   name: string;
   args?: string[];
-  restartPolicyRules?: { exitCodes?: { values: number[] } }[];
 }
 
 export interface Pod extends KubernetesObject {
@@ -40,7 +39,7 @@ export interface Pod extends KubernetesObject {
     reason?: string;
     message?: string;
     conditions?: { type: string; status: string; reason?: string; message?: string }[];
-    containerStatuses?: { name: string; state?: ContainerState; restartCount?: number }[];
+    containerStatuses?: { name: string; state?: ContainerState }[];
   };
 }
 

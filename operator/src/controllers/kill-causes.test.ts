@@ -60,14 +60,3 @@ test('Events about an end of long ago are listed once', async () => {
   const longAgo = new Date(Date.now() - 60_000);
   assert.deepEqual(await readTwice(stoppedPod(longAgo)), { requests: 1, message: undefined });
 });
-
-test('Events about an earlier program of the pod do not explain the end of this one', async () => {
-  const pod = stoppedPod(new Date(Date.now() + 3_600_000));
-  const before = (finishedAt: string) => {
-    const [container] = pod.status!.containerStatuses!;
-    container!.lastState = { terminated: { exitCode: 137, finishedAt } };
-    return readTwice(pod);
-  };
-  assert.equal((await before('2026-01-01T00:00:00Z')).message, KILLING.message);
-  assert.equal((await before('2026-01-01T00:00:02Z')).message, undefined);
-});

@@ -59,14 +59,13 @@ export class KillCauses {
         return observed && isUnexplained(observed) ? [{ object, finishedAt: observed.finishedAt ?? '' }] : [];
       })
       .sort((a, b) => a.finishedAt.localeCompare(b.finishedAt));
-    const read = async (pod: PodObject, finishedAt: string) => {
-      const { metadata } = pod;
+    const read = async ({ metadata }: PodObject, finishedAt: string) => {
       const earlier = known?.get(metadata.uid);
       const isCurrent =
         earlier &&
         (earlier.cause !== undefined || (earlier.resourceVersion === metadata.resourceVersion && !earlier.isEarly));
       const isEarly = secondsSince(finishedAt, new Date()) < KILL_EVENT_WAIT_SECONDS;
-      const answer = isCurrent ? earlier : await this.#answer(pod, isEarly);
+      const answer = isCurrent ? earlier : await this.#answer(metadata, isEarly);
       if (answer) answers.set(metadata.uid, answer);
     };
     await Promise.all(unexplained.slice(0, MAX_PODS).map(({ object, finishedAt }) => read(object, finishedAt)));
@@ -85,14 +84,15 @@ export class KillCauses {
   }
 
   /** @returns undefined when the server does not answer: the next reconcile asks again */
-  async #answer({ metadata, status }: PodObject, isEarly: boolean): Promise<Answer | undefined> {
-    const { namespace, uid, resourceVersion } = metadata;
-    const before = programOf(status)?.lastState?.terminated?.finishedAt;
+  async #answer(
+    { namespace, uid, resourceVersion }: PodObject['metadata'],
+    isEarly: boolean,
+  ): Promise<Answer | undefined> {
     const query = { fieldSelector: `involvedObject.uid=${uid}`, limit: MAX_EVENTS };
     try {
       const timeout = AbortSignal.timeout(ANSWER_MILLISECONDS);
       const { items } = await this.#client.list(podEvents, namespace!, query, false, timeout);
-      return { resourceVersion, cause: causeIn(items ?? [], before), isEarly };
+      return { resourceVersion, cause: causeIn(items ?? []), isEarly };
     } catch (error) {
       if (error instanceof LeadershipLost) throw error;
       return isApiError(error, 'Forbidden') ? { resourceVersion, cause: undefined, isEarly: false } : undefined;
@@ -100,9 +100,8 @@ export class KillCauses {
   }
 }
 
-const programOf = (status: PodObject['status']) => status?.containerStatuses?.find(({ name }) => name === CONTAINER);
-
-const hasFailedProgram = ({ status }: PodObject): boolean => programOf(status)?.state?.terminated !== undefined;
+const hasFailedProgram = ({ status }: PodObject): boolean =>
+  status?.containerStatuses?.some(({ name, state }) => name === CONTAINER && state?.terminated) ?? false;
 
 /** The end of the trainer's container for which the status has no cause. A pod that ends may still get one. */
 const isUnexplained = ({ exitCode = 0, reason = 'Error', ...pod }: ObservedPod): boolean =>
@@ -114,17 +113,9 @@ const isUnexplained = ({ exitCode = 0, reason = 'Error', ...pod }: ObservedPod):
   !pod.disrupted &&
   !pod.deleting;
 
-/**
- * The cause that the Events about a pod name for the end of the trainer's container; undefined if they name none.
- *
- * @param before when the program before it ended, if the kubelet has started it again in its pod
- */
-export function causeIn(events: PodEvent[], before?: string): string | undefined {
-  const ours = events.filter(
-    (event) =>
-      event.involvedObject.fieldPath === `spec.containers{${CONTAINER}}` &&
-      (before === undefined || timeOfEvent(event) > Date.parse(before)),
-  );
+/** The cause that the Events about a pod name for the end of the trainer's container; undefined if they name none. */
+export function causeIn(events: PodEvent[]): string | undefined {
+  const ours = events.filter(({ involvedObject }) => involvedObject.fieldPath === `spec.containers{${CONTAINER}}`);
   const last = (reason: string, message: RegExp) =>
     ours
       .filter((event) => event.reason === reason && message.test(wordsOf(event)))

@@ -18,9 +18,6 @@ export interface ContainerStatus {
     running?: object;
     terminated?: { exitCode: number; reason?: string; message?: string; finishedAt?: string };
   };
-  /** Of the container before. */
-  lastState?: Pick<NonNullable<ContainerStatus['state']>, 'terminated'>;
-  restartCount?: number;
 }
 
 export interface PodObject extends KubernetesObject {
@@ -30,10 +27,6 @@ export interface PodObject extends KubernetesObject {
     schedulingGroup?: object;
     volumes?: { persistentVolumeClaim?: { claimName: string } }[];
     initContainers?: { name: string; restartPolicy?: string }[];
-    containers?: {
-      name: string;
-      restartPolicyRules?: { action: string; exitCodes?: { operator: string; values: number[] } }[];
-    }[];
   };
   status?: {
     phase?: string;

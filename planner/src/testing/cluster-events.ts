@@ -4,7 +4,7 @@
  */
 import { ExitCode } from '@facetrain/api';
 import fc from 'fast-check';
-import { isAlive, outcomeOf, willStartAgain } from '../attempt.ts';
+import { isAlive, outcomeOf } from '../attempt.ts';
 import { timestamp } from '../time.ts';
 import type { WriterStep } from './checkpoint-folder.ts';
 import type { SimulatedPod, Simulator } from './simulator.ts';
@@ -31,10 +31,6 @@ export type ClusterEvent =
   | { type: 'removeDeletedPods' }
   /** The pod garbage collector, or a person, removes pods that have ended. */
   | { type: 'removeEndedPods' }
-  /** The kubelet starts the programs again that it has to. */
-  | { type: 'restartContainers' }
-  /** It has all but managed to start them. */
-  | { type: 'holdContainers' }
   /** A user deletes the PodGroups. */
   | { type: 'deletePodGroups' }
   | { type: 'startAll' }
@@ -90,47 +86,9 @@ export const anyEvents: fc.Arbitrary<ClusterEvent> = fc.oneof(
   { weight: 1, arbitrary: fc.record({ type: fc.constant('deletePodGroups' as const) }) },
   {
     weight: 2,
-    arbitrary: fc.record({ type: fc.constantFrom('restartContainers' as const, 'holdContainers' as const) }),
-  },
-  {
-    weight: 2,
     arbitrary: fc.record({ type: fc.constant('fail' as const), pod, exitCode: fc.constantFrom(...EXIT_CODES) }),
   },
 );
-
-/** A gang trains, a trainer of it fails, and others may lose it; the kubelet starts some of them again, or cannot. */
-const trainAndFail = fc
-  .record({
-    steps: fc.integer({ min: 1, max: 9 }),
-    pod,
-    exitCode: fc.constantFrom(4, 137, 137),
-    seconds: fc.constantFrom(1, 6, 35),
-    follow: fc.subarray([0, 1, 2]),
-    kubelet: fc.array(fc.constantFrom('restartContainers' as const, 'holdContainers' as const), { maxLength: 3 }),
-  })
-  .map(({ steps, pod, exitCode, seconds, follow, kubelet }): ClusterEvent[] => [
-    { type: 'startAll' },
-    { type: 'advance', seconds: 12 },
-    { type: 'progress', steps },
-    { type: 'advance', seconds: 1 },
-    { type: 'fail', pod, exitCode },
-    ...follow.map((pod): ClusterEvent => ({ type: 'fail', pod, exitCode: 4 })),
-    { type: 'advance', seconds },
-    ...kubelet.map((type): ClusterEvent => ({ type })),
-  ]);
-
-/** Trainers of a gang that trains fail and are started again, with a few other events between. */
-export const restartHistory: fc.Arbitrary<ClusterEvent[]> = fc
-  .array(
-    fc.oneof(
-      { weight: 4, arbitrary: trainAndFail },
-      { weight: 2, arbitrary: fc.constant<ClusterEvent[]>([{ type: 'restartContainers' }]) },
-      { weight: 2, arbitrary: fc.constant<ClusterEvent[]>([{ type: 'advance', seconds: 700 }]) },
-      { weight: 1, arbitrary: anyEvents.map((event) => [event]) },
-    ),
-    { maxLength: 8 },
-  )
-  .map((parts) => parts.flat());
 
 /** All nodes fall silent for longer than a job waits, and the next attempt starts. The processes run on. */
 const LOSE_ALL: ClusterEvent[] = [
@@ -183,10 +141,6 @@ export function applyEvent(event: ClusterEvent, cluster: Simulator): void {
     case 'removeEndedPods':
       cluster.pods = cluster.pods.filter(isAlive);
       return;
-    case 'restartContainers':
-      return cluster.pods.forEach((pod) => restartContainer(pod, cluster));
-    case 'holdContainers':
-      return cluster.pods.forEach(holdContainer);
     case 'deletePodGroups':
       cluster.objects = cluster.objects.map((object) =>
         object.kind === 'PodGroup' ? { ...object, deleting: true } : object,
@@ -261,26 +215,7 @@ function start(pod: SimulatedPod, cluster: Simulator): void {
   delete pod.silentNode;
   if (!isAlive(pod) || outcomeOf(pod) !== null) return;
   Object.assign(pod, { phase: 'Running', ready: true, node: `node-${pod.rank}` });
-  if (pod.containerRestarts) pod.containerRestarts = { ...pod.containerRestarts, isRunning: true };
   cluster.startProcess(pod);
-}
-
-/** The kubelet's status of a program that has ended, while it cannot start it again. */
-function holdContainer(pod: SimulatedPod): void {
-  if (!willStartAgain(pod)) return;
-  const { exitCode, finishedAt, reason } = pod;
-  const lastEnd = { exitCode: exitCode!, finishedAt: finishedAt!, ...(reason !== undefined && { reason }) };
-  pod.containerRestarts = { ...pod.containerRestarts!, lastEnd, isRunning: false };
-  for (const field of ['exitCode', 'finishedAt', 'reason'] as const) delete pod[field];
-}
-
-function restartContainer(pod: SimulatedPod, cluster: Simulator): void {
-  holdContainer(pod);
-  const restarts = pod.containerRestarts;
-  if (!isAlive(pod) || pod.deleting || !restarts?.lastEnd || restarts.isRunning) return;
-  pod.containerRestarts = { ...restarts, count: restarts.count + 1, isRunning: true };
-  pod.ready = true;
-  cluster.startAgain(pod);
 }
 
 /** Ends the program of a pod that has started. One that was fenced off meanwhile leaves with its own exit code. */
@@ -292,10 +227,8 @@ function finish(pod: SimulatedPod, exitCode: number, cluster: Simulator): void {
     for (const step of ['claim', 'train', 'stage', 'publish', 'export'] as const) cluster.folder.act(process, step);
   const code = process?.ended === 'fenced off' ? ExitCode.fencedOff : exitCode;
   if (process) process.ended ??= code === 0 ? 'succeeded' : 'killed';
-  const goesOn = pod.containerRestarts?.exitCodes.includes(code) ?? false;
-  if (pod.containerRestarts) pod.containerRestarts = { ...pod.containerRestarts, isRunning: false };
   Object.assign(pod, {
-    ...(!goesOn && { phase: code === 0 ? 'Succeeded' : 'Failed' }),
+    phase: code === 0 ? 'Succeeded' : 'Failed',
     ready: false,
     exitCode: code,
     finishedAt: timestamp(cluster.now),
@@ -327,8 +260,6 @@ export function finishUndisturbed(cluster: Simulator, rounds = 60): void {
   if (cluster.trainJob.spec.suspend) cluster.change({ suspend: false });
   for (let round = 0; round < rounds && !isOver(cluster); round++) {
     cluster.removeDeletedPods();
-    cluster.settle();
-    cluster.pods.forEach((pod) => restartContainer(pod, cluster));
     cluster.settle();
     cluster.pods.forEach((pod) => start(pod, cluster));
     cluster.advance(10);

@@ -12,7 +12,7 @@ import { isAlive, type JobStatus } from '../attempt.ts';
 import { concurrentGroups } from '../concurrent-actions.ts';
 import { planFaceTrainJob } from '../facetrainjob/plan-facetrainjob.ts';
 import { Label } from '../names.ts';
-import type { ChildObject, Pod } from '../objects.ts';
+import type { ChildObject } from '../objects.ts';
 import type {
   JobIdentity,
   ObservedFaceTrainJob,
@@ -61,8 +61,6 @@ export class Simulator {
   statuses: FaceTrainJobStatus[] = [];
   progress: ObservedProgress | undefined;
   podGroupApi: string | null;
-  /** The cluster starts containers again by their rules. */
-  servesRestartRules: boolean;
   /** Every action and every written status, in order. */
   writes: string[] = [];
   deleted = false;
@@ -79,11 +77,10 @@ export class Simulator {
   private uids = 0;
 
   /** @param fenced whether the storage enforces that only the newest process writes */
-  constructor({ identity, spec, status, podGroupApi, servesRestartRules }: ObservedFaceTrainJob, fenced = true) {
+  constructor({ identity, spec, status, podGroupApi }: ObservedFaceTrainJob, fenced = true) {
     this.folder = new CheckpointFolder(fenced);
     this.trainJob = { identity, spec, status };
     this.podGroupApi = podGroupApi;
-    this.servesRestartRules = servesRestartRules ?? false;
   }
 
   advance(seconds: number): void {
@@ -107,19 +104,12 @@ export class Simulator {
 
   /** Starts the program of a pod, if it is rank 0 of the training and has not started yet. */
   startProcess(pod: SimulatedPod): void {
-    if (this.processOf(pod)) return;
-    this.startAgain(pod);
-  }
-
-  /** Starts another program in the pod, if it is rank 0 of the training. */
-  startAgain(pod: SimulatedPod): void {
-    if (pod.owner !== this.trainJob.identity.uid || pod.rank !== 0) return;
+    if (pod.owner !== this.trainJob.identity.uid || pod.rank !== 0 || this.processOf(pod)) return;
     this.processes.push({ pod: pod.uid, process: this.folder.start(pod.attempt) });
   }
 
-  /** The last program that was started in the pod. */
   processOf(pod: ObservedPod): WriterProcess | undefined {
-    return this.processes.findLast((entry) => entry.pod === pod.uid)?.process;
+    return this.processes.find((entry) => entry.pod === pod.uid)?.process;
   }
 
   /** Ends the program of a pod from outside. */
@@ -218,7 +208,7 @@ export class Simulator {
   }
 
   observeTrainJob(): ObservedFaceTrainJob {
-    const { trainJob, quantizeJob, progress, podGroupApi, servesRestartRules } = this;
+    const { trainJob, quantizeJob, progress, podGroupApi } = this;
     return cloneExceptStatus({
       ...trainJob,
       ...this.childrenOf(trainJob.identity),
@@ -227,7 +217,6 @@ export class Simulator {
       ...(this.refused && { refused: this.refused }),
       ...this.observeMore(),
       podGroupApi,
-      servesRestartRules,
     });
   }
   private observeQuantizeJob(): ObservedQuantizeJob {
@@ -293,7 +282,6 @@ export class Simulator {
         ...(labels[Label.specDigest] !== undefined && { specDigest: labels[Label.specDigest] }),
         ...(labels[Label.placeholder] === 'true' && { placeholder: true }),
         ...(labels[Label.gangSize] !== undefined && { gangSize: Number(labels[Label.gangSize]) }),
-        ...restartsOf(object),
       });
       // Events address pods by index, so the order must not depend on the order of creation.
       this.pods.sort((a, b) => (a.name < b.name ? -1 : 1));
@@ -330,14 +318,6 @@ export class Simulator {
       assert(attempts.size <= 1, `attempts ${[...attempts].join(' and ')} are alive together`);
     }
   }
-}
-
-/** As an operator reads them from the pod. */
-function restartsOf({ spec: { containers } }: Pod): Pick<ObservedPod, 'containerRestarts'> {
-  const exitCodes = containers.flatMap(({ restartPolicyRules = [] }) =>
-    restartPolicyRules.flatMap(({ exitCodes }) => exitCodes.values),
-  );
-  return exitCodes.length > 0 ? { containerRestarts: { exitCodes, count: 0, isRunning: false } } : {};
 }
 
 /**
