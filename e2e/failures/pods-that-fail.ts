@@ -46,6 +46,7 @@ async function waitsWith(ns: Namespace, name: string, words: RegExp[]): Promise<
 
 const ephemeral = { limits: { 'ephemeral-storage': '20Mi' }, requests: { 'ephemeral-storage': '20Mi' } };
 const FILLS_ITS_DISK = 'dd if=/dev/zero of=/tmp/big bs=1M count=60 2>/dev/null; sleep 600';
+const ENDS_SLOWLY = "process.on('SIGTERM',()=>setTimeout(process.exit,5e3,143))";
 const TOO_MUCH_DISK = /ephemeral local storage usage exceeds the total limit of containers 20Mi/;
 
 export const podsThatFail: Record<string, (ns: Namespace) => Promise<void>> = {
@@ -77,7 +78,9 @@ export const podsThatFail: Record<string, (ns: Namespace) => Promise<void>> = {
         shell: '',
         container: {
           // Like a trainer that still writes its checkpoint. The Events of the kubelet may come a second after the end.
-          command: ['node', '-e', "process.on('SIGTERM',()=>setTimeout(process.exit,5e3,143));setInterval(()=>{},1e3)"],
+          command: ['node', '-e', `${ENDS_SLOWLY};require('fs').writeFileSync('/tmp/up','');setInterval(()=>{},1e3)`],
+          // Without its handler, process 1 of a container does not get SIGTERM, and is killed in the end.
+          startupProbe: { exec: { command: ['test', '-e', '/tmp/up'] }, periodSeconds: 1, failureThreshold: 600 },
           livenessProbe: { httpGet: { path: '/healthz', port: 8080 }, periodSeconds: 1, failureThreshold: 2 },
         },
         pod: { terminationGracePeriodSeconds: 60 },
