@@ -289,7 +289,6 @@ class DepthwiseStep final : public Step {
     const auto taps = static_cast<int>(order_.size());
     weights_.resize(int64_t{blocks_} * kBlock * taps);
     bias_.resize(int64_t{blocks_} * kBlock);
-    chunk_ = taps / together;
     for (int c = 0; c < s.in_channels; ++c) {
       int64_t sum = 0;
       const int wide = kVector * lanes, in_wide = c % wide, in_lane = in_wide % kVector;
@@ -301,26 +300,30 @@ class DepthwiseStep final : public Step {
         weights_[int64_t{c / wide} * wide * taps + group * together + i % together] = w;
       }
       bias_[c] = without_zero(layer_.bias[c], x_->zero, sum);
-      if (kernels_.int16_products > 0) chunk_ = std::min(chunk_, safe_chunk(c));
+    }
+    chunk_ = taps / together;
+    if (kernels_.int16_products == 0) return;
+    chunk_ = std::min(chunk_, kLongestChunk);
+    // One length for all channels. Where a longer chunk is safe a shorter one need not be, since it begins elsewhere.
+    for (; chunk_ > 1; --chunk_) {
+      int c = 0;
+      while (c < s.in_channels && is_safe_chunk(c, chunk_)) ++c;
+      if (c == s.in_channels) break;
     }
   }
 
-  // The number of groups of taps whose products for one channel an int16 holds.
-  int safe_chunk(int channel) const {
+  // Whether an int16 holds the products of each `chunk` groups of taps for one channel.
+  bool is_safe_chunk(int channel, int chunk) const {
     const int together = kernels_.depthwise_taps, groups = static_cast<int>(order_.size()) / together;
-    for (int chunk = std::min(groups, kLongestChunk); chunk > 1; --chunk) {
-      bool safe = true;
-      for (int start = 0; start < groups && safe; start += chunk) {
-        int up = 0, down = 0;
-        for (int i = start * together; i < std::min(start + chunk, groups) * together; ++i) {
-          const int value = order_[i] < 0 ? 0 : layer_.weights[layer_.shape.weight_index(channel, 0, order_[i])];
-          (value > 0 ? up : down) += std::abs(value);
-        }
-        safe = std::max(up, down) <= kInt16Weights;
+    for (int start = 0; start < groups; start += chunk) {
+      int up = 0, down = 0;
+      for (int i = start * together; i < std::min(start + chunk, groups) * together; ++i) {
+        const int value = order_[i] < 0 ? 0 : layer_.weights[layer_.shape.weight_index(channel, 0, order_[i])];
+        (value > 0 ? up : down) += std::abs(value);
       }
-      if (safe) return chunk;
+      if (std::max(up, down) > kInt16Weights) return false;
     }
-    return 1;
+    return true;
   }
 
   const LayerSpec& layer_;

@@ -283,6 +283,19 @@ void test_extremes() {
 }
 
 // Every chunk length that weights can prove: 258 / w products of the weight w, and 127 times their sum is up to 32766.
+// One length of chunks for all channels of a depthwise convolution, here in pairs of taps: the first channel takes six,
+// and not four, which is all that the second takes.
+void test_chunks_of_channels() {
+  Builder b(2, 9, 9);
+  b.conv(0, shape_of(2, 2, 5, 1, 2));
+  Network network = b.finish(+[] { return 0; });
+  auto& weights = network.layers[0].weights;
+  std::fill(weights.begin(), weights.end(), 0);
+  for (const int tap : {8, 9, 10, 11, 12, 13}) weights[tap] = 63;
+  for (const int tap : {0, 1, 2, 3, 8, 9}) weights[25 + tap] = 63;
+  compare(network, "chunks that are safe for one channel", 255);
+}
+
 void test_int16_bounds() {
   for (int w = 1; w <= 63; ++w) {
     for (const int sign : {-1, 1}) {
@@ -565,6 +578,7 @@ int main() {
   test_convolutions();
   test_extremes();
   test_int16_bounds();
+  test_chunks_of_channels();
   test_stages();
   test_division();
   test_random_networks();
