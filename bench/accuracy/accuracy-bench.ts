@@ -11,18 +11,18 @@ import { execFile } from 'node:child_process';
 import { createHash } from 'node:crypto';
 import { existsSync, mkdirSync, mkdtempSync, renameSync, rmSync, writeFileSync } from 'node:fs';
 import { readFile } from 'node:fs/promises';
-import { createRequire } from 'node:module';
 import { tmpdir } from 'node:os';
 import { dirname, join } from 'node:path';
 import { parseArgs, promisify } from 'node:util';
-import { type Graph, Model, readLabels, readPictures } from '@facetrain/native';
-import { drawPairs } from '@facetrain/trainer/dataset/draw-pairs';
+import { type Graph, Model, readLabels } from '@facetrain/native';
 import { withInputRange } from '@facetrain/trainer/onnx/input-range';
 import { readOnnx } from '@facetrain/trainer/onnx/read';
 import { mapAtOnce } from '@facetrain/trainer/storage/map-at-once';
 import { npyFile } from '@facetrain/trainer/storage/npy';
-import { verify } from '@facetrain/trainer/verification/protocol';
+import { MOBILEFACENET } from '@facetrain/trainer/testing/onnx-oracles';
 import { build, cache } from '../../hack/lib/paths.mjs';
+import { Pairs, readAll } from '../common/pairs.ts';
+import { folderOrUsage } from '../common/usage.ts';
 
 const USAGE = `Usage: npm run bench -- accuracy --data FOLDER [OPTION...]
 
@@ -52,11 +52,7 @@ const { values: options } = parseArgs({
     help: { type: 'boolean', default: false },
   },
 });
-if (options.help || options.data === undefined) {
-  (options.help ? process.stdout : process.stderr).write(USAGE);
-  process.exit(options.help ? 0 : 2);
-}
-const folder = options.data;
+const folder = folderOrUsage(options, USAGE);
 const seeds = Array.from({ length: Number(options.seeds) }, (_, i) => i + 1);
 
 /** Learning rates that are tried: of the map, and of the class centres by optimizer. The same for insightface. */
@@ -139,11 +135,9 @@ async function featureGraph(path: string): Promise<Graph> {
 
 /** The features of all pictures [count, FEATURES], kept in the cache by what they are made of. */
 async function readFeatures(count: number): Promise<Float32Array> {
-  const packageFile = createRequire(import.meta.url).resolve('faceplugin-face-recognition-js/package.json');
-  const network = join(dirname(packageFile), 'model', 'fr_feature.onnx');
-  const graph = await featureGraph(network);
+  const graph = await featureGraph(MOBILEFACENET);
   const digest = createHash('sha256').update(JSON.stringify([graph.nodes, FEATURES]));
-  for (const path of [network, join(folder, 'train.rec')]) digest.update(await readFile(path));
+  for (const path of [MOBILEFACENET, join(folder, 'train.rec')]) digest.update(await readFile(path));
   const path = join(cache, 'accuracy-bench', `${digest.digest('hex')}.npy`);
   if (existsSync(path)) return await readFloats(path);
 
@@ -152,9 +146,7 @@ async function readFeatures(count: number): Promise<Float32Array> {
   const atOnce = 512;
   for (let first = 0; first < count; first += atOnce) {
     const indices = Array.from({ length: Math.min(atOnce, count - first) }, (_, i) => first + i);
-    const pictures = await readPictures(folder, indices, { channelOrder: 'rgb' });
-    if (pictures.bad.length > 0) throw new Error(`${folder}: unreadable pictures; try facetrain dataset check`);
-    features.set(await model.embed(pictures), first * FEATURES);
+    features.set(await model.embed(await readAll(folder, indices)), first * FEATURES);
     process.stderr.write(`\rfeatures of ${first + indices.length} of ${count} pictures`);
   }
   process.stderr.write('\n');
@@ -222,37 +214,21 @@ interface Figures {
 
 /** Pairs of some people. */
 class Judge {
-  readonly #pairs: ReturnType<typeof drawPairs>;
+  readonly #pairs: Pairs;
   /** What a training has to embed. */
   readonly pictures: number[];
-  readonly #placeOf: Map<number, number>;
   readonly name: string;
 
   constructor(name: string, isJudged: (part: number) => boolean, count: number) {
     this.name = name;
-    this.#pairs = drawPairs(
-      Array.from(labels, (label) => (isJudged(partOf(label)) ? label : -1)),
-      count,
-      1,
-      folder,
-    );
-    this.pictures = [...new Set(this.#pairs.flatMap((pair) => pair.pictures))];
-    this.#placeOf = new Map(this.pictures.map((picture, place) => [picture, place]));
+    this.#pairs = new Pairs(labels, (label) => isJudged(partOf(label)), { count, seed: 1, folder });
+    this.pictures = this.#pairs.pictures;
     writeFileSync(inScratch(name), npyFile(rowsOf(features, this.pictures), FEATURES));
   }
 
   /** @param embeddings of `pictures` */
   figures(embeddings: Float32Array): Figures {
-    const dim = embeddings.length / this.pictures.length;
-    const ofPairs = new Float32Array(2 * this.#pairs.length * dim);
-    this.#pairs.forEach(({ pictures }, pair) => {
-      pictures.forEach((picture, side) => {
-        const place = this.#placeOf.get(picture)!;
-        ofPairs.set(embeddings.subarray(place * dim, (place + 1) * dim), (2 * pair + side) * dim);
-      });
-    });
-    const same = this.#pairs.map((pair) => pair.same);
-    const { accuracy, tarAtFar } = verify(ofPairs, dim, same);
+    const { accuracy, tarAtFar } = this.#pairs.verify(embeddings);
     return { accuracy: 100 * accuracy, tar: 100 * tarAtFar['1e-3']! };
   }
 }
@@ -291,25 +267,21 @@ const spread = (values: readonly number[]) =>
  */
 async function chooseRates(ways: readonly Way[], judge: Judge): Promise<Map<string, Rates>> {
   const firstOfGroup = ways.filter((way, i) => ways.findIndex(({ group }) => group === way.group) === i);
-  const bestOf = async (ratesOf: (way: Way) => Rates[]) => {
+  const best = new Map<string, { rates: Rates; score: number }>();
+  const tryAll = async (ratesOf: (way: Way) => Rates[]) => {
     const trials = firstOfGroup.flatMap((way) => ratesOf(way).map((rates) => ({ way, rates })));
     const figures = await mapAtOnce(trials, AT_ONCE, ({ way, rates }) => train(way, rates, seeds[0]!, judge));
-    const best = new Map<string, { rates: Rates; score: number }>();
     trials.forEach(({ way: { group }, rates }, i) => {
       const score = figures[i]!.accuracy + figures[i]!.tar;
       if (score > (best.get(group)?.score ?? 0)) best.set(group, { rates, score });
     });
-    return best;
   };
-  const ofMap = await bestOf(({ optimizer }) => {
-    const rows = ROW_RATES[optimizer][2]!;
-    return MAP_RATES.map((map) => ({ map, rows }));
+  await tryAll(({ optimizer }) => MAP_RATES.map((map) => ({ map, rows: ROW_RATES[optimizer][2]! })));
+  await tryAll(({ group, optimizer }) => {
+    const { map, rows: tried } = best.get(group)!.rates;
+    return ROW_RATES[optimizer].filter((rows) => rows !== tried).map((rows) => ({ map, rows }));
   });
-  const chosen = await bestOf(({ group, optimizer }) => {
-    const { map } = ofMap.get(group)!.rates;
-    return ROW_RATES[optimizer].map((rows) => ({ map, rows }));
-  });
-  return new Map([...chosen].map(([group, { rates }]) => [group, rates]));
+  return new Map([...best].map(([group, { rates }]) => [group, rates]));
 }
 
 const chooser = new Judge('chooser', (part) => part === 4 || part === 5, CHOOSING_PAIRS);

@@ -6,27 +6,18 @@ import { readFile } from 'node:fs/promises';
 import { tmpdir } from 'node:os';
 import { parseArgs } from 'node:util';
 import { DEFAULT_CALIBRATION, DEFAULT_SEARCH } from '@facetrain/api';
-import {
-  type Embedder,
-  Int7Model,
-  LayerModel,
-  type Pictures,
-  readLabels,
-  readPictures,
-  searchScales,
-} from '@facetrain/native';
-import { drawPairs } from '@facetrain/trainer/dataset/draw-pairs';
+import { type Embedder, Int7Model, LayerModel, readLabels, searchScales } from '@facetrain/native';
 import { holdOut } from '@facetrain/trainer/dataset/hold-out';
 import { sampleIndices } from '@facetrain/trainer/dataset/sample-indices';
 import { withInputRange } from '@facetrain/trainer/onnx/input-range';
 import { parseOnnx } from '@facetrain/trainer/onnx/read';
 import { modelFile } from '@facetrain/trainer/quantize/artifact-files';
-import { cosines } from '@facetrain/trainer/quantize/compare';
 import { fold } from '@facetrain/trainer/quantize/fold';
 import { decodeInt7 } from '@facetrain/trainer/quantize/qdq';
-import { MOBILEFACENET } from '@facetrain/trainer/testing/onnx-oracles';
-import { verify } from '@facetrain/trainer/verification/protocol';
+import { MOBILEFACENET, meanCosine } from '@facetrain/trainer/testing/onnx-oracles';
 import * as ort from 'onnxruntime-node';
+import { Pairs, readAll } from '../common/pairs.ts';
+import { folderOrUsage } from '../common/usage.ts';
 
 const USAGE = `Usage: npm run bench -- int7-accuracy --data FOLDER [OPTION...]
 
@@ -56,11 +47,7 @@ const { values: options } = parseArgs({
     help: { type: 'boolean', default: false },
   },
 });
-if (options.help || options.data === undefined) {
-  (options.help ? process.stdout : process.stderr).write(USAGE);
-  process.exit(options.help ? 0 : 2);
-}
-const folder = options.data;
+const folder = folderOrUsage(options, USAGE);
 const [seed, computeThreads] = [Number(options.seed), Number(options.threads)];
 
 /** Pictures that are decoded and embedded at a time. */
@@ -103,23 +90,13 @@ async function onnxRuntime(bytes: Uint8Array, name: string): Promise<Pick<Embedd
   };
 }
 
-async function read(indices: readonly number[]): Promise<Pictures> {
-  const pictures = await readPictures(folder, [...indices], { channelOrder: 'rgb' });
-  if (pictures.bad.length > 0) throw new Error(`${folder}: unreadable pictures; try facetrain dataset check`);
-  return pictures;
-}
-
 // ---- Whom the pairs are of, and who calibrates ----
 const { labels, identities } = await readLabels(folder);
 const counts = new Uint32Array(identities);
 for (const label of labels) if (label >= 0) counts[label]! += 1;
 const heldOut = new Set(holdOut(counts, Number(options.people), seed).heldOut);
-const pairs = drawPairs(
-  Array.from(labels, (label) => (heldOut.has(label) ? label : -1)),
-  Number(options.pairs),
-  seed,
-  folder,
-);
+const pairs = new Pairs(labels, (label) => heldOut.has(label), { count: Number(options.pairs), seed, folder });
+const { pictures } = pairs;
 const others = [...labels.keys()].filter((picture) => labels[picture]! >= 0 && !heldOut.has(labels[picture]!));
 const calibration = sampleIndices(others.length, Number(options.images), seed).map((place) => others[place]!);
 
@@ -127,7 +104,7 @@ const calibration = sampleIndices(others.length, Number(options.images), seed).m
 const source = await readFile(options.model);
 const { graph } = withInputRange(parseOnnx(source, options.model), { subject: options.model });
 const layers = fold(graph);
-const found = await searchScales(layers, await read(calibration), {
+const found = await searchScales(layers, await readAll(folder, calibration), {
   ...DEFAULT_SEARCH,
   ...{ memoryBytes: 2 ** 31, temporaryDirectory: tmpdir(), computeThreads },
 });
@@ -146,39 +123,25 @@ const runtimes: { name: string; model: Pick<Embedder, 'embed'>; reference: numbe
 ];
 
 // ---- Each picture once, with its mirror image, by all of them ----
-const pictures = [...new Set(pairs.flatMap((pair) => pair.pictures))].sort((a, b) => a - b);
-const placeOf = new Map(pictures.map((picture, place) => [picture, place]));
 const { dim } = graph.output;
 const embeddings = runtimes.map(() => new Float32Array(pictures.length * dim));
 for (let first = 0; first < pictures.length; first += AT_ONCE) {
-  const some = await read(pictures.slice(first, first + AT_ONCE));
+  const some = await readAll(folder, pictures.slice(first, first + AT_ONCE));
   for (const [i, { model }] of runtimes.entries())
     embeddings[i]!.set(await model.embed(some, { flip: true }), first * dim);
   process.stderr.write(`\rembedded ${first + some.count} of ${pictures.length} pictures`);
 }
 process.stderr.write('\n');
 
-const mean = (values: Float64Array) => values.reduce((sum, value) => sum + value, 0) / values.length;
 const results = runtimes.map(({ name, reference }, i) => {
-  const ofPairs = new Float32Array(2 * pairs.length * dim);
-  pairs.forEach((pair, number) => {
-    pair.pictures.forEach((picture, side) => {
-      const place = placeOf.get(picture)!;
-      ofPairs.set(embeddings[i]!.subarray(place * dim, (place + 1) * dim), (2 * number + side) * dim);
-    });
-  });
-  const { accuracy, intervals, tarAtFar } = verify(
-    ofPairs,
-    dim,
-    pairs.map(({ same }) => same),
-  );
-  const cosine = mean(cosines(embeddings[reference]!, embeddings[i]!, dim));
+  const { accuracy, intervals, tarAtFar } = pairs.verify(embeddings[i]!);
+  const cosine = meanCosine(embeddings[reference]!, embeddings[i]!, dim);
   return { name, accuracy, interval: intervals.accuracy, tar: tarAtFar['1e-3']!, cosine };
 });
 
 if (!options.json) {
   console.log(
-    `${pairs.length} pairs of ${heldOut.size} people, ${pictures.length} pictures; calibrated on ` +
+    `${options.pairs} pairs of ${heldOut.size} people, ${pictures.length} pictures; calibrated on ` +
       `${calibration.length} pictures of others. Cosines are those to FP32 in the same runtime.`,
   );
   console.log(`${''.padEnd(20)} accuracy, %   95 % interval   TAR at FAR 1e-3, %   mean cosine`);
@@ -190,5 +153,7 @@ if (!options.json) {
         `${cosine.toFixed(5).padStart(19)}`,
     );
 }
-console.log(JSON.stringify({ benchmark: 'int7-accuracy', pairs: pairs.length, pictures: pictures.length, results }));
+console.log(
+  JSON.stringify({ benchmark: 'int7-accuracy', pairs: Number(options.pairs), pictures: pictures.length, results }),
+);
 process.exit(0);
