@@ -12,6 +12,16 @@ interface Pod {
   status: { phase: string };
 }
 
+async function podsRun(ns: Namespace, job: string, count: number): Promise<void> {
+  await ns.waitFor(job, async () => {
+    const pods = await ns.list<Pod>('pod', `facetrain.dev/job-name=${job}`);
+    assert.deepEqual(
+      pods.map(({ status }) => status.phase),
+      Array.from({ length: count }, () => 'Running'),
+    );
+  });
+}
+
 export const lifeOfAJob: Record<string, (ns: Namespace) => Promise<void>> = {
   'two kinds of one name do not share objects': async (ns) => {
     await ns.apply(trainJob('ours', { shell: 'sleep 10' }), quantizeJob('ours', { shell: 'sleep 5' }));
@@ -111,13 +121,7 @@ export const lifeOfAJob: Record<string, (ns: Namespace) => Promise<void>> = {
     });
     await ns.apply(slow);
     // A pod whose container has not started is gone at once.
-    await ns.waitFor('slow', async () => {
-      const pods = await ns.list<Pod>('pod', 'facetrain.dev/job-name=slow');
-      assert.deepEqual(
-        pods.map(({ status }) => status.phase),
-        ['Running', 'Running'],
-      );
-    });
+    await podsRun(ns, 'slow', 2);
     await ns.kubectl('delete', 'facetrainjob', 'slow', '--wait=false');
     await ns.apply(
       trainJob('heir', {
@@ -154,10 +158,7 @@ export const lifeOfAJob: Record<string, (ns: Namespace) => Promise<void>> = {
       }),
     );
     // kubectl follows only containers that run.
-    await ns.waitFor('faces', async () => {
-      const running = (await ns.list<Pod>('pod')).filter(({ status }) => status.phase === 'Running');
-      assert.equal(running.length, ranks);
-    });
+    await podsRun(ns, 'faces', ranks);
     const commands = await Promise.all(['logs -f', 'wait ftj/faces --for=jsonpath'].map(documented));
     const ranksSeen = new Set<string>();
     const onLine = (line: string) => {

@@ -46,8 +46,8 @@ async function waitsWith(ns: Namespace, name: string, words: RegExp[]): Promise<
 
 const ephemeral = { limits: { 'ephemeral-storage': '20Mi' }, requests: { 'ephemeral-storage': '20Mi' } };
 const FILLS_ITS_DISK = 'dd if=/dev/zero of=/tmp/big bs=1M count=60 2>/dev/null; sleep 600';
-const ENDS_SLOWLY = "process.on('SIGTERM',()=>setTimeout(process.exit,5e3,143))";
 const TOO_MUCH_DISK = /ephemeral local storage usage exceeds the total limit of containers 20Mi/;
+const ENDS_SLOWLY = "process.on('SIGTERM',()=>setTimeout(process.exit,5e3,143))";
 
 export const podsThatFail: Record<string, (ns: Namespace) => Promise<void>> = {
   'a pod that exceeds its own limit of disk counts as a restart, with the kubelet’s words': async (ns) => {

@@ -282,7 +282,6 @@ void test_extremes() {
   }
 }
 
-// Every chunk length that weights can prove: 258 / w products of the weight w, and 127 times their sum is up to 32766.
 // One length of chunks for all channels of a depthwise convolution, here in pairs of taps: the first channel takes six,
 // and not four, which is all that the second takes.
 void test_chunks_of_channels() {
@@ -296,6 +295,7 @@ void test_chunks_of_channels() {
   compare(network, "chunks that are safe for one channel", 255);
 }
 
+// Every chunk length that weights can prove: 258 / w products of the weight w, and 127 times their sum is up to 32766.
 void test_int16_bounds() {
   for (int w = 1; w <= 63; ++w) {
     for (const int sign : {-1, 1}) {

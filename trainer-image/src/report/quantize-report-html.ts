@@ -349,8 +349,7 @@ function setTable(comparisons: Comparison[]): string {
 const TOO_FEW = 'too few pairs';
 
 function rateOf({ tarAtFar }: Comparison['fp32'], rate: string): string {
-  const found = tarAtFar[rate];
-  return percent(found ?? null);
+  return percent(tarAtFar[rate] ?? null);
 }
 
 function layerTable(all: QuantizedLayer[]): string {
