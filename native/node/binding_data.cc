@@ -298,22 +298,23 @@ Napi::Value summarize_dataset(const Napi::CallbackInfo& info) {
   return call;
 }
 
-// (Uint8Array[], bgr, height, width, subject, code, first) -> {count, height, width, data}
+// (Uint8Array[], bgr, height, width, subjects, code, landmarks) -> {count, height, width, data}
 Napi::Value decode_pictures(const Napi::CallbackInfo& info) {
-  const auto array = info[0].As<Napi::Array>();
+  const auto array = info[0].As<Napi::Array>(), names = info[4].As<Napi::Array>();
   std::vector<std::vector<uint8_t>> encoded;  // copies, because the worker's thread must not read JavaScript's memory
+  std::vector<std::string> subjects;
   for (uint32_t i = 0; i < array.Length(); ++i) {
     const auto picture = array.Get(i).As<Napi::Uint8Array>();
     encoded.emplace_back(picture.Data(), picture.Data() + picture.ElementLength());
+    subjects.push_back(names.Get(i).As<Napi::String>());
   }
   const bool bgr = info[1].As<Napi::Boolean>();
   const int height = info[2].As<Napi::Number>().Int32Value(), width = info[3].As<Napi::Number>().Int32Value();
-  const std::string subject = info[4].As<Napi::String>(), code = info[5].As<Napi::String>();
-  const int64_t first = info[6].As<Napi::Number>().Int64Value();
+  const std::string code = info[5].As<Napi::String>();
   // Ten numbers for each picture, whose face is aligned by them; without any, pictures have height x width pixels.
   std::vector<Landmarks> landmarks;
-  if (info[7].IsTypedArray()) {
-    const auto numbers = info[7].As<Napi::Float64Array>();
+  if (info[6].IsTypedArray()) {
+    const auto numbers = info[6].As<Napi::Float64Array>();
     landmarks.resize(encoded.size());
     for (size_t i = 0; i < 10 * landmarks.size(); ++i) landmarks[i / 10][i % 10] = numbers[i];
   }
@@ -323,12 +324,11 @@ Napi::Value decode_pictures(const Napi::CallbackInfo& info) {
       std::vector<uint8_t> pixels(encoded.size() * bytes);
       for (size_t i = 0; i < encoded.size(); ++i) {
         if (cancelled) throw Cancelled();
-        const std::string name = subject + ", picture " + std::to_string(first + static_cast<int64_t>(i));
         uint8_t* const out = pixels.data() + i * bytes;
         if (landmarks.empty()) {
-          decode_picture(encoded[i], height, width, bgr, out, code, name);
+          decode_picture(encoded[i], height, width, bgr, out, code, subjects[i]);
         } else {
-          decode_aligned(encoded[i], landmarks[i], height, bgr, out, code, name);
+          decode_aligned(encoded[i], landmarks[i], height, bgr, out, code, subjects[i]);
         }
       }
       return pictures_reply(static_cast<int64_t>(encoded.size()), height, width, std::move(pixels));

@@ -72,17 +72,21 @@ test('indices outside the dataset are refused', async () => {
   }
 });
 
-test('an invalid JPEG is reported with the code and the number that the caller gave', async () => {
+test('an invalid JPEG is reported with the code and the name that the caller gave', async () => {
+  // 1 x 1 pixels.
+  const intact = Buffer.from(
+    'Qk06AAAAAAAAADYAAAAoAAAAAQAAAAEAAAABABgAAAAAAAQAAAAAAAAAAAAAAAAAAAAAAAAAAAD/AA==',
+    'base64',
+  );
   const options = {
     channelOrder: 'rgb',
-    height: 112,
-    width: 112,
-    subject: 'set.bin',
+    height: 1,
+    width: 1,
+    subjects: ['intact', 'set.bin, picture 40', 'another'],
     code: 'InvalidVerificationSet',
-    first: 40,
   } as const;
   await assert.rejects(
-    decodePictures([Uint8Array.of(0xff, 0xd8), new Uint8Array(0)], options),
+    decodePictures([intact, Uint8Array.of(0xff, 0xd8), new Uint8Array(0)], options),
     (error) =>
       error instanceof FacetrainError &&
       error.code === 'InvalidVerificationSet' &&

@@ -63,9 +63,8 @@ interface DataAddon {
     bgr: boolean,
     height: number,
     width: number,
-    subject: string,
+    subjects: readonly string[],
     code: string,
-    first: number,
     landmarks?: Float64Array,
   ): Call<Decoded>;
 }
@@ -149,8 +148,8 @@ export async function readPictures(
 /**
  * Decodes pictures: JPEG, PNG, WebP or BMP, told apart by their first bytes (native/data/picture.h says how).
  * With `landmarks` pictures may have any size, and the face in each is aligned to one of `height` x `width`.
- * @param options `code` and `subject` go into the error about a picture that is not intact, or not of `height` x
- *   `width` pixels. The error names the picture by its number; `first` is the number of encoded[0].
+ * @param options `code` and the picture's entry of `subjects` go into the error about a picture that is not intact, or
+ *   not of `height` x `width` pixels
  * @throws FacetrainError with `code`; the signal's reason once it is aborted
  */
 export async function decodePictures(
@@ -159,19 +158,19 @@ export async function decodePictures(
     channelOrder: 'rgb' | 'bgr';
     height: number;
     width: number;
-    subject: string;
+    /** What an error calls each picture. */
+    subjects: readonly string[];
     code: ErrorCode;
-    first?: number;
     /** Ten numbers for each picture (native/data/align.h); `height` is then `width`. */
     landmarks?: Float64Array;
     signal?: AbortSignal;
   },
 ): Promise<Pictures> {
-  const { channelOrder, height, width, subject, code, first = 0, landmarks, signal } = options;
+  const { channelOrder, height, width, subjects, code, landmarks, signal } = options;
   if (landmarks && (height !== width || landmarks.length !== 10 * encoded.length))
     throw new RangeError(`${landmarks.length} landmarks for ${encoded.length} pictures of ${height} x ${width}`);
   const decoded = await runCall(
-    () => addon.decodePictures(encoded, channelOrder === 'bgr', height, width, subject, code, first, landmarks),
+    () => addon.decodePictures(encoded, channelOrder === 'bgr', height, width, subjects, code, landmarks),
     signal,
   );
   return { ...decoded, channelOrder };

@@ -141,13 +141,7 @@ async function decodeFile(
       cause,
     });
   });
-  try {
-    return await decodePictures([bytes], { ...options, subject: path, code: 'InvalidArgument' });
-  } catch (error) {
-    if (!(error instanceof FacetrainError)) throw error;
-    // Its subject has the number of the picture among those that are decoded together: here it is always 0.
-    throw new FacetrainError({ ...error, subject: path, cause: error });
-  }
+  return decodePictures([bytes], { ...options, subjects: [path], code: 'InvalidArgument' });
 }
 
 /** The embeddings [files, dim], of so many pictures at a time as fit in a batch. */

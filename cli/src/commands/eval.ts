@@ -216,9 +216,8 @@ async function nameOverflow(
     channelOrder,
     height,
     width,
-    subject: set.path,
+    subjects: [`${set.path}, picture ${first}`],
     code: 'InvalidVerificationSet',
-    first,
     signal,
   });
   checkMagnitude(await model.nodeValues(pictures), file);

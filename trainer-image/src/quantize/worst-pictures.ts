@@ -45,8 +45,9 @@ export async function thumbnails(
   for (const { set, picture } of worst) {
     const found = sets.find(({ name }) => name === set);
     if (found) {
-      const options = { channelOrder: 'rgb' as const, height, width, subject: found.path, first: picture };
-      const decoded = await decodePictures([found.encoded[picture]!], { ...options, code: 'InvalidVerificationSet' });
+      const subjects = [`${found.path}, picture ${picture}`];
+      const options = { channelOrder: 'rgb', height, width, subjects, code: 'InvalidVerificationSet' } as const;
+      const decoded = await decodePictures([found.encoded[picture]!], options);
       uris.push(bitmapUri(decoded.data, decoded));
     } else {
       const size = height * width * 3;

@@ -45,15 +45,16 @@ export async function evaluateSet(
   const embeddings = new Float32Array(count * embedder.dim);
   const size = Math.max(BATCH_SIZE, embedder.batch ?? 0);
   const stop = signal ? { signal } : {};
-  const decode = (done: number) =>
-    decodePictures(set.encoded.slice(first + done, first + Math.min(done + size, count)), {
+  const decode = (done: number) => {
+    const encoded = set.encoded.slice(first + done, first + Math.min(done + size, count));
+    return decodePictures(encoded, {
       channelOrder,
       ...input,
-      subject: set.path,
+      subjects: encoded.map((_, i) => `${set.path}, picture ${first + done + i}`),
       code: 'InvalidVerificationSet',
-      first: first + done,
       ...stop,
     });
+  };
   signal?.throwIfAborted();
   let next = count > 0 ? decode(0) : undefined;
   for (let done = 0; next !== undefined; done += size) {

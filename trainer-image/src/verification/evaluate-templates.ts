@@ -97,25 +97,16 @@ async function readPictures(
       }),
     ),
   );
-  const decode = (from: number, end: number) =>
-    decodePictures(encoded.slice(from, end), {
-      channelOrder,
-      ...input,
-      subject: pictures[from]!.path,
-      code: 'InvalidVerificationSet',
-      ...(pictures[from]!.landmarks && {
-        landmarks: Float64Array.from(pictures.slice(from, end).flatMap(({ landmarks }) => landmarks!)),
-      }),
-      ...(signal && { signal }),
-    });
-  try {
-    return await decode(0, pictures.length);
-  } catch (error) {
-    if (!(error instanceof FacetrainError)) throw error;
-    // One by one, for the name of the file.
-    for (const i of pictures.keys()) await decode(i, i + 1);
-    throw error;
-  }
+  return decodePictures(encoded, {
+    channelOrder,
+    ...input,
+    subjects: pictures.map(({ path }) => path),
+    code: 'InvalidVerificationSet',
+    ...(pictures[0]!.landmarks && {
+      landmarks: Float64Array.from(pictures.flatMap(({ landmarks }) => landmarks!)),
+    }),
+    ...(signal && { signal }),
+  });
 }
 
 export interface TemplateVerification extends AcceptRates {

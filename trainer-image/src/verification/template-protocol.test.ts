@@ -72,7 +72,7 @@ describe('templates of IJB-C', () => {
 
     const pictures = await decodePictures(
       FACES.map((_, i) => shippedJpeg(20 * i)),
-      { channelOrder: 'rgb', ...INPUT, subject: 'x', code: 'InvalidVerificationSet' },
+      { channelOrder: 'rgb', ...INPUT, subjects: FACES.map(([name]) => name), code: 'InvalidVerificationSet' },
     );
     const features = await embedder.embed(pictures, { flip: false });
     const feature = (name: string) => {
@@ -187,7 +187,7 @@ describe('templates of IJB-C', () => {
     const embed = async (of: string) =>
       embedTemplates(embedder, await readTemplateProtocol(of), { input: INPUT, channelOrder: 'rgb', flip: false });
     await writeFile(join(folder, 'loose_crop', 'c0.jpg'), 'no picture');
-    await assert.rejects(embed(folder), /loose_crop\/c0\.jpg, picture 0: is /);
+    await assert.rejects(embed(folder), /^FacetrainError: \S*loose_crop\/c0\.jpg: is /);
     await rm(join(folder, 'loose_crop', 'c0.jpg'));
     await assert.rejects(embed(folder), /loose_crop\/c0\.jpg: no such file or directory \(ENOENT\)/);
     const same = FACES.map(([name]) => `${name} ${'5 '.repeat(10)} 1\n`).join('');
