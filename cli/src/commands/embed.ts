@@ -8,7 +8,7 @@ import { withInputRange } from '@facetrain/trainer/onnx/input-range';
 import { readOnnx } from '@facetrain/trainer/onnx/read';
 import { cosines } from '@facetrain/trainer/quantize/compare';
 import { npyFile } from '@facetrain/trainer/storage/npy';
-import { checkFiniteEmbeddings } from '@facetrain/trainer/verification/check-embeddings';
+import { lengthOf } from '@facetrain/trainer/verification/check-embeddings';
 import type { StatusLine } from '../terminal-output.ts';
 import { DEFAULT_ORDER, givenRange, type InputRangeOptions } from './input-range.ts';
 import { checkDevice, openEmbedder, type Runtime, runtimeOf } from './open-embedder.ts';
@@ -70,8 +70,8 @@ export async function embed(images: string[], options: EmbedOptions, line: Statu
     const compared = pairs.flatMap((second, i) => {
       if (i % 2 === 0) return [];
       const [a, b] = [row(images.length + i - 1), row(images.length + i)];
-      checkFiniteEmbeddings(a, embedder.dim, pairs[i - 1]);
-      checkFiniteEmbeddings(b, embedder.dim, second);
+      lengthOf(a, embedder.dim, 0, `embedding of ${pairs[i - 1]}`);
+      lengthOf(b, embedder.dim, 0, `embedding of ${second}`);
       return [{ images: [pairs[i - 1]!, second], cosine: cosines(a, b, embedder.dim)[0]! }];
     });
     if (npy !== undefined) await writeNpy(npy, rows.subarray(0, images.length * embedder.dim), embedder.dim);

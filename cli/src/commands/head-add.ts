@@ -51,9 +51,9 @@ export async function addIdentities(folder: string, options: AddOptions, line: S
       for (const [index, own] of pictures.entries()) {
         line.show('Embedding', `step ${manifest.step}, identity ${index + 1} of ${count}`);
         const decoded = await readPictures(dataset, own, { channelOrder, signal });
-        if (decoded.count === 0)
-          refuse(`identity ${first + index} of ${dataset}`, 'no picture that can be used', 'one at least');
-        directions.push(meanDirection(await trained.embed(decoded, { flip: true, signal }), trained.dim));
+        const identity = `identity ${first + index} of ${dataset}`;
+        if (decoded.count === 0) refuse(identity, 'no picture that can be used', 'one at least');
+        directions.push(meanDirection(await trained.embed(decoded, { flip: true, signal }), trained.dim, identity));
       }
       return await addition(head, directions);
     } finally {
@@ -99,11 +99,11 @@ async function withWeights(graph: Graph, { checkpoint }: OpenHead, model: string
   return { ...graph, initializers };
 }
 
-/** The mean of unit embeddings. */
-function meanDirection(embeddings: Float32Array, dim: number): Float32Array {
+/** The mean of unit embeddings. @param identity whose pictures they are of */
+function meanDirection(embeddings: Float32Array, dim: number, identity: string): Float32Array {
   const mean = new Float32Array(dim);
   for (let picture = 0; picture < embeddings.length / dim; picture++) {
-    const length = lengthOf(embeddings, dim, picture);
+    const length = lengthOf(embeddings, dim, picture, `embedding of a picture of ${identity}`);
     for (let i = 0; i < dim; i++) mean[i]! += embeddings[picture * dim + i]! / length;
   }
   return mean;

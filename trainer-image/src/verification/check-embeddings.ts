@@ -20,12 +20,15 @@ const SAME_EMBEDDING = 1 - 1e-9;
 
 /** @throws FacetrainError NotANumber naming the picture whose embedding is not finite, or zero */
 export function checkFiniteEmbeddings(embeddings: Float32Array, dim: number, subject = ''): void {
-  for (let picture = 0; picture < embeddings.length / dim; ++picture) lengthOf(embeddings, dim, picture, subject);
+  for (let picture = 0; picture < embeddings.length / dim; ++picture)
+    lengthOf(embeddings, dim, picture, subject && `${subject}: ${embeddingOf(picture)}`);
 }
+
+const embeddingOf = (picture: number) => `embedding of picture ${picture}`;
 
 /**
  * The length of a picture's embedding.
- * @param subject in front of the message: whose embedding it is
+ * @param subject what an error calls the embedding; empty: its picture's number
  * @throws FacetrainError NotANumber when it is not finite, or zero
  */
 export function lengthOf(embeddings: Float32Array, dim: number, picture: number, subject = ''): number {
@@ -35,7 +38,7 @@ export function lengthOf(embeddings: Float32Array, dim: number, picture: number,
   if (Number.isFinite(length) && length > 0) return length;
   throw new FacetrainError({
     code: 'NotANumber',
-    subject: `${subject && `${subject}: `}embedding of picture ${picture}`,
+    subject: subject || embeddingOf(picture),
     found: `its length is ${length}`,
     allowed: 'a finite vector that is not zero',
   });

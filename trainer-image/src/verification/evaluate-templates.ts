@@ -62,19 +62,7 @@ export async function embedTemplates(
   }
   const unit = Float32Array.from(sums);
   for (const [row, template] of templates.entries()) {
-    let length: number;
-    try {
-      length = lengthOf(unit, dim, row);
-    } catch (error) {
-      throw error instanceof FacetrainError
-        ? new FacetrainError({
-            code: error.code,
-            subject: `template ${template}`,
-            found: error.found,
-            allowed: error.allowed,
-          })
-        : error;
-    }
+    const length = lengthOf(unit, dim, row, `template ${template}`);
     for (let k = row * dim; k < (row + 1) * dim; k++) unit[k]! /= length;
   }
   return unit;

@@ -182,6 +182,15 @@ describe('templates of IJB-C', () => {
     });
   }
 
+  test('a template whose embeddings are zero is named', async () => {
+    const zero = { ...embedder, embed: async ({ count }: Pictures) => new Float32Array(count * DIM) };
+    const read = await readTemplateProtocol(await protocol());
+    await assert.rejects(
+      embedTemplates(zero, read, { input: INPUT, channelOrder: 'rgb', flip: false }),
+      /^FacetrainError: template 4: its length is 0; a finite vector that is not zero$/,
+    );
+  });
+
   test('a picture that is missing, damaged or has one point for landmarks is named', async () => {
     const folder = await protocol();
     const embed = async (of: string) =>
