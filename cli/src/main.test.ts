@@ -98,6 +98,19 @@ const refusals: Record<string, { args: string[]; wantMessage: RegExp }> = {
     args: ['quantize', '--model', 'a', '--calibration', exampleFaces, '--out', `/tmp/${'y'.repeat(300)}`],
     wantMessage: /^\/tmp\/y+: name too long \(ENAMETOOLONG\)/,
   },
+  'an argument that is empty': { args: ['inspect', ''], wantMessage: /^error: argument 'path' is empty$/m },
+  'an option that is empty': {
+    args: ['quantize', '--model', 'a', '--calibration', exampleFaces, '--out', ''],
+    wantMessage: /^error: option '--out <folder>' is empty$/m,
+  },
+  'a list with an empty argument': {
+    args: ['embed', '--model', 'a', 'b', ''],
+    wantMessage: /^error: argument 'images' is empty$/m,
+  },
+  'a command of a group with an empty option': {
+    args: ['head', 'remove', '--classes', '1', ''],
+    wantMessage: /^error: argument 'checkpoints' is empty$/m,
+  },
   'a folder as the file of pairs': {
     args: ['dataset', 'pairs', exampleFaces, '--output', exampleFaces],
     wantMessage: /is no file; the name of a file/,

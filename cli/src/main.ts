@@ -131,7 +131,15 @@ const program = new Command('facetrain')
     },
   })
   .showHelpAfterError('(facetrain --help lists commands and exit codes)')
-  .exitOverride();
+  .exitOverride()
+  // Most often a variable of a shell that is not set. As a path it would be the current folder.
+  .hook('preAction', (_program, command) => {
+    const isEmpty = (value: unknown) => [value].flat().includes('');
+    const option = command.options.find((one) => isEmpty(command.getOptionValue(one.attributeName())));
+    const argument = command.registeredArguments.find((_argument, index) => isEmpty(command.processedArgs[index]));
+    if (option) command.error(`error: option '${option.flags}' is empty`);
+    if (argument) command.error(`error: argument '${argument.name()}' is empty`);
+  });
 
 /** A command with the options that every command has. */
 function command(name: string, description: string, parent = program): Command {
