@@ -678,7 +678,7 @@ describe('refused before any work', () => {
         return {};
       },
       code: 'StorageFailed',
-      expected: /out: /,
+      expected: /out: is a file; a folder, or a name that is free$/,
     },
     'an output folder that the system will not make': {
       change: async () => ({ outputDirectory: '/proc/facetrain/out' }),

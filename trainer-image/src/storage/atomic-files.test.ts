@@ -34,7 +34,10 @@ test('a folder that the system refuses to make is an error, not an endless loop'
 
 test('a file in the way of a folder is an error', async () => {
   await writeFile(join(folder, 'file'), '');
-  await assert.rejects(makeFolder(join(folder, 'file')), { code: 'EEXIST' });
+  await assert.rejects(makeFolder(join(folder, 'file')), {
+    code: 'StorageFailed',
+    message: `${join(folder, 'file')}: is a file; a folder, or a name that is free`,
+  });
   await assert.rejects(makeFolder(join(folder, 'file', 'below')), { code: 'ENOTDIR' });
 });
 

@@ -50,6 +50,7 @@ const MOST_TRIES = 100;
 /**
  * Makes a folder and its missing parents. Other processes may do the same at the same time. Node's own recursive
  * mkdir does not end when the system refuses with ENOENT, as it does below /proc.
+ * @throws FacetrainError StorageFailed when a file has the name; the system's error for anything else
  */
 export async function makeFolder(path: string, options: FolderOptions = {}): Promise<void> {
   for (let tries = 1; ; ++tries) {
@@ -68,8 +69,15 @@ async function makeOne(path: string, { asOpenAsParent = false }: FolderOptions):
   try {
     await mkdir(path);
   } catch (error) {
-    if ((error as NodeJS.ErrnoException).code === 'EEXIST' && (await stat(path)).isDirectory()) return;
-    throw error;
+    if ((error as NodeJS.ErrnoException).code !== 'EEXIST') throw error;
+    if ((await stat(path)).isDirectory()) return;
+    throw new FacetrainError({
+      code: 'StorageFailed',
+      subject: path,
+      found: 'is a file',
+      allowed: 'a folder, or a name that is free',
+      cause: error,
+    });
   }
 }
 
