@@ -367,7 +367,7 @@ runsModel(command('embed [images...]', 'print what a model gives for pictures, a
   );
 
 command('convert', 'write an INT7 model in the files of another runtime')
-  .requiredOption('--model <file>', 'a model.int7.onnx')
+  .requiredOption('--model <file>', 'a model.int7.onnx, or the folder of an artifact')
   .addOption(
     new Option('--to <runtime>', 'ncnn: a .param and a .bin with the integers and scales')
       .choices(['ncnn'])

@@ -50,6 +50,10 @@ test('an INT7 model becomes files for ncnn, and others are refused', async (t) =
   assert.equal((await stat(json.bin)).size, 4 + 108 + 4 * (4 + 4 + 1));
   assert.match(text, /substract_mean_normalize\(\[127\.5,127\.5,127\.5\], \[0\.007812500,/);
 
+  // The folder of an artifact has a second file, for TensorRT.
+  await writeFile(join(folder, 'model.int7.trt.onnx'), modelFile(written, found.scales, origin, 'tensorrt'));
+  assert.deepEqual((await convert({ model: folder, to: 'ncnn', out })).json, json);
+
   const fp32 = join(folder, 'fp32.onnx');
   await writeFile(fp32, encodeOnnx(graph));
   await assert.rejects(convert({ model: fp32, to: 'ncnn', out }), /fp32\.onnx: an FP32 model; a model\.int7\.onnx /);

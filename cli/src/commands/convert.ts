@@ -12,7 +12,7 @@ import { bytes, table } from '../terminal-output.ts';
 import { DEFAULT_ORDER } from './input-range.ts';
 
 export interface ConvertOptions {
-  /** A model.int7.onnx. */
+  /** A model.int7.onnx, or the folder of an artifact. */
   model: string;
   to: 'ncnn';
   /** Folder. */

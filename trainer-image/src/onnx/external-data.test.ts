@@ -1,6 +1,6 @@
 /** Weights in files beside the model: read as those inside, and never from anywhere else. */
 import assert from 'node:assert/strict';
-import { link, mkdir, mkdtemp, rm, symlink, truncate, writeFile } from 'node:fs/promises';
+import { link, mkdir, mkdtemp, rename, rm, symlink, truncate, writeFile } from 'node:fs/promises';
 import { tmpdir } from 'node:os';
 import { join } from 'node:path';
 import { after, before, test } from 'node:test';
@@ -95,6 +95,15 @@ test('refuses more than 2 GiB in all, before they are read', async () => {
   const path = await write('large', files);
   await truncate(`${path}.data`, 2 ** 30); // sparse
   await assert.rejects(readOnnx(path), /keeps more than \d+ bytes in other files; a model of less than 2 GiB/);
+});
+
+test('of the two files of an INT7 artifact, the one that is not for TensorRT is read', async () => {
+  const path = await write('artifact', split(whole(), 'm.onnx.data'));
+  const [model, forTensorRt] = ['model.int7.onnx', 'model.int7.trt.onnx'].map((name) => join(folder, 'artifact', name));
+  await rename(path, forTensorRt!);
+  assert.equal((await readOnnx(join(folder, 'artifact'))).file, forTensorRt);
+  await link(forTensorRt!, model!);
+  assert.equal((await readOnnx(join(folder, 'artifact'))).file, model);
 });
 
 test('a folder with several models, or none, is refused', async () => {

@@ -1,7 +1,10 @@
-/** Finds the file of a model: the path itself, or the one `.onnx` file in a folder, beside which its weights may be. */
+/**
+ * Finds the file of a model: the path itself, or the one `.onnx` file in a folder, beside which its weights may be. Of
+ * an INT7 artifact it is model.int7.onnx, which Facetrain reads, and not the file for TensorRT.
+ */
 import { readdir, stat } from 'node:fs/promises';
 import { join } from 'node:path';
-import { FacetrainError, fileCause } from '@facetrain/api';
+import { ARTIFACT, FacetrainError, fileCause } from '@facetrain/api';
 
 /**
  * @param path an ONNX file, or a folder with one (a prefix of an object store is fetched to a folder)
@@ -18,7 +21,8 @@ export async function modelFile(path: string): Promise<string> {
   } catch (cause) {
     throw readError(path, cause, 'an ONNX file of less than 2 GiB');
   }
-  if (names.length === 1) return join(path, names[0]!);
+  const [first, ...others] = names.length > 1 ? names.filter((name) => name !== ARTIFACT.tensorRtModel) : names;
+  if (first !== undefined && others.length === 0) return join(path, first);
   throw new FacetrainError({
     code: 'InvalidModel',
     subject: path,
