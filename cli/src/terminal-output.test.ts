@@ -1,7 +1,7 @@
 import assert from 'node:assert/strict';
 import { test } from 'node:test';
 import type { Progress } from '@facetrain/api';
-import { bytes, duration, oneLine, progressDetail } from './terminal-output.ts';
+import { bytes, duration, oneLine, progressDetail, StatusLine } from './terminal-output.ts';
 
 test('durations are rounded to seconds, from an hour on cut to minutes', () => {
   assert.deepEqual([0.4, 59.4, 59.6, 119.7, 3599.6, 7500].map(duration), [
@@ -51,4 +51,23 @@ test('progress says how much of a step waits for pictures, from 5 % on', () => {
   assert.equal(progressDetail(progress), text);
   assert.equal(detail(0.04), text);
   assert.equal(detail(0.25), text.replace('s, 1 min', 's, 20 % of the time waiting for pictures, 1 min'));
+});
+
+test('without a terminal, news of a stage come every 10 s, and a line without news once a minute', (t) => {
+  t.mock.timers.enable({ apis: ['Date'] });
+  const written: string[] = [];
+  t.mock.method(process.stderr, 'write', (text: string) => written.push(text) > 0);
+  const line = new StatusLine();
+  line.show('Loading', '');
+  line.show('Searching', 'step 1');
+  for (let second = 1; second <= 130; ++second) {
+    t.mock.timers.tick(1000);
+    line.show('Searching', second < 20 ? `step ${second}` : 'step 20');
+  }
+  t.mock.restoreAll();
+  const lines = ['Loading', 'Searching: step 1', 'Searching: step 10', 'Searching: step 20', 'Searching: step 20'];
+  assert.deepEqual(
+    written,
+    lines.map((text) => `${text}\n`),
+  );
 });

@@ -3,12 +3,17 @@ import { dataShare, NOTABLE_DATA_SHARE, type Progress } from '@facetrain/api';
 import { type Logger, pino } from 'pino';
 
 const terminal = process.stderr.isTTY === true && process.env.TERM !== 'dumb';
-/** Between lines of one stage, where standard error is no terminal. */
+/** Between lines of one stage, where standard error is no terminal: with news, and without. */
 const LINE_MILLISECONDS = 10_000;
+const SAME_LINE_MILLISECONDS = 60_000;
 
-/** On a terminal one line that is overwritten; elsewhere a new line when the stage changes, and then every 10 s. */
+/**
+ * On a terminal one line that is overwritten; elsewhere a new line when the stage changes, and then every 10 s. A line
+ * without news comes once a minute, as a sign of life.
+ */
 export class StatusLine {
   #stage = '';
+  #text = '';
   #last = 0;
   #painted = false;
 
@@ -22,8 +27,10 @@ export class StatusLine {
       return;
     }
     const now = Date.now();
-    if (stage === this.#stage && now - this.#last < LINE_MILLISECONDS) return;
+    const wait = text === this.#text ? SAME_LINE_MILLISECONDS : LINE_MILLISECONDS;
+    if (stage === this.#stage && now - this.#last < wait) return;
     this.#stage = stage;
+    this.#text = text;
     this.#last = now;
     process.stderr.write(`${text}\n`);
   }

@@ -520,6 +520,7 @@ SearchResult Search::run() {
              [&](int done) { control_.on_progress(SearchStage::equalizing, done, layers); });
   }
   total_ = (2 * options_.rounds + (options_.bias_correction ? 1 : 0)) * layers;
+  control_.on_progress(SearchStage::searching, 0, total_);  // extents and their evaluation are no steps, but take time
   find_extents();
   scales_ = best_ = start_;
   best_evaluation_ = evaluate();
