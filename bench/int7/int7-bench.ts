@@ -27,6 +27,7 @@ import { readOnnx } from '@facetrain/trainer/onnx/read';
 import { encodeOnnx } from '@facetrain/trainer/onnx/write';
 import { fold } from '@facetrain/trainer/quantize/fold';
 import { writeNcnn } from '@facetrain/trainer/quantize/ncnn';
+import { splitPRelus } from '@facetrain/trainer/quantize/prelu-parts';
 import { encodeInt7 } from '@facetrain/trainer/quantize/qdq';
 import { MOBILEFACENET } from '@facetrain/trainer/testing/onnx-oracles';
 import * as ort from 'onnxruntime-node';
@@ -116,26 +117,6 @@ async function onnxRuntime(graph: Graph): Promise<Contender> {
   return () => timed(() => session.run(input));
 }
 
-/** PRelu as Relu, Min, Mul and Add: ONNX Runtime computes the four faster than its own PRelu. */
-function withoutPRelu(graph: Graph): Graph {
-  const zero = { dims: [], data: Float32Array.of(0) };
-  const nodes = graph.nodes.flatMap((node): Graph['nodes'] => {
-    if (node.op !== 'PRelu') return [node];
-    const { name, outputs } = node;
-    const [x, slope] = node.inputs as [string, string];
-    const part = (op: string, inputs: string[], output: string) => ({
-      ...{ name: `${name}.${op}`, op, inputs, outputs: [output], attributes: {} },
-    });
-    return [
-      part('Relu', [x], `${name}.positive`),
-      part('Min', [x, 'no PRelu.zero'], `${name}.below`),
-      part('Mul', [`${name}.below`, slope], `${name}.negative`),
-      part('Add', [`${name}.positive`, `${name}.negative`], outputs[0]!),
-    ];
-  });
-  return { ...graph, nodes, initializers: { ...graph.initializers, 'no PRelu.zero': zero } };
-}
-
 /**
  * Random weights double the variance in each block: after 50 layers values are 1e24, and their sums are infinite in
  * ncnn. Trained networks have norms that keep them small.
@@ -212,9 +193,8 @@ async function measure(title: string, graph: Graph, rounds: number): Promise<Rec
     ...(int32 && { 'facetrain INT7, int32 sums': () => timed(() => int32.embed(one)) }),
     ...(real && { 'facetrain FP32': () => timed(() => real.embed(one)) }),
     'ONNX Runtime FP32': await onnxRuntime(graph),
-    'ONNX Runtime FP32, no PRelu': await onnxRuntime(withoutPRelu(graph)),
+    'ONNX Runtime FP32, no PRelu': await onnxRuntime(splitPRelus(graph)),
     'ONNX Runtime INT7 (QDQ)': await onnxRuntime(encodeInt7(quantized.graph, quantized.scales)),
-    'ONNX Runtime INT7, no PRelu': await onnxRuntime(withoutPRelu(encodeInt7(quantized.graph, quantized.scales))),
     ...(await ncnn(layers, quantized)),
   };
   const times = new Map<string, number[]>(Object.keys(contenders).map((name) => [name, []]));

@@ -51,7 +51,7 @@ endif()
 # The reader, with sanitizers, on damaged files. An emulator of another processor does not run them.
 if(NOT CMAKE_CROSSCOMPILING)
   add_executable(onnx_reader_sanitized int7/onnx_file.cc int7/onnx_reader.cc int7/onnx_reader_test.cc
-    nodes/float_steps.cc nodes/products.cc)
+    int7/prelu_parts.cc nodes/float_steps.cc nodes/products.cc)
   target_compile_options(onnx_reader_sanitized PRIVATE -fsanitize=address,undefined -fno-sanitize-recover=all)
   target_link_options(onnx_reader_sanitized PRIVATE -fsanitize=address,undefined)
   add_test(NAME onnx_reader_sanitized COMMAND onnx_reader_sanitized)

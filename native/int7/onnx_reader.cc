@@ -8,6 +8,7 @@
 #include <optional>
 
 #include "int7/onnx_file.h"
+#include "int7/prelu_parts.h"
 #include "kernels/conv.h"
 
 namespace facetrain::int7 {
@@ -88,7 +89,7 @@ class Reader {
         scale_bytes_left_(bytes_left_),
         node_bytes_left_(bytes_left_) {
     add_picture(picture);
-    for (const Node& node : file.nodes) read_node(node);
+    for (const Node& node : join_prelus(file)) read_node(node);
     for (const std::string_view name : file.outputs) add_output(name);
     if (network_.outputs.empty()) refuse("the graph", "has no output");
     check_real_reads();

@@ -2,6 +2,7 @@
 // undefined-behavior sanitizers (CMakeLists.txt).
 #include "int7/onnx_reader.h"
 
+#include <algorithm>
 #include <random>
 #include <stdexcept>
 
@@ -54,6 +55,48 @@ void test_zero_points() {
   CHECK_EQ(int{network.pixels[0]}, -35);
   CHECK_EQ(int{network.pixels[130]}, 1);
   for (const int zero_point : {65, 191}) read(testing::onnx_file({.zero_point = zero_point}));
+}
+
+// A file of a picture [1, 1, 4, 4] and of these nodes and constants.
+std::string file_of(const testing::Message& nodes, const std::vector<std::string>& outputs = {"y"}) {
+  testing::Message graph;
+  graph.message(11, testing::value_info("data", {1, 1, 4, 4}));
+  for (const std::string& output : outputs) graph.message(12, testing::value_info(output, {}));
+  graph.message(5, testing::constant<uint8_t>("zero", 2, {}, {128}));
+  return testing::int7_file(graph.fields(nodes));
+}
+
+// A PRelu in parts is the one layer of a PRelu, its operands in any order; parts that others read, too, are none.
+void test_prelu_in_parts() {
+  using testing::constant, testing::Message, testing::node;
+  const auto network_of = [](bool swapped, float zero, const std::vector<std::string>& outputs) {
+    Message nodes;
+    testing::add_pair(nodes, "data", 0.1f);
+    nodes.message(5, constant<float>("slope", 1, {1, 1, 1}, {0.25f}));
+    nodes.message(5, constant<float>("least", 1, {}, {zero}));
+    const auto add = [&](const std::string& op, std::vector<std::string> inputs, const std::string& y) {
+      if (swapped) std::reverse(inputs.begin(), inputs.end());
+      nodes.message(1, node("to_" + y, op, inputs, y));
+    };
+    add("Relu", {"data.dq"}, "positive");
+    add("Min", {"data.dq", "least"}, "below");
+    add("Mul", {"below", "slope"}, "negative");
+    add("Add", {"positive", "negative"}, "p");
+    testing::add_pair(nodes, "p", 0.1f);
+    nodes.message(1, node("to_y", "GlobalAveragePool", {"p.dq"}, "y"));
+    return read(file_of(nodes, outputs)).network;
+  };
+  for (const bool swapped : {false, true}) {
+    const Network network = network_of(swapped, 0, {"y"});
+    CHECK_EQ(network.layers.size(), size_t{2});
+    CHECK(network.layers[0].kind == LayerSpec::Kind::pointwise);
+    CHECK_EQ(network.layers[0].name, std::string("to_p"));
+    CHECK(network.layers[0].positive == std::vector<float>{1});
+    CHECK(network.layers[0].negative == std::vector<float>{0.25f});
+    CHECK(network_of(swapped, 0.5f, {"y"}).layers[0].kind == LayerSpec::Kind::node);
+    for (const char* part : {"positive", "below", "negative"})
+      CHECK(network_of(swapped, 0, {"y", part}).layers[0].kind == LayerSpec::Kind::node);
+  }
 }
 
 // Whatever a file holds, it is read or refused.
@@ -148,15 +191,6 @@ void test_refusals() {
                "head: reads 'data', which no earlier node computes");
 }
 
-// A file of a picture [1, 1, 4, 4] and of these nodes and constants.
-std::string file_of(const testing::Message& nodes, const std::vector<std::string>& outputs = {"y"}) {
-  testing::Message graph;
-  graph.message(11, testing::value_info("data", {1, 1, 4, 4}));
-  for (const std::string& output : outputs) graph.message(12, testing::value_info(output, {}));
-  graph.message(5, testing::constant<uint8_t>("zero", 2, {}, {128}));
-  return testing::int7_file(graph.fields(nodes));
-}
-
 // Nodes of which a file may ask for more than it has.
 void test_nodes() {
   using testing::constant, testing::Message, testing::node;
@@ -215,6 +249,7 @@ int main() {
   using namespace facetrain::int7;
   test_reads();
   test_zero_points();
+  test_prelu_in_parts();
   test_damaged();
   test_refusals();
   test_nodes();

@@ -16,6 +16,7 @@ import { UniqueNames } from '../onnx/unique-names.ts';
 import { elementCount, inputsOf, outputShape, shapeOf } from './layer-shapes.ts';
 import { functionRegions, isQuantizedNode, NODE_OPERATORS, nodeLayer } from './node-layers.ts';
 import { dimsOf, Operands, type Value } from './onnx-operands.ts';
+import { joinPRelus } from './prelu-parts.ts';
 
 /** y = scale·x + offset per channel, or per value of a flattened feature map: in front of an fc, that is as good. */
 export interface AffineMap {
@@ -61,7 +62,7 @@ export function onnxToLayers(graph: Graph, options: ReadLayersOptions = {}): Lay
  * @throws FacetrainError UnsupportedOperator naming the operator and its node; InvalidModel
  */
 export function onnxToOperations(graph: Graph, options: ReadLayersOptions = {}): Operation[] {
-  return new OnnxReader(graph, options).read();
+  return new OnnxReader(joinPRelus(graph), options).read();
 }
 
 export function toLayerGraph({ input, output, outputs }: Graph, operations: Operation[]): LayerGraph {

@@ -12,6 +12,7 @@
  *   residual additions in float. Their zero point is 128 more than that of the scales.
  * - Every tensor that a layer reads is quantized once. So there is a Q/DQ pair before and after each PRelu, and before
  *   and after each Flatten, there with the same scale.
+ * - A PRelu is written in parts (prelu-parts.ts), which onnxToLayers joins; for TensorRT it stays one node.
  * - TensorRT wants int8 activations with zero point 0, and biases in FP32. It gets a file of its own, which decodeInt7
  *   does not read. Its integers are ours less the zero point: within ±126, so int8 holds them.
  * - Our runtime clamps the operands of convolutions at 7 bits. Other runtimes clamp them at 8 bits, which loses no more
@@ -24,6 +25,7 @@ import { inputsOf } from './layer-shapes.ts';
 import { type WrittenLayers, writeLayers } from './layers-to-onnx.ts';
 import { movesNumbers } from './node-layers.ts';
 import { onnxToLayers } from './onnx-to-layers.ts';
+import { splitPRelus } from './prelu-parts.ts';
 
 /** The largest absolute value of a weight, and of an activation that weights multiply. */
 export const WEIGHT_LIMIT = 63;
@@ -73,7 +75,8 @@ export interface EncodeInt7Options {
  * this is for comparisons only.
  */
 export function encodeInt7(layers: LayerGraph, scales: Scales, options: EncodeInt7Options = {}): Graph {
-  return new QdqWriter(writeLayers(layers), scales, options).write();
+  const graph = new QdqWriter(writeLayers(layers), scales, options).write();
+  return options.runtime === 'tensorrt' ? graph : splitPRelus(graph);
 }
 
 /** Copies an FP32 graph and puts Q/DQ pairs between its nodes; weights and biases become dequantized integers. */

@@ -1,0 +1,62 @@
+/** PRelu in parts: written as ONNX Runtime computes it fastest, and joined again. */
+import assert from 'node:assert/strict';
+import { test } from 'node:test';
+import type { Graph, GraphNode } from '@facetrain/native';
+import { GraphBuilder } from '../testing/graph-fixtures.ts';
+import { joinPRelus, splitPRelus } from './prelu-parts.ts';
+
+function twoPRelus(): Graph {
+  const b = new GraphBuilder();
+  return b.graph(b.flatten(b.prelu(b.conv(b.prelu('data', 3), 3, 4, 3), 4)));
+}
+
+/** The graph with one part's inputs changed. */
+function changed(graph: Graph, op: string, inputs: (node: GraphNode) => string[]): Graph {
+  let isFirst = true;
+  const nodes = graph.nodes.map((node) => {
+    if (node.op !== op || !isFirst) return node;
+    isFirst = false;
+    return { ...node, inputs: inputs(node) };
+  });
+  return { ...graph, nodes };
+}
+
+const preluCount = ({ nodes }: Graph) => nodes.filter(({ op }) => op === 'PRelu').length;
+
+test('parts are joined to the PRelu that they were, whatever the order of their operands', () => {
+  const graph = twoPRelus();
+  const parts = splitPRelus(graph);
+  assert.equal(preluCount(parts), 0);
+  assert.deepEqual(joinPRelus(parts).nodes, graph.nodes);
+  for (const op of ['Min', 'Mul', 'Add'])
+    assert.deepEqual(joinPRelus(changed(parts, op, ({ inputs }) => inputs.toReversed())).nodes, graph.nodes, op);
+});
+
+test('a graph without PRelu, or without parts of one, stays as it is', () => {
+  const b = new GraphBuilder();
+  const graph = b.graph(b.flatten(b.conv('data', 3, 4, 3)));
+  assert.equal(splitPRelus(graph), graph);
+  assert.equal(joinPRelus(graph), graph);
+});
+
+test('what only looks like parts is not joined', () => {
+  const parts = splitPRelus(twoPRelus());
+  const [relu, min, mul] = parts.nodes as [GraphNode, GraphNode, GraphNode];
+  const slope = mul.inputs[1]!;
+  const constants = (more: Graph['initializers']) => ({ ...parts, initializers: { ...parts.initializers, ...more } });
+  const cases: Record<string, Graph> = {
+    'another bound': constants({ [min.inputs[1]!]: { dims: [], data: Float32Array.of(0.5) } }),
+    'a bound for each channel': constants({ [min.inputs[1]!]: { dims: [3, 1, 1], data: new Float32Array(3) } }),
+    'a computed slope': changed(parts, 'Mul', ({ inputs }) => [inputs[0]!, relu.inputs[0]!]),
+    'a Relu of something else': changed(parts, 'Relu', () => [slope]),
+    'a part that another node reads': {
+      ...parts,
+      nodes: parts.nodes.map((node) => (node.op === 'Flatten' ? { ...node, inputs: [min.outputs[0]!] } : node)),
+    },
+    'a part that is an output': {
+      ...parts,
+      outputs: [parts.output, { name: mul.outputs[0]!, dims: [3, 8, 8] }] as NonNullable<Graph['outputs']>,
+    },
+  };
+  for (const [name, graph] of Object.entries(cases)) assert.ok(preluCount(joinPRelus(graph)) < 2, `${name}: joined`);
+});

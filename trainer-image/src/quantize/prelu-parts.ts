@@ -1,0 +1,78 @@
+/**
+ * PRelu in parts, as ONNX Runtime computes it fastest: relu(x) + slope · min(x, 0). Its kernel of PRelu uses one value
+ * at a time, those of the parts use vectors; the numbers are the same (docs/benchmarks.md). native/int7/prelu_parts.h
+ * joins the parts in the same way.
+ */
+import type { Graph, GraphNode } from '@facetrain/native';
+import { UniqueNames } from '../onnx/unique-names.ts';
+
+/** The graph with each PRelu of constant slopes in parts. The last one has the PRelu's name and output. */
+export function splitPRelus(graph: Graph): Graph {
+  const isSplit = ({ op, inputs }: GraphNode) => op === 'PRelu' && Object.hasOwn(graph.initializers, inputs[1]!);
+  if (!graph.nodes.some(isSplit)) return graph;
+  const names = new UniqueNames([
+    graph.input.name,
+    ...Object.keys(graph.initializers),
+    ...graph.nodes.flatMap(({ name, outputs }) => [name, ...outputs]),
+  ]);
+  const zero = names.take('zero');
+  const nodes = graph.nodes.flatMap((node) => {
+    if (!isSplit(node)) return [node];
+    const [x, slope] = node.inputs as [string, string];
+    const part = (op: string, inputs: string[]): GraphNode => {
+      const name = names.take(`${node.outputs[0]}.${op.toLowerCase()}`);
+      return { name, op, inputs, outputs: [name], attributes: {} };
+    };
+    const positive = part('Relu', [x]);
+    const below = part('Min', [x, zero]);
+    const negative = part('Mul', [below.name, slope]);
+    return [positive, below, negative, { ...node, op: 'Add', inputs: [positive.name, negative.name] }];
+  });
+  return { ...graph, nodes, initializers: { ...graph.initializers, [zero]: { dims: [], data: Float32Array.of(0) } } };
+}
+
+/** The graph with a PRelu for each sum of such parts. Operands may come in any order; others may not read the parts. */
+export function joinPRelus(graph: Graph): Graph {
+  const read = new Map<string, number>();
+  for (const value of [
+    ...graph.nodes.flatMap(({ inputs }) => inputs),
+    ...(graph.outputs ?? [graph.output]).map(({ name }) => name),
+  ])
+    read.set(value, (read.get(value) ?? 0) + 1);
+  const maker = new Map(graph.nodes.map((node) => [node.outputs[0]!, node]));
+  /** The node of that operator that makes the value, if nothing else reads it. */
+  const part = (op: string, value: string) => {
+    const node = maker.get(value);
+    return node?.op === op && node.outputs.length === 1 && read.get(value) === 1 ? node : undefined;
+  };
+  const isConstant = (value: string) => Object.hasOwn(graph.initializers, value);
+  const isZero = (value: string) => {
+    const constant = isConstant(value) ? graph.initializers[value]! : undefined;
+    return constant?.data instanceof Float32Array && constant.data.length === 1 && Object.is(constant.data[0], 0);
+  };
+  /** The operand of two that is no such constant, and the constant. */
+  const operands = ({ inputs }: GraphNode, isWanted: (value: string) => boolean) => {
+    const [a, b, more] = inputs as [string, string, string?];
+    if (more !== undefined || isWanted(a) === isWanted(b)) return undefined;
+    return isWanted(a) ? { computed: b, constant: a } : { computed: a, constant: b };
+  };
+
+  const parts = new Set<GraphNode>();
+  const joined = new Map<GraphNode, GraphNode>();
+  for (const node of graph.nodes) {
+    if (node.op !== 'Add' || node.inputs.length !== 2) continue;
+    for (const [a, b] of [node.inputs, node.inputs.toReversed()] as [string, string][]) {
+      const positive = part('Relu', a);
+      const negative = part('Mul', b);
+      const product = negative && operands(negative, isConstant);
+      const below = product && part('Min', product.computed);
+      const least = below && operands(below, isZero);
+      if (!positive || !least || positive.inputs[0] !== least.computed) continue;
+      for (const each of [positive, negative, below]) parts.add(each);
+      joined.set(node, { ...node, op: 'PRelu', inputs: [least.computed, product.constant] });
+      break;
+    }
+  }
+  if (joined.size === 0) return graph;
+  return { ...graph, nodes: graph.nodes.filter((node) => !parts.has(node)).map((node) => joined.get(node) ?? node) };
+}
