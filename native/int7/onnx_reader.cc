@@ -6,6 +6,7 @@
 #include <cstring>
 #include <limits>
 #include <optional>
+#include <set>
 
 #include "int7/onnx_file.h"
 #include "int7/prelu_parts.h"
@@ -89,6 +90,10 @@ class Reader {
         scale_bytes_left_(bytes_left_),
         node_bytes_left_(bytes_left_) {
     add_picture(picture);
+    for (const Node& node : file.nodes) {
+      if (node.op != "QuantizeLinear") real_reads_of_.insert(node.inputs.begin(), node.inputs.end());
+    }
+    real_reads_of_.insert(file.outputs.begin(), file.outputs.end());
     for (const Node& node : join_prelus(file)) read_node(node);
     for (const std::string_view name : file.outputs) add_output(name);
     if (network_.outputs.empty()) refuse("the graph", "has no output");
@@ -380,7 +385,8 @@ class Reader {
       values_[output(node)] = finish_layer(dims);
       return;
     }
-    if (node.op == "PRelu" || node.op == "BatchNormalization") {
+    if (node.op == "PRelu" || node.op == "BatchNormalization" ||
+        (node.op == "Relu" && real_reads_of_.count(output(node)) == 0)) {
       if (read_pointwise(node)) return;
     } else if (node.op == "Add" && has_integers(node, 0) && has_integers(node, 1)) {
       const Value a = operand(node, 0), b = operand(node, 1);
@@ -633,28 +639,33 @@ class Reader {
     }
   }
 
-  // A PRelu with a slope for each channel, or a batch norm, of integers. Returns false for another one.
+  // A PRelu with a slope for each channel, a Relu or a batch norm, of integers. Returns false for another one.
   bool read_pointwise(const Node& node) {
     if (!has_integers(node, 0)) return false;
     const Value x = operand(node, 0);
     if (!is_whole(x)) return false;
     const int channels = network_.tensors[x.tensor].channels;
-    const bool slopes = node.op == "PRelu";
+    const bool slopes = node.op == "PRelu", relu = node.op == "Relu";
     if (slopes) {
       if (!is_constant(input(node, 1))) return false;
       ArrayDims dims = file_.constants.at(input(node, 1)).dims;
       if (dims.size() == x.dims.size() && dims[0] == 1) dims.erase(dims.begin());
       if (dims != (x.is_map() ? ArrayDims{channels, 1, 1} : ArrayDims{channels})) return false;
     }
-    // As for weights: every layer has its own slopes.
-    bytes_left_ -= int64_t{4} * channels;
-    if (bytes_left_ < 0) refuse(node.name, "has the slopes of another layer");
+    if (relu) {
+      extents_left_ -= int64_t{3} * channels;
+      if (extents_left_ < 0) refuse(node.name, "makes the tensors of the graph too large");
+    } else {
+      // As for weights: every layer has its own slopes.
+      bytes_left_ -= int64_t{4} * channels;
+      if (bytes_left_ < 0) refuse(node.name, "has the slopes of another layer");
+    }
     LayerSpec& layer = new_layer(node.name);
     layer.kind = LayerSpec::Kind::pointwise;
     layer.inputs = {x.tensor};
-    if (slopes) {
+    if (slopes || relu) {
       layer.positive.assign(channels, 1);
-      layer.negative = bounded(input(node, 1), channels);
+      layer.negative = relu ? std::vector<float>(channels) : bounded(input(node, 1), channels);
       layer.offset.assign(channels, 0);
     } else {
       refuse_other(node, "training_mode", 0);
@@ -797,6 +808,7 @@ class Reader {
   std::map<std::string_view, Weights> weights_;
   // Values by name: quantized, and all others.
   std::map<std::string_view, Value> integers_, values_;
+  std::set<std::string_view> real_reads_of_;  // values that other nodes than QuantizeLinear read, and outputs
   std::vector<FunctionNode> functions_;
   std::vector<RealRead> real_reads_;
   std::vector<int> zero_points_;  // by tensor; those of the last tensors may lack

@@ -99,6 +99,21 @@ void test_prelu_in_parts() {
   }
 }
 
+// A Relu between pairs of quantization is a layer without slopes; before a node that reads it as it is, a function.
+void test_relu() {
+  using testing::Message, testing::node;
+  for (const bool quantized : {true, false}) {
+    Message nodes;
+    testing::add_pair(nodes, "data", 0.1f);
+    nodes.message(1, node("to_r", "Relu", {"data.dq"}, "r"));
+    if (quantized) testing::add_pair(nodes, "r", 0.1f);
+    nodes.message(1, node("to_y", "GlobalAveragePool", {quantized ? "r.dq" : "r"}, "y"));
+    const Network network = read(file_of(nodes)).network;
+    CHECK((network.layers[0].kind == LayerSpec::Kind::pointwise) == quantized);
+    if (quantized) CHECK(network.layers[0].negative == std::vector<float>{0});
+  }
+}
+
 // Whatever a file holds, it is read or refused.
 void test_damaged() {
   const std::string file = testing::onnx_file();
@@ -250,6 +265,7 @@ int main() {
   test_reads();
   test_zero_points();
   test_prelu_in_parts();
+  test_relu();
   test_damaged();
   test_refusals();
   test_nodes();

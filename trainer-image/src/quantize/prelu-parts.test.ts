@@ -39,6 +39,28 @@ test('a graph without PRelu, or without parts of one, stays as it is', () => {
   assert.equal(joinPRelus(graph), graph);
 });
 
+test('without slopes it is a Relu where it is only quantized', () => {
+  const b = new GraphBuilder();
+  const noSlopes = { dims: [3, 1, 1], data: new Float32Array(3) };
+  const scale = { dims: [], data: Float32Array.of(0.1) };
+  const zeroPoint = { dims: [], data: Uint8Array.of(128) };
+  const quantized = b.node('QuantizeLinear', [b.node('PRelu', ['data', noSlopes]), scale, zeroPoint]);
+  const graph = b.graph(
+    b.flatten(b.node('PRelu', [b.node('DequantizeLinear', [quantized, scale, zeroPoint]), noSlopes])),
+  );
+  const written = splitPRelus(graph);
+  assert.deepEqual(
+    written.nodes.map(({ op }) => op),
+    ['Relu', 'QuantizeLinear', 'DequantizeLinear', 'Relu', 'Min', 'Mul', 'Add', 'Flatten'],
+  );
+  assert.deepEqual(written.nodes[0]!.inputs, ['data']);
+  const read = new Set(written.nodes.flatMap(({ inputs }) => inputs));
+  assert.deepEqual(
+    Object.keys(written.initializers).filter((name) => !read.has(name)),
+    [],
+  );
+});
+
 test('what only looks like parts is not joined', () => {
   const parts = splitPRelus(twoPRelus());
   const [relu, min, mul] = parts.nodes as [GraphNode, GraphNode, GraphNode];

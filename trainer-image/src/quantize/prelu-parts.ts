@@ -1,12 +1,15 @@
 /**
- * PRelu in parts, as ONNX Runtime computes it fastest: relu(x) + slope · min(x, 0). Its kernel of PRelu uses one value
- * at a time, those of the parts use vectors; the numbers are the same (docs/benchmarks.md). native/int7/prelu_parts.h
- * joins the parts in the same way.
+ * PRelu as ONNX Runtime computes it fastest: relu(x) + slope · min(x, 0), or relu(x) where all slopes are 0. Its kernel
+ * of PRelu uses one value at a time, those of the parts use vectors; the numbers are the same (docs/benchmarks.md).
+ * native/int7/prelu_parts.h joins the parts in the same way.
  */
 import type { Graph, GraphNode } from '@facetrain/native';
 import { UniqueNames } from '../onnx/unique-names.ts';
 
-/** The graph with each PRelu of constant slopes in parts. The last one has the PRelu's name and output. */
+/**
+ * The graph with each PRelu of constant slopes in parts. The last one has the PRelu's name and output. A Relu takes its
+ * place where it is only quantized: elsewhere readers could take it for a part of a function (node-layers.ts).
+ */
 export function splitPRelus(graph: Graph): Graph {
   const isSplit = ({ op, inputs }: GraphNode) => op === 'PRelu' && Object.hasOwn(graph.initializers, inputs[1]!);
   if (!graph.nodes.some(isSplit)) return graph;
@@ -16,9 +19,16 @@ export function splitPRelus(graph: Graph): Graph {
     ...graph.nodes.flatMap(({ name, outputs }) => [name, ...outputs]),
   ]);
   const zero = names.take('zero');
+  const readAsReal = new Set([
+    ...graph.nodes.flatMap(({ op, inputs }) => (op === 'QuantizeLinear' ? [] : inputs)),
+    ...outputsOf(graph),
+  ]);
   const nodes = graph.nodes.flatMap((node) => {
     if (!isSplit(node)) return [node];
     const [x, slope] = node.inputs as [string, string];
+    const slopes = graph.initializers[slope]!.data as Float32Array;
+    if (slopes.every((value) => Object.is(value, 0)) && !readAsReal.has(node.outputs[0]!))
+      return [{ ...node, op: 'Relu', inputs: [x] }];
     const part = (op: string, inputs: string[]): GraphNode => {
       const name = names.take(`${node.outputs[0]}.${op.toLowerCase()}`);
       return { name, op, inputs, outputs: [name], attributes: {} };
@@ -28,16 +38,21 @@ export function splitPRelus(graph: Graph): Graph {
     const negative = part('Mul', [below.name, slope]);
     return [positive, below, negative, { ...node, op: 'Add', inputs: [positive.name, negative.name] }];
   });
-  return { ...graph, nodes, initializers: { ...graph.initializers, [zero]: { dims: [], data: Float32Array.of(0) } } };
+  const read = new Set(nodes.flatMap(({ inputs }) => inputs));
+  const initializers = { ...graph.initializers, [zero]: { dims: [], data: Float32Array.of(0) } };
+  return {
+    ...graph,
+    nodes,
+    initializers: Object.fromEntries(Object.entries(initializers).filter(([k]) => read.has(k))),
+  };
 }
+
+const outputsOf = (graph: Graph) => (graph.outputs ?? [graph.output]).map(({ name }) => name);
 
 /** The graph with a PRelu for each sum of such parts. Operands may come in any order; others may not read the parts. */
 export function joinPRelus(graph: Graph): Graph {
   const read = new Map<string, number>();
-  for (const value of [
-    ...graph.nodes.flatMap(({ inputs }) => inputs),
-    ...(graph.outputs ?? [graph.output]).map(({ name }) => name),
-  ])
+  for (const value of [...graph.nodes.flatMap(({ inputs }) => inputs), ...outputsOf(graph)])
     read.set(value, (read.get(value) ?? 0) + 1);
   const maker = new Map(graph.nodes.map((node) => [node.outputs[0]!, node]));
   /** The node of that operator that makes the value, if nothing else reads it. */
