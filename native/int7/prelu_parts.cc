@@ -38,7 +38,7 @@ class Joiner {
     for (const OnnxNode& node : file_.nodes) {
       if (parts_.count(&node) > 0) continue;
       const auto found = joined.find(&node);
-      result.push_back(found == joined.end() ? node : std::move(found->second));
+      result.push_back(found == joined.end() ? node : found->second);
     }
     return result;
   }
