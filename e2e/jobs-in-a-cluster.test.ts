@@ -102,14 +102,27 @@ together(
       await applyExample(ns, 'killed', trainLongWithoutEvaluation);
       const running = await reachesStep(ns, 'killed', { attempt: 0, step: 12 });
 
-      // A killed process: the next attempt starts from the newest checkpoint, which counts as a restart.
-      await signal(cluster, 'control-plane', 'KILL', await processesOf(cluster, 'control-plane', 'killed-0-0'));
+      // A killed process: the kubelet starts all trainers again in their pods, from the newest checkpoint.
+      const uids = () => ns.kubectl('get', 'pod', '-o', 'jsonpath={.items[*].metadata.uid}');
+      const uidsBefore = await uids();
+      const kill = async (pod: string) =>
+        signal(cluster, 'control-plane', 'KILL', await processesOf(cluster, 'control-plane', pod));
+      await kill('killed-0-0');
       const newestCheckpoint = stepOf(running) - (stepOf(running) % CHECKPOINT_STEPS);
-      const restarted = await reachesStep(ns, 'killed', { attempt: 1, step: newestCheckpoint });
-      assert.equal(restarted.status!.restarts.count, 1);
-      assert.match(condition(restarted, 'Restarting')!.reason, /./);
-      const resumedFrom = await stepResumedFrom(ns, 'killed-1-0');
-      assert(resumedFrom >= CHECKPOINT_STEPS && resumedFrom <= stepOf(restarted), `resumed from step ${resumedFrom}`);
+      const inPlace = await reachesStep(ns, 'killed', { attempt: 0, inPlace: 1, step: newestCheckpoint + 1 });
+      assert.equal(await uids(), uidsBefore);
+      const { count, disruptions, lastReason, lastRank } = inPlace.status!.restarts;
+      assert.deepEqual([count, disruptions, lastReason, lastRank], [1, 0, 'ProcessKilled', 0]);
+      assert.match(condition(inPlace, 'Restarting')!.reason, /./);
+      const resumedFrom = await stepResumedFrom(ns, 'killed-0-0');
+      assert(resumedFrom >= CHECKPOINT_STEPS && resumedFrom <= stepOf(inPlace), `resumed from step ${resumedFrom}`);
+      const events = (await ns.events('FaceTrainJob', 'killed')).filter(({ reason }) => reason === 'Restarting');
+      assert.match(events[0]!.message, /the trainers start again in their pods/);
+
+      // One more, soon after: the restart has to wait, so new pods follow.
+      await kill('killed-0-1');
+      const replaced = await reachesStep(ns, 'killed', { attempt: 1, step: resumedFrom + 1 });
+      assert.partialDeepStrictEqual(replaced.status!.restarts, { count: 2, inPlace: 1, disruptions: 0 });
 
       // A pod deleted by force: one more attempt.
       await ns.kubectl('delete', 'pod', 'killed-1-1', '--force', '--grace-period=0');
@@ -140,22 +153,29 @@ together(
       await eventually(async () => assert.deepEqual(await childrenOf(ns, 'killed'), []), 5 * MINUTE);
     },
 
-    async 'one of several ranks in a pod is killed: the gang starts again, and its words are those of the rank'(ns) {
+    async 'one of several ranks in a pod is killed, and later the pod is evicted: the job has the words of each'(ns) {
       await applyExample(ns, 'ranks', (spec) => {
         trainLongWithoutEvaluation(spec);
-        Object.assign(spec.trainers, { replicas: 2, ranksPerPod: 2, computeThreads: 1 });
+        const resources = { limits: { 'ephemeral-storage': '300Mi' } };
+        Object.assign(spec.trainers, { replicas: 2, ranksPerPod: 2, computeThreads: 1, resources });
       });
       await reachesStep(ns, 'ranks', { attempt: 0, step: CHECKPOINT_STEPS + 1 });
       const killed = await processesOf(cluster, 'control-plane', 'ranks-0-1', 'RANK=3');
       assert.equal(killed.length, 1);
       await signal(cluster, 'control-plane', 'KILL', killed);
-      const { status } = await reachesStep(ns, 'ranks', { attempt: 1, step: CHECKPOINT_STEPS + 1 });
+      const { status } = await reachesStep(ns, 'ranks', { attempt: 0, inPlace: 1, step: CHECKPOINT_STEPS + 1 });
       const { lastReason, lastMessage, lastRank, lastExitCode } = status!.restarts;
       assert.deepEqual([lastReason, lastRank, lastExitCode], ['ProcessKilled', 3, 137]);
       assert.match(lastMessage, /^rank 3 left with exit code 137 .*its process was ended by SIGKILL$/);
       assert.deepEqual(status!.trainers.desired, 2);
-      const log = await ns.kubectl('logs', 'ranks-1-1');
+      const log = await ns.kubectl('logs', 'ranks-0-1');
       assert.deepEqual([...new Set(log.match(/"rank":\d+/g))].sort(), ['"rank":2', '"rank":3']);
+
+      // The kubelet evicts a pod in which it has started the trainers again.
+      await ns.kubectl('exec', 'ranks-0-1', '--', 'dd', 'if=/dev/zero', 'of=/tmp/big', 'bs=1M', 'count=400');
+      const { restarts } = (await ns.waitFor('ranks', ({ status }) => assert.equal(status!.attempt, 1))).status!;
+      assert.partialDeepStrictEqual(restarts, { count: 2, inPlace: 1, disruptions: 0, lastReason: 'Evicted' });
+      assert.match(restarts.lastMessage, /ephemeral local storage usage exceeds the total limit of containers 300Mi/);
       await ns.kubectl('delete', 'facetrainjob', 'ranks');
     },
 

@@ -897,6 +897,14 @@ export const FaceTrainJobStatus = z
             'Pods of this attempt that have succeeded, by number, such as "0,2-5" (the format of a Job’s ' +
               'completedIndexes). They count as succeeded also when they are removed.',
           ),
+        containerRestarts: z
+          .int32()
+          .min(1)
+          .optional()
+          .describe(
+            'How often the trainers of this attempt were started again in their pods, as far as status.restarts has ' +
+              'counted it; absent: never.',
+          ),
       })
       .optional()
       .describe('Pods of the current attempt.'),

@@ -333,6 +333,14 @@ export const Restarts = z
       .meta({ 'x-kubernetes-list-type': 'atomic' })
       .describe('Times of the counted restarts that are still inside the window.'),
     disruptions: z.int32().min(0).describe('Restarts that did not count.'),
+    inPlace: z
+      .int32()
+      .min(0)
+      .optional()
+      .describe(
+        'Restarts, among those that counted, in place: the kubelet started the trainers again in their pods, and the ' +
+          'attempt stayed the same. All others began another attempt, with new pods.',
+      ),
     disruptionsInRow: z
       .int32()
       .min(0)

@@ -171,10 +171,7 @@ function metadataProblem(metadata: Loose): string | null {
 function specProblem(spec: Loose, job: PodOfJob): string | null {
   const { restartPolicy } = spec;
   if (restartPolicy !== undefined && restartPolicy !== 'Never')
-    return (
-      `spec.restartPolicy: ${String(restartPolicy)}; ` +
-      'pods are Never restarted in place, failurePolicy restarts the gang'
-    );
+    return `spec.restartPolicy: ${String(restartPolicy)}; must be Never: failurePolicy decides what starts again`;
   if (job.isTrainer)
     for (const field of ['hostname', 'subdomain', 'schedulingGroup'])
       if (spec[field] !== undefined)
@@ -197,8 +194,9 @@ function specProblem(spec: Loose, job: PodOfJob): string | null {
 const OWN_FIELDS: Record<string, string> = {
   args: 'Facetrain sets the arguments of its program. A wrapper goes into command, which gets them as its own',
   terminationMessagePath: 'Facetrain’s programs write their last message to /dev/termination-log; remove it',
-  restartPolicy: 'the kubelet must not restart a rank, failurePolicy restarts the gang; remove it',
-  restartPolicyRules: 'the kubelet must not restart a rank, failurePolicy restarts the gang; remove it',
+  restartPolicy: 'Facetrain sets it, because failurePolicy decides which ranks the kubelet restarts; remove it',
+  restartPolicyRules:
+    'Facetrain sets them, because failurePolicy decides which ranks the kubelet restarts; remove them',
 };
 
 function containerProblem(container: Loose, { image, resources = {}, env }: PodOfJob): string | null {

@@ -5,6 +5,7 @@
  * of this machine, so times from the API server, the container runtime and the trainers' logs make one line.
  */
 import { parseArgs } from 'node:util';
+import { ExitCode } from '@facetrain/api';
 import { Cluster } from '@facetrain/e2e/cluster/cluster';
 import { buildImages, TRAINER_IMAGE } from '@facetrain/e2e/cluster/images';
 import { installAll } from '@facetrain/e2e/cluster/install-facetrain';
@@ -16,7 +17,7 @@ import { type FirstStep, median, type PodObject, Watched } from './timeline.ts';
 
 const HELP = `Usage: npm run bench -- restart [options]
 
---kills COUNT        how often a trainer is killed (default 5)
+--kills COUNT        how often a trainer is killed: to start again in its pod, and so that new pods follow (default 5)
 --node-losses COUNT  how often a node loses its power (default 1)
 --grace SECONDS      until Kubernetes calls a silent node's state unknown (default 50, as by default there)
 `;
@@ -69,12 +70,6 @@ async function nextAttempt(
   // Not the step of the checkpoint, which a trainer shows before it has trained.
   await reachesStep(ns, job, { attempt: 1, step: CHECKPOINT_STEPS + 1 });
   const first: FirstStep[] = await Promise.all(next().map((pod) => watched.firstStep(ns, pod!)));
-  // The rank that began last decides when all train.
-  const slowest = first.reduce((a, b) => (a.started > b.started ? a : b));
-  const { program, preflight, rendezvous, loading, step } = slowest.seconds;
-  const stepped = Math.max(...first.map(({ time }) => time));
-  let at = stepped - 1000 * (program + preflight + rendezvous + loading + step);
-  const later = (seconds: number) => (at += 1000 * seconds);
   return partsOf(begin, [
     ...detected,
     ['the other trainers end', await ended],
@@ -82,38 +77,82 @@ async function nextAttempt(
     ['pods have nodes', await placed],
     ['sandbox and volumes', Math.max(...first.map(({ fetchStarted, started }) => fetchStarted ?? started))],
     ['data is fetched', Math.max(...first.map(({ fetchEnded, started }) => fetchEnded ?? started))],
+    ...startOf(first),
+  ]);
+}
+
+/** From the start of the containers to the first step. */
+function startOf(first: FirstStep[]): [name: string, end: number][] {
+  // The rank that began last decides when all train.
+  const slowest = first.reduce((a, b) => (a.started > b.started ? a : b));
+  const { program, preflight, rendezvous, loading, step } = slowest.seconds;
+  const stepped = Math.max(...first.map(({ time }) => time));
+  let at = stepped - 1000 * (program + preflight + rendezvous + loading + step);
+  const later = (seconds: number) => (at += 1000 * seconds);
+  return [
     ['the trainers’ containers start', at],
     ['Node, addon and modules', later(program)],
     ['checks of the input', later(preflight)],
     ['rendezvous', later(rendezvous)],
     ['the checkpoint is loaded', later(loading)],
     ['the first step', stepped],
-  ]);
+  ];
 }
 
 const attemptOf = (job: Job | undefined): number => job?.status?.attempt ?? 0;
 
-/** Kills a rank's processes, as the kernel does when memory is short. */
-async function killRank(ns: Namespace, job: string): Promise<Parts> {
-  await applyExample(ns, job, trainLong);
-  await using watched = await Watched.start(ns, job);
-  await reachesStep(ns, job, { attempt: 0, step: DISTURBED_AT });
-  const victim = `${job}-0-${TRAINERS - 1}`;
+/** The example, with trainers that are new pods after a failure. */
+function trainInNewPods(spec: Job['spec']): void {
+  trainLong(spec);
+  // What the failure policy names is left to the operator.
+  spec.failurePolicy = { rules: [{ exitCodes: [ExitCode.peerLost, 137], action: 'Restart' }] };
+}
+
+/** Kills a rank's processes, as the kernel does when memory is short. @returns when they had ended */
+async function kill(ns: Namespace, watched: Watched, victim: string): Promise<{ begin: number; reported: number }> {
   const processes = await processesOf(ns.cluster, 'control-plane', victim);
-  const reported = watched.until(() => terminated(watched.pod(victim)));
-  const decided = watched.until(() => attemptOf(watched.job) === 1);
+  const { containerID } = containerOf(watched.pod(victim))!;
+  const reported = watched.until(() => {
+    const { state, restartCount } = containerOf(watched.pod(victim)) ?? {};
+    return state?.terminated !== undefined || (restartCount ?? 0) > 0;
+  });
   await signal(ns.cluster, 'control-plane', 'KILL', processes);
   const end = await reported;
-  const { ended: begin } = await watched.containerTimes(ns, watched.pod(victim)!);
+  const { ended } = await watched.containerTimes(ns, watched.pod(victim)!, containerID);
+  return { begin: ended, reported: end };
+}
+
+const containerOf = (pod: PodObject | undefined) => pod?.status?.containerStatuses?.[0];
+
+/** A trainer is killed, and the pods are made anew. */
+async function killRank(ns: Namespace, job: string): Promise<Parts> {
+  await applyExample(ns, job, trainInNewPods);
+  await using watched = await Watched.start(ns, job);
+  await reachesStep(ns, job, { attempt: 0, step: DISTURBED_AT });
+  const decided = watched.until(() => attemptOf(watched.job) === 1);
+  const { begin, reported } = await kill(ns, watched, `${job}-0-${TRAINERS - 1}`);
   // Awaited here: the watches end with this scope.
   return await nextAttempt(ns, job, watched, begin, [
-    ['the kubelet reports the end', end],
+    ['the kubelet reports the end', reported],
     ['the kubelet ends the pod, the operator decides', await decided],
   ]);
 }
 
-const terminated = (pod: PodObject | undefined): boolean =>
-  pod?.status?.containerStatuses?.some(({ state }) => state?.terminated !== undefined) ?? false;
+/** A trainer is killed, and the kubelet starts all trainers again in their pods. */
+async function killInPlace(ns: Namespace, job: string): Promise<Parts> {
+  await applyExample(ns, job, trainLong);
+  await using watched = await Watched.start(ns, job);
+  await reachesStep(ns, job, { attempt: 0, step: DISTURBED_AT });
+  const names = Array.from({ length: TRAINERS }, (_, rank) => `${job}-0-${rank}`);
+  const { begin, reported } = await kill(ns, watched, names.at(-1)!);
+  await reachesStep(ns, job, { attempt: 0, inPlace: 1, step: CHECKPOINT_STEPS + 1 });
+  const first = await Promise.all(names.map((name) => watched.firstStep(ns, watched.pod(name)!)));
+  return partsOf(begin, [
+    ['the kubelet reports the end', reported],
+    ['the kubelet starts the containers again', Math.max(...first.map(({ started }) => started))],
+    ...startOf(first),
+  ]);
+}
 
 /** Ends a node as a power failure does. */
 async function loseNode(ns: Namespace, job: string, grace: number): Promise<Parts> {
@@ -154,7 +193,7 @@ function print(title: string, rounds: Parts[], aimSeconds: number): object {
     console.log(`  ${name.padEnd(50)}${(milliseconds / 1000).toFixed(2).padStart(8)} s`);
   console.log(`${title}, median of ${rounds.length}`);
   for (const [name, milliseconds] of Object.entries(parts)) row(name, milliseconds);
-  row(`until the next attempt has trained a step (aim ${aimSeconds} s)`, total);
+  row(`until the gang has trained a step again (aim ${aimSeconds} s)`, total);
   return { title, rounds: rounds.length, aimSeconds, totalSeconds: total / 1000, milliseconds: parts };
 }
 
@@ -199,10 +238,14 @@ async function main(): Promise<void> {
     const figures: object[] = [];
     // One more, whose start fills caches.
     if (kills > 0) {
-      const [, ...rounds] = await measure(kills + 1, function kill(job) {
+      const [, ...rounds] = await measure(kills + 1, function inplace(job) {
+        return killInPlace(ns, job);
+      });
+      figures.push(print('a trainer is killed, and starts again in its pod', rounds, 10));
+      const inNewPods = await measure(kills, function killed(job) {
         return killRank(ns, job);
       });
-      figures.push(print('a trainer is killed', rounds, 10));
+      figures.push(print('a trainer is killed, and new pods follow', inNewPods, 10));
     }
     if (losses > 0) {
       const rounds = await measure(losses, function loss(job) {

@@ -99,8 +99,12 @@ export class Watched {
   }
 
   /** When the trainer's container was started, and when it ended (0: it runs), by its runtime. */
-  containerTimes(ns: Namespace, { spec, status }: PodObject): Promise<{ started: number; ended: number }> {
-    return containerTimes(ns, spec.nodeName!, status!.containerStatuses![0]!.containerID!);
+  containerTimes(
+    ns: Namespace,
+    { spec, status }: PodObject,
+    id = status!.containerStatuses![0]!.containerID,
+  ): Promise<{ started: number; ended: number }> {
+    return containerTimes(ns, spec.nodeName!, id!);
   }
 
   /** How a trainer came to its first step, once it has. */

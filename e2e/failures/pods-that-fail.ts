@@ -86,7 +86,16 @@ export const podsThatFail: Record<string, (ns: Namespace) => Promise<void>> = {
         pod: { terminationGracePeriodSeconds: 60 },
         spec: { failurePolicy: { maxRestarts: 1 } },
       }),
+      // Does not end at SIGTERM. The kubelet starts again what SIGKILL ended.
+      trainJob('hung', {
+        shell: 'sleep 600',
+        container: { livenessProbe: { exec: { command: ['false'] }, periodSeconds: 1, failureThreshold: 2 } },
+        spec: { failurePolicy: { maxRestarts: 1 } },
+      }),
     );
+    const hung = condition(await ns.reachesPhase('hung', 'Failed'), 'Failed')!;
+    assert.equal(hung.reason, 'MaxRestartsExceeded');
+    assert.match(hung.message, /137.*liveness probe/i);
     const job = await ns.reachesPhase('deaf', 'Failed');
     assert.equal(condition(job, 'Failed')!.reason, 'MaxRestartsExceeded');
     assert.match(condition(job, 'Failed')!.message, /143.*Liveness probe failed: .*connection refused/);

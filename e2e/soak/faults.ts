@@ -157,6 +157,15 @@ const FAULTS: Record<string, [number, Fault]> = {
       return name;
     },
   ],
+  'a kubelet evicts a pod': [
+    4,
+    async (around) => {
+      const process = running(around);
+      const node = process && around.nodes.nodes.find((one) => one.running.has(process.identity.podUid));
+      node?.evict(process!.identity.podUid);
+      return process?.identity.podName;
+    },
+  ],
   'cut a node off': [
     5,
     async (around) => {

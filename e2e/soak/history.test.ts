@@ -6,7 +6,14 @@ import { type AuditEntry, HistoryCheck, leaderViolations, type StoredChange, wri
 
 const UID = 'uid-of-faces';
 
-const pod = (attempt: number, rank: number, phase: string, isReady = phase === 'Running', world = 2): PodObject =>
+const pod = (
+  attempt: number,
+  rank: number,
+  phase: string,
+  isReady = phase === 'Running',
+  world = 2,
+  restartCount = 0,
+): PodObject =>
   ({
     metadata: {
       name: `faces-${attempt}-${rank}`,
@@ -14,8 +21,14 @@ const pod = (attempt: number, rank: number, phase: string, isReady = phase === '
       labels: { [Label.jobUid]: UID, [Label.attempt]: String(attempt), [Label.rank]: String(rank) },
     },
     spec: { containers: [{ env: [{ name: 'WORLD_SIZE', value: String(world) }] }] },
-    status: { phase, conditions: [{ type: 'Ready', status: isReady ? 'True' : 'False' }] },
+    status: {
+      phase,
+      conditions: [{ type: 'Ready', status: isReady ? 'True' : 'False' }],
+      containerStatuses: [{ name: 'facetrain', restartCount }],
+    },
   }) as unknown as PodObject;
+/** Whose container the kubelet has started again. */
+const restarted = (rank: number, restarts = 1): PodObject => pod(0, rank, 'Running', true, 2, restarts);
 const job = (status: object, uid = UID, spec = {}): JobObject =>
   ({ metadata: { name: 'faces', uid, generation: 3 }, spec, status }) as unknown as JobObject;
 
@@ -56,8 +69,25 @@ const GOOD = [
   job({ attempt: 1, phase: 'Succeeded', trainers: { desired: 2 } }),
 ];
 
+/** A job with two ranks that are started again in their pods. */
+const IN_PLACE = [
+  job({ attempt: 0 }),
+  pod(0, 0, 'Running'),
+  pod(0, 1, 'Running'),
+  job({ attempt: 0, phase: 'Running' }),
+  restarted(1),
+  job({
+    attempt: 0,
+    phase: 'Restarting',
+    restarts: { count: 1, disruptions: 0, inPlace: 1 },
+    trainers: { containerRestarts: 1 },
+  }),
+];
+
 test('a history without a fault has no violation', () => {
   assert.deepEqual(violationsOf(...GOOD), []);
+  const running = job({ attempt: 0, phase: 'Running', trainers: { containerRestarts: 1 } });
+  assert.deepEqual(violationsOf(...IN_PLACE, restarted(0), running, 'faces-0-0', 'faces-0-1'), []);
 });
 
 const broken: Record<string, { history: (PodObject | JobObject | string)[]; want: RegExp }> = {
@@ -98,6 +128,18 @@ const broken: Record<string, { history: (PodObject | JobObject | string)[]; want
     history: [job({ attempt: 1, restarts: { count: 1, disruptions: 1 } })],
     want: /1 \+ 1 restarts at attempt 1/,
   },
+  'more restarts than attempts and starts in place': {
+    history: [job({ attempt: 1, restarts: { count: 3, disruptions: 0, inPlace: 1 } })],
+    want: /3 \+ 0 restarts at attempt 1, 1 of them in place/,
+  },
+  'a start in place that no kubelet made': {
+    history: [job({ attempt: 0 }), pod(0, 0, 'Running'), job({ attempt: 0, trainers: { containerRestarts: 1 } })],
+    want: /1 starts in place are counted, of 0/,
+  },
+  'a gang that is called running before all were started again': {
+    history: [...IN_PLACE, job({ attempt: 0, phase: 'Running', trainers: { containerRestarts: 1 } })],
+    want: /Running, and of 1 starts in place some trainers had 0,1/,
+  },
   'a gang whose ranks do not agree on their number': {
     history: [job({ attempt: 0 }), pod(0, 0, 'Pending'), pod(0, 1, 'Pending', false, 3)],
     want: /WORLD_SIZE 3 in a gang of 2/,
@@ -125,6 +167,10 @@ const broken: Record<string, { history: (PodObject | JobObject | string)[]; want
   'an elastic gang that is too small': {
     history: [job({ trainers: { desired: 1 } }, UID, { trainers: { elastic: { minReplicas: 2 } } })],
     want: /1 trainers of an elastic job that has at least 2/,
+  },
+  'a restart for a container that is gone, in a pod that is being evicted': {
+    history: [job({ attempt: 1, restarts: { count: 1, lastReason: 'ContainerStatusUnknown' } })],
+    want: /a restart for ContainerStatusUnknown/,
   },
   'a checkpoint that goes back': {
     history: [job({ checkpoint: { step: 20 } }), job({ checkpoint: { step: 10 } })],

@@ -7,7 +7,7 @@ import type { FaceTrainJobStatus } from '@facetrain/api';
 import { isPodAlive } from '@facetrain/operator/controllers/observe';
 import type { JobObject, PodObject } from '@facetrain/operator/controllers/resources';
 import type { KubernetesObject } from '@facetrain/operator/runtime/resource';
-import { Label } from '@facetrain/planner/names';
+import { CONTAINER, Label } from '@facetrain/planner/names';
 
 /** A change of an object. */
 export interface StoredChange {
@@ -93,6 +93,8 @@ interface PodState {
   isAlive: boolean;
   isReady: boolean;
   hasSucceeded: boolean;
+  /** How often its container was started again. */
+  restarts: number;
 }
 
 /** The checks of pods and statuses. Give it the changes in their order. */
@@ -139,6 +141,7 @@ export class HistoryCheck {
         phase === 'Running' &&
         (object.status?.conditions ?? []).some(({ type, status }) => type === 'Ready' && status === 'True'),
       hasSucceeded: phase === 'Succeeded',
+      restarts: object.status?.containerStatuses?.find(({ name }) => name === CONTAINER)?.restartCount ?? 0,
     };
     const name = `${jobUid}/${attempt}`;
     if (!this.#pods.has(key)) {
@@ -200,8 +203,20 @@ export class HistoryCheck {
       const world = status.trainers?.desired ?? 1;
       if (!ranks.includes(world)) say(`Succeeded, and of no attempt all ${world} ranks had`);
     }
-    const { count = 0, disruptions = 0 } = status.restarts ?? {};
-    if (count + disruptions > attempt) say(`${count} + ${disruptions} restarts at attempt ${attempt}`);
+    const { count = 0, disruptions = 0, inPlace = 0, lastReason } = status.restarts ?? {};
+    // Only in pods that are being evicted: the cause is their end, which follows.
+    if (lastReason === 'ContainerStatusUnknown') say(`a restart for ${lastReason}`);
+    if (count + disruptions > attempt + inPlace)
+      say(`${count} + ${disruptions} restarts at attempt ${attempt}, ${inPlace} of them in place`);
+    const counted = status.trainers?.containerRestarts ?? 0;
+    const starts = [...this.#pods.values()]
+      .filter((pod) => pod.jobUid === uid && pod.attempt === attempt)
+      .map(({ restarts }) => restarts);
+    const countedBefore = attempt === before.attempt ? (before.trainers?.containerRestarts ?? 0) : 0;
+    if (counted > countedBefore && counted > Math.max(0, ...starts))
+      say(`${counted} starts in place are counted, of ${starts}`);
+    if (status.phase === 'Running' && before.phase !== 'Running' && starts.some((count) => count < counted))
+      say(`Running, and of ${counted} starts in place some trainers had ${starts}`);
     const [step, savedBefore] = [status.checkpoint?.step, before.checkpoint?.step];
     if (savedBefore !== undefined && step !== undefined && step < savedBefore)
       say(`checkpoint of step ${savedBefore} became ${step}`);

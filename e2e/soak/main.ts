@@ -54,7 +54,8 @@ try {
     const total = faults.reduce((sum, [, count]) => sum + count, 0);
     process.stdout.write(
       `${total} faults; ${jobs.created} jobs created, ${jobs.succeeded} succeeded, ${jobs.deleted} deleted; ` +
-        `${restarts} restarts; all had ended ${quietSeconds} s after the last fault\n` +
+        `${restarts.attempts} further attempts, ${restarts.inPlace} restarts in place; ` +
+        `all had ended ${quietSeconds} s after the last fault\n` +
         `checked ${changes.pods} changes of pods and ${changes.facetrainjobs + changes.quantizejobs} of jobs\n`,
     );
     for (const violation of violations) process.stdout.write(`VIOLATION  ${violation}\n`);

@@ -7,7 +7,7 @@ import { createServer, type Server } from 'node:http';
 import type { AddressInfo } from 'node:net';
 import { PROGRESS_PATH } from '@facetrain/api';
 import { isPodAlive } from '@facetrain/operator/controllers/observe';
-import { nodes, type PodObject, pods } from '@facetrain/operator/controllers/resources';
+import { type ContainerStatus, nodes, type PodObject, pods } from '@facetrain/operator/controllers/resources';
 import { isApiError } from '@facetrain/operator/runtime/api-error';
 import { Cache } from '@facetrain/operator/runtime/cache';
 import type { Client } from '@facetrain/operator/runtime/client';
@@ -29,7 +29,17 @@ interface Running {
   address: string;
   /** What was last written to the API server. */
   reported: 'nothing' | 'running' | 'ended';
+  /** How often its process was started again, and how the one before ended. */
+  restarts: number;
+  lastEnd?: object;
+  /** By performance.now(), of the last process. */
+  endedAt?: number;
+  /** The kubelet evicts the pod. `isGone`: it has reported that it finds nothing of the container. */
+  eviction?: { isGone: boolean };
 }
+
+/** Between two starts in one pod, after the first. */
+const BACKOFF_MILLISECONDS = 10_000;
 
 export type NodeState = 'up' | 'unreachable' | 'off';
 
@@ -58,6 +68,14 @@ export class SimulatedNode {
   comeBack(): void {
     this.state = 'up';
     this.#heartbeatAt = 0;
+  }
+
+  /** The kubelet evicts a pod that runs, as it exceeds its own limit of disk. */
+  evict(uid: string): void {
+    const running = this.running.get(uid);
+    if (running?.reported !== 'running' || running.process.end) return;
+    running.process.kill();
+    running.eviction = { isGone: false };
   }
 
   /** One round of the kubelet. What the API server refuses is tried again in the next. */
@@ -117,7 +135,7 @@ export class SimulatedNode {
     if (!running && !hasEnded) {
       if (pod.status?.phase === 'Running') {
         // The machine was off meanwhile.
-        return void (await report(client, pod, null, { exitCode: 137 }));
+        return void (await report(client, pod, { address: null, restarts: 0 }, { exitCode: 137 }, true));
       }
       if (deletionTimestamp === undefined) {
         const started = start(pod);
@@ -127,13 +145,26 @@ export class SimulatedNode {
       }
     }
     if (running?.reported === 'nothing' && running.process.end === undefined && deletionTimestamp === undefined) {
-      await report(client, pod, running.address);
+      await report(client, pod, running);
       running.reported = 'running';
     }
     if (running && deletionTimestamp !== undefined) running.process.isStopping = true;
+    if (running?.eviction && !hasEnded) {
+      const { isGone } = running.eviction;
+      await reportEviction(client, pod, running, isGone);
+      if (isGone) running.reported = 'ended';
+      running.eviction.isGone = true;
+      return;
+    }
     if (running?.process.end && running.reported !== 'ended') {
-      if (!hasEnded) await report(client, pod, running.address, running.process.end);
+      if (!hasEnded) running.lastEnd = await report(client, pod, running, running.process.end);
       running.reported = 'ended';
+      running.endedAt = performance.now();
+    } else if (running?.process.end && deletionTimestamp === undefined && startsAgain(pod, running.process.end)) {
+      const wait = running.restarts === 0 ? 0 : BACKOFF_MILLISECONDS;
+      const started = performance.now() - running.endedAt! >= wait ? start(pod) : null;
+      if (started)
+        Object.assign(running, { process: started.process, reported: 'nothing', restarts: running.restarts + 1 });
     }
     if (deletionTimestamp !== undefined && (!running || running.reported === 'ended')) {
       await client.delete(pods, pod.metadata.namespace!, pod.metadata.name, uid, 0);
@@ -146,24 +177,73 @@ const ignoreExisting = (error: unknown): void => {
   if (!isApiError(error, 'AlreadyExists')) throw error;
 };
 
-/** Writes a pod's status as a kubelet does. Conditions of others, such as DisruptionTarget, stay. */
+/** By the rules of the pod's container. */
+const startsAgain = ({ spec }: PodObject, { exitCode }: NonNullable<TrainerProcess['end']>): boolean =>
+  spec.containers?.some(({ restartPolicyRules = [] }) =>
+    restartPolicyRules.some(({ exitCodes }) => exitCodes?.values.includes(exitCode)),
+  ) ?? false;
+
+/**
+ * Writes that a pod is evicted: first, as a kubelet that finds nothing of the container that ran, and would start it
+ * again by the rules of the pod; then that the pod has ended.
+ */
+async function reportEviction(
+  client: Client,
+  pod: PodObject,
+  { restarts, lastEnd }: Pick<Running, 'restarts' | 'lastEnd'>,
+  hasEnded: boolean,
+): Promise<void> {
+  const unknown = { exitCode: 137, reason: 'ContainerStatusUnknown', message: 'The container could not be located' };
+  await writeStatus(client, pod, {
+    phase: hasEnded ? 'Failed' : 'Running',
+    ...(hasEnded && {
+      reason: 'Evicted',
+      message: 'Pod ephemeral local storage usage exceeds the total limit of containers 20Mi.',
+    }),
+    container: {
+      restartCount: restarts + (lastEnd ? 0 : 1),
+      state: { waiting: { reason: 'ContainerCreating' } },
+      lastState: lastEnd ?? { terminated: unknown },
+    },
+  });
+}
+
+/**
+ * Writes how a pod's process is, or how it has ended.
+ *
+ * @param isOver nothing is started again
+ * @returns the end as it was written
+ */
 async function report(
   client: Client,
-  { metadata, status }: PodObject,
-  address: string | null,
+  pod: PodObject,
+  { address, restarts, lastEnd }: Pick<Running, 'restarts' | 'lastEnd'> & { address: string | null },
   end?: TrainerProcess['end'],
+  isOver = false,
+): Promise<object> {
+  const goesOn = end === undefined || (!isOver && startsAgain(pod, end));
+  const terminated = end && {
+    exitCode: end.exitCode,
+    reason: end.exitCode === 0 ? 'Completed' : 'Error',
+    finishedAt: new Date().toISOString(),
+    ...(end.message && { message: JSON.stringify(end.message) }),
+  };
+  const state = terminated ? { terminated } : { running: {} };
+  await writeStatus(client, pod, {
+    phase: goesOn ? 'Running' : end.exitCode === 0 ? 'Succeeded' : 'Failed',
+    ...(address && { podIP: address, podIPs: [{ ip: address }] }),
+    container: { restartCount: restarts, state, ...(lastEnd && { lastState: lastEnd }) },
+  });
+  return state;
+}
+
+/** Writes a pod's status as a kubelet does. Conditions of others, such as DisruptionTarget, stay. */
+async function writeStatus(
+  client: Client,
+  { metadata, status }: PodObject,
+  { container, ...fields }: { phase: string; container: Omit<ContainerStatus, 'name'> } & Record<string, unknown>,
 ): Promise<void> {
-  const ready = end ? 'False' : 'True';
-  const state = end
-    ? {
-        terminated: {
-          exitCode: end.exitCode,
-          reason: end.exitCode === 0 ? 'Completed' : 'Error',
-          finishedAt: new Date().toISOString(),
-          ...(end.message && { message: JSON.stringify(end.message) }),
-        },
-      }
-    : { running: {} };
+  const ready = container.state?.running !== undefined;
   const conditions = (status?.conditions ?? []).filter(({ type }) => type !== 'Ready');
   await client.patch(
     pods,
@@ -172,12 +252,9 @@ async function report(
     {
       metadata: { resourceVersion: metadata.resourceVersion },
       status: {
-        phase: end ? (end.exitCode === 0 ? 'Succeeded' : 'Failed') : 'Running',
-        ...(address && { podIP: address, podIPs: [{ ip: address }] }),
-        conditions: [...conditions, { type: 'Ready', status: ready }],
-        containerStatuses: [
-          { name: CONTAINER, ready: ready === 'True', restartCount: 0, image: 'x', imageID: '', state },
-        ],
+        ...fields,
+        conditions: [...conditions, { type: 'Ready', status: ready ? 'True' : 'False' }],
+        containerStatuses: [{ name: CONTAINER, ready, image: 'x', imageID: '', ...container }],
       },
     },
     'status',
@@ -254,7 +331,7 @@ export class SimulatedNodes {
     if (identity === null) return null;
     const index = this.#addresses++;
     const address = `127.${64 + ((index >> 16) & 63)}.${(index >> 8) & 255}.${index & 255 || 1}`;
-    return { process: this.#trainers.start(identity), address, reported: 'nothing' };
+    return { process: this.#trainers.start(identity), address, reported: 'nothing', restarts: 0 };
   }
 }
 

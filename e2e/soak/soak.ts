@@ -51,8 +51,8 @@ export interface SoakResult {
   faults: Record<string, number>;
   /** Jobs that were created, and what became of them. */
   jobs: { created: number; succeeded: number; deleted: number };
-  /** Attempts of the jobs, beyond the first of each. */
-  restarts: number;
+  /** Attempts of the jobs, beyond the first of each; and restarts of trainers in their pods. */
+  restarts: { attempts: number; inPlace: number };
   changes: HistoryCheck['changes'];
   /** Seconds of the quiet time until all jobs had ended. */
   quietSeconds: number;
@@ -382,8 +382,12 @@ class Soak {
       if (isPodAlive(pod)) this.#violations.push(`${pod.metadata.name}: a placeholder of a job that has ended`);
   }
 
-  async #restarts(): Promise<number> {
-    return (await this.#jobs()).reduce((sum, { status }) => sum + (status?.attempt ?? 0), 0);
+  async #restarts(): Promise<SoakResult['restarts']> {
+    const statuses = (await this.#jobs()).map(({ status }) => status);
+    return {
+      attempts: statuses.reduce((sum, status) => sum + (status?.attempt ?? 0), 0),
+      inPlace: statuses.reduce((sum, status) => sum + (status?.restarts?.inPlace ?? 0), 0),
+    };
   }
 
   /** The API server may have been away when a fault was to end. */

@@ -49,6 +49,8 @@ export class TrainerProcess {
   isStopping = false;
   /** Ticks for which it does nothing: SIGSTOP, a machine that swaps, a GPU that hangs. */
   frozen = 0;
+  /** The processes that it has met, by rank. One that is started again in its pod meets others that are, too. */
+  peers: TrainerProcess[] | undefined;
   /** Of rank 0, once the gang is whole. */
   writer: WriterProcess | undefined;
   activity = 0;
@@ -161,12 +163,15 @@ export class Trainers {
       process.end = { exitCode: ExitCode.success };
       return;
     }
-    const stuck = gang.some((peer) => peer!.end !== undefined);
+    const met = process.peers;
+    const stuck = gang.some((peer, rank) => peer!.end !== undefined || (met && met[rank] !== peer));
     process.waited = stuck ? process.waited + 1 : 0;
     if (stuck) {
       if (process.waited > PEER_TICKS) process.fail(ExitCode.peerLost, 'PeerLost', 'a rank no longer answers');
       return;
     }
+    if (!met && (gang as TrainerProcess[]).some(({ peers }) => peers && peers[identity.rank] !== process)) return;
+    process.peers ??= gang as TrainerProcess[];
     if (identity.rank !== 0 || gang.some((peer) => peer!.frozen > 0)) return;
     this.#alone(process, () => this.#advance(process));
   }

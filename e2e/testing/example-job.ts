@@ -40,15 +40,23 @@ export function trainLongWithoutEvaluation(spec: Job['spec']): void {
 export const stepOf = (job: Job): number => job.status?.progress?.step ?? 0;
 
 /**
- * Waits until the current attempt has trained up to a step. The status keeps the progress of an earlier attempt until
- * the current one reports its own, so the heartbeat must be younger than the attempt.
+ * Waits until the current attempt has trained up to a step. The status keeps the progress of an earlier attempt, or of
+ * an earlier start in the same pods, until the current one reports its own, so the heartbeat must be younger.
+ *
+ * @param inPlace how often its trainers were started again in their pods
  */
-export function reachesStep(ns: Namespace, name: string, { attempt, step }: { attempt: number; step: number }) {
+export function reachesStep(
+  ns: Namespace,
+  name: string,
+  { attempt, inPlace = 0, step }: { attempt: number; inPlace?: number; step: number },
+) {
   return ns.waitFor(name, (job) => {
     const { status = {} } = job;
     assert.equal(status.attempt, attempt);
+    assert.equal(status.trainers?.containerRestarts ?? 0, inPlace);
+    const begun = inPlace > 0 ? status.restarts.lastTime : status.attemptStartTime;
     assert(
-      status.progress?.lastHeartbeatTime >= status.attemptStartTime && stepOf(job) >= step,
+      status.progress?.lastHeartbeatTime >= begun && stepOf(job) >= step,
       `step ${stepOf(job)}, phase ${status.phase}: ${condition(job, 'Ready')?.message}`,
     );
   });

@@ -70,7 +70,7 @@ export const CONDITIONS: Record<string, string> = {
   PodsReady: 'Every rank of the current attempt is ready, or has succeeded.',
   Running: 'All ranks of the current attempt have been ready at once, and the attempt continues.',
   Restarting:
-    'A restart was decided, and the ranks of the new attempt are not all ready yet. Absent before the first restart, ' +
+    'A restart was decided, and the ranks have not all started again and are ready. Absent before the first restart, ' +
     'False after each.',
   Suspended: '`spec.suspend` is true and the pods are being stopped or have ended. Absent before the first suspension.',
   Succeeded: 'The job has ended well. Final.',

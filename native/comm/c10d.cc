@@ -109,7 +109,45 @@ std::string connect_to_master(const RendezvousOptions& options, const Deadline& 
 
 std::string rank_key(int rank) { return "rank/" + std::to_string(rank); }
 
+using StorePtr = c10::intrusive_ptr<c10d::Store>;
+
+StorePtr open_store(const RendezvousOptions& options, const Deadline& deadline) {
+  c10d::TCPStoreOptions store;
+  store.port = static_cast<uint16_t>(options.master_port);
+  store.isServer = options.rank == 0;
+  store.waitWorkers = false;                                            // join() waits, and can name the missing rank
+  store.timeout = std::max(deadline.remaining() / 2, milliseconds(1));  // TCPStore tries twice
+  store.useLibUV = false;  // Node exports its own libuv, whose symbols libtorch would use
+  StorePtr all = c10::make_intrusive<c10d::TCPStore>(options.master_addr, store);
+  return c10::make_intrusive<c10d::PrefixStore>("facetrain/" + options.gang, all);
+}
+
+// Finds the store of a rank 0 that has not met this rank yet.
+//
+// When the container of a rank is started again in its pod, the rank comes back to the same gang. The rank 0 that it
+// finds may still be the one of before, which has not noticed yet that a peer was lost, and its store has the addresses
+// of processes that are gone. So each process takes a place of its rank in the store, and one that is not the first
+// there tries again until that rank 0 has ended. Nor is it an error that rank 0 ends while this rank connects.
+Rendezvous find_new_store(const RendezvousOptions& options, const Deadline& deadline) {
+  constexpr milliseconds kPause{200};
+  std::string why;
+  do {
+    const std::string own_address = connect_to_master(options, deadline);
+    try {
+      const StorePtr store = open_store(options, deadline);
+      if (store->add(arrivals_key(options.rank), 1) == 1) return {store, own_address};
+      why = "rank 0 has met a former process of this rank, and still runs";
+    } catch (const std::exception& error) {
+      why = message_of(error);
+    }
+    poll(nullptr, 0, static_cast<int>(std::min(deadline.remaining(), kPause).count()));
+  } while (!deadline.passed());
+  throw rendezvous_error(options, deadline, why);
+}
+
 }  // namespace
+
+std::string arrivals_key(int rank) { return "arrivals/" + std::to_string(rank); }
 
 Rendezvous join(const RendezvousOptions& options, const Deadline& deadline, const std::string& backend) {
   // c10d logs each failure with a C++ stack trace. The exceptions have the message, so the log is off by default.
@@ -117,16 +155,9 @@ Rendezvous join(const RendezvousOptions& options, const Deadline& deadline, cons
   // A write to a dead peer must return an error, not end this process. (Node already ignores the signal.)
   signal(SIGPIPE, SIG_IGN);
   Rendezvous result;
-  if (options.rank != 0) result.own_address = connect_to_master(options, deadline);
-  c10d::TCPStoreOptions store;
-  store.port = static_cast<uint16_t>(options.master_port);
-  store.isServer = options.rank == 0;
-  store.waitWorkers = false;  // the loop below waits, and can name the missing rank
-  store.timeout = std::max(deadline.remaining() / 2, milliseconds(1));  // TCPStore tries twice
-  store.useLibUV = false;  // Node exports its own libuv, whose symbols libtorch would use
+  if (options.rank != 0) result = find_new_store(options, deadline);
   try {
-    c10::intrusive_ptr<c10d::Store> all = c10::make_intrusive<c10d::TCPStore>(options.master_addr, store);
-    result.store = c10::make_intrusive<c10d::PrefixStore>("facetrain/" + options.gang, all);
+    if (options.rank == 0) result.store = open_store(options, deadline);
     result.store->set(rank_key(options.rank), backend);
   } catch (const std::exception& error) {
     throw rendezvous_error(options, deadline, message_of(error));

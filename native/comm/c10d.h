@@ -35,9 +35,13 @@ struct Rendezvous {
   std::string own_address;  // numeric address of this rank's interface on the route to MASTER_ADDR
 };
 
-// Joins the store and waits until every rank has joined. Throws CommError, and Error(RendezvousTimeout) when a rank
-// joins with another `backend`, because ranks with different back ends would wait for each other until the timeout. The
-// first rank that finds out ends the rendezvous; the others may get a CommError instead.
+// How often processes of a rank have come to a store.
+std::string arrivals_key(int rank);
+
+// Joins the store and waits until every rank has joined. A rank that was started again waits for a rank 0 that was
+// started again as well. Throws CommError, and Error(RendezvousTimeout) when a rank joins with another `backend`,
+// because ranks with different back ends would wait for each other until the timeout. The first rank that finds out
+// ends the rendezvous; the others may get a CommError instead.
 Rendezvous join(const RendezvousOptions& options, const Deadline& deadline, const std::string& backend);
 
 // The CommError of a failed rendezvous: its address, how long it took, and the reason.

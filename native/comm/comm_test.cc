@@ -233,6 +233,47 @@ static void test_ranks_of_different_gangs() {
   CHECK(!met);
 }
 
+// As when the containers of a gang are started again in their pods. Rank 1 is back before rank 0 has noticed that a
+// peer was lost.
+static void test_restarted_ranks() {
+  const int port = test::free_port();
+  const auto join_all = [&] {
+    std::vector<Rendezvous> ranks(2);
+    std::thread other([&] { ranks[1] = join(loopback(1, 2, port), Deadline(60s), "Gloo"); });
+    ranks[0] = join(loopback(0, 2, port), Deadline(60s), "Gloo");
+    other.join();
+    return ranks;
+  };
+  std::vector<Rendezvous> before = join_all();
+  std::atomic<bool> met = false;
+  Rendezvous restarted;
+  std::thread other([&] {
+    restarted = join(loopback(1, 2, port), Deadline(60s), "Gloo");
+    met = true;
+  });
+  // The former process, and two tries of the new one.
+  while (before[0].store->add(arrivals_key(1), 0) < 3) std::this_thread::sleep_for(10ms);
+  CHECK(!met);
+  before.clear();
+  const Rendezvous again = join(loopback(0, 2, port), Deadline(60s), "Gloo");
+  other.join();
+  CHECK(met);
+  again.store->set("from rank 0", "here");
+  const std::vector<uint8_t> heard = restarted.store->get("from rank 0");
+  CHECK_EQ(std::string(heard.begin(), heard.end()), std::string("here"));
+  CHECK_EQ(again.store->add(arrivals_key(1), 0), 1);
+}
+
+// A rank that is started again while its rank 0 lives on.
+static void test_restarted_rank_alone() {
+  const int port = test::free_port();
+  Rendezvous former;
+  std::thread other([&] { former = join(loopback(1, 2, port), Deadline(60s), "Gloo"); });
+  const Rendezvous rank_zero = join(loopback(0, 2, port), Deadline(60s), "Gloo");
+  other.join();
+  CHECK_THROWS(join(loopback(1, 2, port), Deadline(500ms), "Gloo"), CommError, "rank 1 of 2 could not join");
+}
+
 static void test_port_in_use() {
   const int fd = socket(AF_INET6, SOCK_STREAM, 0);
   sockaddr_in6 address{};
@@ -273,6 +314,8 @@ int main(int argc, char** argv) {
     test_rendezvous_deadline();
     test_mixed_back_ends();
     test_ranks_of_different_gangs();
+    test_restarted_ranks();
+    test_restarted_rank_alone();
     test_port_in_use();
   }
   return TEST_RESULT();

@@ -16,6 +16,7 @@ import type { JobKind } from './names.ts';
 import type { JobIdentity, ObservedPod } from './observed.ts';
 import { canonicalJson } from './plain-data.ts';
 import { parseRanks } from './rank-set.ts';
+import { inPresentStart } from './starts.ts';
 import { secondsSince, soonest } from './time.ts';
 
 /** Fields of the spec that both kinds of job have. */
@@ -65,6 +66,10 @@ export interface JobView {
   placeholders: ObservedPod[];
   /** The pod template tolerates unreachable nodes: Kubernetes evicts the pods after its tolerationSeconds. */
   toleratesNodeLoss: boolean;
+  /** How many restarts of this attempt in its pods are counted: container-restarts.ts. */
+  restartsInPlace: number;
+  /** Since it was last started, the gang has done work that takes all of its ranks. */
+  hasTrained: boolean;
   /** When the job was last seen at work; undefined: never, or work was seen that the status does not have yet. */
   lastActivity: string | undefined;
 }
@@ -86,7 +91,7 @@ interface Observed {
 
 /**
  * @param size number of pods in the gang
- * @param lastActivity as in JobView
+ * @param seen as in JobView
  */
 export function viewOf(
   kind: JobKind,
@@ -94,7 +99,7 @@ export function viewOf(
   size: number,
   now: Date,
   toleratesNodeLoss: boolean,
-  lastActivity?: string,
+  { hasTrained = false, lastActivity }: Partial<Pick<JobView, 'hasTrained' | 'lastActivity'>> = {},
 ): JobView {
   // A pod may belong to a later attempt than that of the status, if the status was lost or is stale. The pods decide.
   const attempt = pods.reduce((newest, pod) => Math.max(newest, pod.attempt), status.attempt ?? 0);
@@ -102,10 +107,12 @@ export function viewOf(
   const otherPods: ObservedPod[] = [];
   const placeholders: ObservedPod[] = [];
   const waiting = { spec, now, lastActivity };
+  const restartsInPlace = attempt === (status.attempt ?? 0) ? (status.trainers?.containerRestarts ?? 0) : 0;
   for (const observed of pods) {
     const pod = isLostBySilence(observed, waiting) ? { ...observed, lostNode: observed.silentNode!.reason } : observed;
     if (pod.attempt === attempt && pod.placeholder) placeholders.push(pod);
-    else if (pod.attempt === attempt && pod.rank < size) ranks[pod.rank] = pod;
+    else if (pod.attempt === attempt && pod.rank < size)
+      ranks[pod.rank] = isAlive(pod) ? inPresentStart(pod, restartsInPlace, now) : pod;
     else otherPods.push(pod);
   }
   if (attempt === (status.attempt ?? 0))
@@ -122,6 +129,8 @@ export function viewOf(
     otherPods,
     placeholders,
     toleratesNodeLoss,
+    restartsInPlace,
+    hasTrained,
     lastActivity,
   };
 }
@@ -208,6 +217,10 @@ export function outcomeOf(pod: ObservedPod): 'succeeded' | 'failed' | null {
  */
 export const isAlive = ({ phase }: { phase?: string | undefined } = {}): boolean =>
   phase !== 'Succeeded' && phase !== 'Failed';
+
+/** Whether the kubelet starts a program again that has ended, in a pod that goes on. */
+export const willStartAgain = ({ containerRestarts, exitCode, ...pod }: ObservedPod): boolean =>
+  isAlive(pod) && exitCode !== undefined && (containerRestarts?.exitCodes.includes(exitCode) ?? false);
 
 /** The reason for which a pod waits while its init containers do their work. */
 export const INITIALIZING = 'PodInitializing';

@@ -2,7 +2,7 @@
  * Deletions after the end of an attempt. An attempt is over once the observed status has a higher number, or an
  * outcome. Until then its pods are kept: the planner reads from them why the attempt ended.
  */
-import { isAlive, type JobView, outcomeOf } from './attempt.ts';
+import { isAlive, type JobView, outcomeOf, willStartAgain } from './attempt.ts';
 import { attemptOfName } from './names.ts';
 import type { ObservedObject, ObservedPod } from './observed.ts';
 import type { Action } from './plan.ts';
@@ -37,7 +37,8 @@ export function secondsToPodEnd(pod: ObservedPod, now: Date): number | null {
 export const secondsToCleanup = ({ ranks, otherPods, now }: JobView): number | null =>
   soonest(...[...ranks, ...otherPods].map((pod) => (pod === undefined ? null : secondsToPodEnd(pod, now))));
 
-const mustBeStopped = (pod: ObservedPod, now: Date): boolean => isAlive(pod) && secondsToPodEnd(pod, now) === null;
+const mustBeStopped = (pod: ObservedPod, now: Date): boolean =>
+  isAlive(pod) && (willStartAgain(pod) || secondsToPodEnd(pod, now) === null);
 
 /**
  * Deletes pods of earlier attempts. Pods that have ended stay for their logs, but only those of the previous attempt:
@@ -55,11 +56,14 @@ export function deleteOlderPods(view: JobView, policy: CleanPodPolicy): Action[]
 /** Deletes the pods that hold places for ranks that will not come. */
 export const deletePlaceholders = (pods: ObservedPod[]): Action[] => pods.flatMap(deletePod);
 
-/** Deletes pods of the current attempt, after it was the last one. */
+/**
+ * Deletes pods of the current attempt, after it was the last one. Policy None keeps all but those in which the kubelet
+ * would start trainers again for ever; pods that were made for this policy have no such rules.
+ */
 export function deleteCurrentPods(view: JobView, policy: CleanPodPolicy): Action[] {
-  if (policy === 'None') return [];
   return view.ranks
     .filter((pod) => pod !== undefined && !pod.removed && (mustBeStopped(pod, view.now) || policy === 'All'))
+    .filter((pod) => policy !== 'None' || pod!.containerRestarts !== undefined)
     .flatMap((pod) => deletePod(pod!));
 }
 

@@ -14,6 +14,7 @@ import { podName } from './names.ts';
 import type { ObservedPod } from './observed.ts';
 import { truncate } from './plain-data.ts';
 import { MAX_MESSAGE, MAX_REASON, Reason } from './reasons.ts';
+import { KILLED } from './starts.ts';
 import { secondsSince } from './time.ts';
 
 /** The failure of an attempt, before the failure policy is applied. */
@@ -39,10 +40,11 @@ export interface Failure {
 export const ROOT_CAUSE_WAIT_SECONDS = 2;
 
 /**
- * Seconds to wait for the root cause, if so far only ranks that SIGTERM stopped have been observed. The kubelet sets
- * DisruptionTarget once all containers of a pod have ended, and other ranks of the gang may end before that.
+ * Seconds to wait for the root cause, if so far only ranks that SIGTERM stopped have been observed, or the container of
+ * a rank is gone. The kubelet sets DisruptionTarget and the reason once all containers of a pod have ended, and other
+ * ranks of the gang may end before that.
  */
-const STOP_CAUSE_WAIT_SECONDS = 30;
+const POD_CAUSE_WAIT_SECONDS = 30;
 
 /**
  * Seconds after the end of a program by SIGTERM in which the kubelet's Event may arrive that says why it sent the
@@ -54,7 +56,7 @@ export const KILL_EVENT_WAIT_SECONDS = 5;
 /** The failure that ends the current attempt; null if there is none, or if its cause is not known yet. */
 export function findFailure(view: JobView): Failure | null {
   const failed = view.ranks
-    .filter((pod) => pod !== undefined && outcomeOf(pod) === 'failed')
+    .filter((pod) => pod !== undefined && outcomeOf(pod) === 'failed' && !followsRestart(pod, view))
     .sort(byFinishTime) as ObservedPod[];
   const rootCause = failed.find((pod) => !followsAnotherRank(pod));
   if (rootCause) return explanationMayFollow(rootCause, view) ? null : processFailure(rootCause, view);
@@ -92,15 +94,23 @@ const followsAnotherRank = (pod: ObservedPod): boolean =>
   !pod.disrupted && !pod.deleting && !wentWithNode(pod) && (pod.exitCode === ExitCode.peerLost || isStopped(pod));
 
 /**
+ * Whether the program ended with its gang, in a restart that is counted already: it has not been started again since.
+ */
+const followsRestart = (pod: ObservedPod, { restartsInPlace }: JobView): boolean =>
+  pod.containerRestarts !== undefined &&
+  pod.containerRestarts.count < restartsInPlace &&
+  !pod.disrupted &&
+  !pod.deleting &&
+  pod.lostNode === undefined &&
+  (pod.exitCode === ExitCode.peerLost || (pod.exitCode === KILLED && isUnexplainedSignal(pod)));
+
+/**
  * SIGTERM ended the program, for a cause that is not known. Kubernetes reports "Error" for every exit code but 0; any
  * other reason is a cause, and so are the words of the kubelet (kill-causes.ts of the operator).
  */
 const isStopped = (pod: ObservedPod): boolean => pod.exitCode === ExitCode.preempted && isUnexplainedSignal(pod);
 
 const wentWithNode = (pod: ObservedPod): boolean => pod.lostNode !== undefined && isUnexplainedSignal(pod);
-
-/** Exit code of a program that SIGKILL ended: 128 + 9. */
-const KILLED = 137;
 
 /**
  * SIGTERM or SIGKILL ended the program, and no word says why: a machine that shuts down sends both, and may be gone
@@ -121,10 +131,10 @@ const wordsOf = (termination: ObservedPod['termination']): ObservedPod['terminat
 
 /**
  * Whether the pod's final status may still give another cause. The kubelet reports the end of a container before the
- * pod's reason (Evicted) and DisruptionTarget. Only a signal can have such a cause.
+ * pod's reason (Evicted) and DisruptionTarget. Only a signal can have such a cause; and a pod that goes on has none.
  */
 const explanationMayFollow = (pod: ObservedPod, { now }: JobView): boolean =>
-  (pod.exitCode ?? 0) > 128 && secondsToPodEnd(pod, now) !== null;
+  (pod.exitCode ?? 0) > 128 && !pod.restarted && secondsToPodEnd(pod, now) !== null;
 
 /** Whether another rank, or the final status of this one, may turn out to be the root cause. */
 function rootCauseMayFollow(pod: ObservedPod, view: JobView): boolean {
@@ -133,7 +143,8 @@ function rootCauseMayFollow(pod: ObservedPod, view: JobView): boolean {
     other !== undefined && (stopped ? !isAlive(other) : outcomeOf(other) !== null);
   if (pod.finishedAt === undefined) return false;
   const age = secondsSince(pod.finishedAt, view.now);
-  const wait = stopped ? STOP_CAUSE_WAIT_SECONDS : ROOT_CAUSE_WAIT_SECONDS;
+  const podEnds = stopped || view.ranks.some((other) => other?.containerRestarts?.isGone);
+  const wait = podEnds ? POD_CAUSE_WAIT_SECONDS : ROOT_CAUSE_WAIT_SECONDS;
   const waitWhenAllEnded = stopped ? KILL_EVENT_WAIT_SECONDS : 0;
   return age >= 0 && age < (view.ranks.every(hasEnded) ? waitWhenAllEnded : wait);
 }

@@ -17,8 +17,9 @@ const CONDITION_EVENTS: [ConditionType, PlanEvent['type']][] = [
 export function eventsOf(before: JobStatus, after: JobStatus): PlanEvent[] {
   const events: PlanEvent[] = [];
   if (restartsOf(after) !== restartsOf(before)) {
-    const { lastReason, lastMessage } = after.restarts!;
-    events.push({ type: 'Warning', reason: ConditionType.restarting, message: `${lastReason}: ${lastMessage}` });
+    const { lastReason, lastMessage, inPlace } = after.restarts!;
+    const how = inPlace === before.restarts?.inPlace ? '' : '; the trainers start again in their pods';
+    events.push({ type: 'Warning', reason: ConditionType.restarting, message: `${lastReason}: ${lastMessage}${how}` });
   }
   if (after.attemptStartTime !== undefined && after.attemptStartTime !== before.attemptStartTime) {
     events.push({

@@ -64,6 +64,9 @@ export interface Container {
   readinessProbe?: { httpGet: { path: string; port: number }; periodSeconds: number };
   livenessProbe?: { httpGet: { path: string; port: number }; periodSeconds: number; failureThreshold: number };
   securityContext?: Record<string, unknown>;
+  /** Instead of the pod's. Never: the rules say when the kubelet starts it again. */
+  restartPolicy?: 'Never';
+  restartPolicyRules?: { action: 'Restart'; exitCodes: { operator: 'In'; values: number[] } }[];
   terminationMessagePolicy?: 'File' | 'FallbackToLogsOnError';
 }
 

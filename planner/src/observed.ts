@@ -20,8 +20,38 @@ export interface JobIdentity {
   deletionTimestamp?: string | undefined;
 }
 
+/** How a program ended. */
+export interface ProgramEnd {
+  finishedAt?: string;
+  /** After a signal: 128 + its number. */
+  exitCode?: number;
+  /** The reason that Kubernetes reports for a failed container or pod: OOMKilled, Evicted, ... */
+  reason?: string;
+  /** Kubernetes' words about the end of the pod, or of its container. */
+  message?: string;
+  /** The termination message of a program that failed (read-termination.ts). */
+  termination?: TerminationMessage;
+}
+
+/** What the kubelet starts again in a pod: the container "facetrain", by the rules of the pod as it is stored. */
+export interface ContainerRestarts {
+  /** After these exit codes. */
+  exitCodes: number[];
+  /** How often it has done so. */
+  count: number;
+  /** How the program before the present one ended. */
+  lastEnd?: ProgramEnd;
+  /** The container runs. If it neither runs nor has ended, nor is gone, the kubelet is about to start it. */
+  isRunning: boolean;
+  /**
+   * The kubelet finds nothing of the container that ran: it ends the pod, or somebody removed the container. `count`
+   * and `lastEnd` may say of that what they say of a restart.
+   */
+  isGone?: true;
+}
+
 /** The last observed state of a pod, which a kubelet runs, or the executor that starts processes. */
-export interface ObservedPod {
+export interface ObservedPod extends ProgramEnd {
   name: string;
   uid: string;
   attempt: number;
@@ -34,26 +64,21 @@ export interface ObservedPod {
   deleting: boolean;
   node?: string;
   createdAt: string;
-  finishedAt?: string;
-  /** Of the container "facetrain", or of the container in `container`. After a signal: 128 + its number. */
-  exitCode?: number;
-  /** The init container of ours that `exitCode` is of: one that fetches data. */
+  /** Absent: the kubelet starts nothing again in this pod. */
+  containerRestarts?: ContainerRestarts;
+  /** How its program ended is how the one before it did: the kubelet has started it again. Only planners set it. */
+  restarted?: true;
+  /** The init container of ours that `exitCode` is of, instead of the container "facetrain": one that fetches data. */
   container?: string;
   /**
    * The pod has failed because this init container of the user's pod template failed. Its exit code means nothing to
    * us.
    */
   foreignContainer?: { name: string; exitCode: number; reason?: string; message?: string };
-  /** The reason that Kubernetes reports for a failed container or pod: OOMKilled, Evicted, ... */
-  reason?: string;
-  /** Kubernetes' words about the end of the pod, or of its container. */
-  message?: string;
   /** There is no pod: the status remembers that its rank succeeded. Only planners set it (`viewOf`). */
   removed?: true;
   /** The kubelet rejected the pod before it started any container. */
   rejected?: true;
-  /** The termination message of a program that failed (read-termination.ts). */
-  termination?: TerminationMessage;
   /** The termination message of a program that ended without an error. */
   result?: { progress?: ObservedProgress; artifact?: NonNullable<TerminationResult['artifact']> };
   /** The condition DisruptionTarget is True: preempted, drained, evicted. */
@@ -214,6 +239,8 @@ export interface ObservedFaceTrainJob {
   quantizeJob?: { spec: { suspend: boolean }; status: QuantizeJobStatus };
   /** apiVersion of the PodGroup that the cluster serves (scheduling.k8s.io/v1beta1); null if it serves none. */
   podGroupApi: string | null;
+  /** The cluster serves `restartPolicyRules` of containers. */
+  servesRestartRules?: boolean;
 }
 
 /** All that the planner of a QuantizeJob needs to know; fields as in ObservedFaceTrainJob. */

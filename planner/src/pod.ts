@@ -40,7 +40,7 @@ export interface PodParts {
   /** Labels and annotations that a template may replace. */
   labels?: Record<string, string>;
   annotations?: Record<string, string>;
-  container?: Pick<Container, 'ports' | 'readinessProbe' | 'livenessProbe'>;
+  container?: Pick<Container, 'ports' | 'readinessProbe' | 'livenessProbe' | 'restartPolicy' | 'restartPolicyRules'>;
   network?: { hostname: string; subdomain: string };
   podGroup?: string | undefined;
   /** As in the failure policy. */
@@ -72,7 +72,7 @@ const POD_SECURITY_DEFAULTS = {
   seccompProfile: { type: 'RuntimeDefault' },
 };
 
-/** The pod of one rank. It is never restarted by the kubelet: a failure ends the attempt. */
+/** A pod of ours. Beyond the rules of `parts.container` the kubelet starts nothing again. */
 export function makePod(parts: PodParts, environment: Environment): Pod {
   const { podTemplate: template, resourceClaims = [] } = parts.fields;
   // Our schema accepts any template. The API server checks the pod that is made from it.
@@ -310,7 +310,7 @@ function tolerations(theirs: Loose[], nodeLostSeconds: number): Loose[] {
  * Port and probes of the container that serves progress. The liveness probe fails after 5 minutes (15 × 20 s), because
  * it is for a stuck process only; for a gang that hangs there is progressDeadlineSeconds.
  */
-export function progressServer(port: number): Required<NonNullable<PodParts['container']>> {
+export function progressServer(port: number): Required<Pick<Container, 'ports' | 'readinessProbe' | 'livenessProbe'>> {
   const httpGet = { path: HEALTH_PATH, port };
   return {
     ports: [{ name: 'progress', containerPort: port }],

@@ -12,7 +12,7 @@ export const ConditionType = {
   podsReady: 'PodsReady',
   /** All ranks have started. */
   running: 'Running',
-  /** From the decision to restart until all ranks of the new attempt are ready. */
+  /** From the decision to restart until all ranks have started again and are ready. */
   restarting: 'Restarting',
   suspended: 'Suspended',
   succeeded: 'Succeeded',
@@ -83,6 +83,8 @@ export const Reason = {
   priorityMismatch: 'PriorityMismatch',
   progressDeadline: 'ProgressDeadlineExceeded',
   specChanged: 'SpecChanged',
+  /** Of a gang that was started again in its pods, a trainer was not. */
+  notRestarted: 'NotRestarted',
   /** An elastic gang goes on with fewer pods. */
   scaledDown: 'ScaledDown',
   /** An elastic gang goes on with more pods. */

@@ -1,6 +1,7 @@
 /** When to plan again without an observed change: at the end of the first timer that runs in a stage. */
 import { type JobView, outcomeOf, secondsToNodeLoss, secondsToPodLoss } from './attempt.ts';
 import { secondsToCleanup } from './cleanup.ts';
+import { secondsToStart } from './container-restarts.ts';
 import { secondsToDeadline } from './deadlines.ts';
 import { ROOT_CAUSE_WAIT_SECONDS } from './failure.ts';
 import type { Stage } from './stage.ts';
@@ -34,7 +35,7 @@ function secondsInStage(stage: Stage, view: JobView): number | null {
       const rootCauseWait = view.ranks.some((pod) => pod && outcomeOf(pod) === 'failed')
         ? ROOT_CAUSE_WAIT_SECONDS
         : null;
-      return soonest(rootCauseWait, secondsToPodLoss(view), secondsToDeadline(view));
+      return soonest(rootCauseWait, secondsToStart(view), secondsToPodLoss(view), secondsToDeadline(view));
     }
     default:
       return secondsToCleanup(view);

@@ -33,6 +33,7 @@ export type RestartDecision =
  *
  * @param restarts those of the status, before this failure
  * @param startedAt when the attempt that failed was created; undefined: its pods were not all created yet
+ * @param times for how many restarts the failure stands, if they count
  */
 export function decideRestart(
   failure: Failure,
@@ -40,6 +41,7 @@ export function decideRestart(
   restarts: Restarts | undefined,
   now: Date,
   startedAt?: string,
+  times = 1,
 ): RestartDecision {
   const { action, rule, isDefault } = actionFor(failure, policy);
   const message = rule === undefined ? failure.message : `${failure.message} (rule ${rule})`;
@@ -53,7 +55,7 @@ export function decideRestart(
 
   const recent = (restarts?.countedTimes ?? []).filter((time) => secondsSince(time, now) < policy.windowSeconds);
   const counted = action === 'Restart';
-  if (counted && recent.length >= policy.maxRestarts) {
+  if (counted && recent.length + times > policy.maxRestarts) {
     const allowance = `maxRestarts ${policy.maxRestarts} within ${policy.windowSeconds} s is used up`;
     return {
       action: 'fail',
@@ -68,9 +70,10 @@ export function decideRestart(
   return {
     action: 'restart',
     restarts: {
-      count: (restarts?.count ?? 0) + (counted ? 1 : 0),
-      countedTimes: counted ? [...recent, time] : recent,
+      count: (restarts?.count ?? 0) + (counted ? times : 0),
+      countedTimes: counted ? [...recent, ...Array.from({ length: times }, () => time)] : recent,
       disruptions: (restarts?.disruptions ?? 0) + (counted ? 0 : 1),
+      ...(restarts?.inPlace !== undefined && { inPlace: restarts.inPlace }),
       ...(!counted && { disruptionsInRow: rowBefore + 1 }),
       ...(notANumberStep !== undefined && { lastNotANumberStep: notANumberStep }),
       lastReason: failure.reason,

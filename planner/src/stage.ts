@@ -11,6 +11,7 @@
 import type { Refusal, Restarts } from '@facetrain/api';
 import { differ, isAlive, type JobView, outcomeOf } from './attempt.ts';
 import { findCondition, isTrue } from './conditions.ts';
+import { containerRestartsOf, rankLeftBehind, restartsToCount, staysInPods } from './container-restarts.ts';
 import { exceededDeadline } from './deadlines.ts';
 import { type Failure, findFailure } from './failure.ts';
 import { attemptName } from './names.ts';
@@ -30,6 +31,8 @@ export type Stage =
   | { name: 'Suspended' }
   /** This attempt failed; another one follows. */
   | { name: 'Restart'; restarts: Restarts }
+  /** The trainers failed, and the kubelet has started one again in its pod: container-restarts.ts. */
+  | { name: 'RestartInPlace'; restarts: Restarts; containerRestarts: number }
   /**
    * This attempt is over without a failure; another one follows, at once or after a suspension. `trainers`: with this
    * number of ranks.
@@ -93,13 +96,34 @@ export function specChanged(
     : null;
 }
 
+/** A gang whose trainers start again in their pods goes on, and has no stage of its own before the first has. */
 export function failed(view: JobView): Stage | null {
   const failure = findFailure(view);
-  return failure && stageAfterFailure(failure, view);
+  const stage = failure && stageAfterFailure(failure, view, restartsToCount(view));
+  if (stage?.name !== 'Restart') return stage;
+  const { count, inPlace = 0, ...others } = stage.restarts;
+  const counted = count - (view.status.restarts?.count ?? 0);
+  if (!staysInPods(failure!, stage.restarts, view))
+    // Of several, those before the last were in place.
+    return counted < 2 ? stage : { name: 'Restart', restarts: { count, inPlace: inPlace + counted - 1, ...others } };
+  const containerRestarts = containerRestartsOf(view);
+  return containerRestarts > view.restartsInPlace
+    ? { name: 'RestartInPlace', restarts: { count, inPlace: inPlace + 1, ...others }, containerRestarts }
+    : null;
 }
 
-export function stageAfterFailure(failure: Failure, view: JobView): Stage {
-  const decision = decideRestart(failure, view.spec.failurePolicy, view.status.restarts, view.now, view.startedAt);
+/** New pods for a gang of which a trainer was not started again with the others. Their restart is counted already. */
+export function notFollowed(view: JobView): Stage | null {
+  const pod = rankLeftBehind(view);
+  if (!pod) return null;
+  const message = `pod ${pod.name} was not started again with the other trainers`;
+  return { name: 'Replace', reason: Reason.notRestarted, message };
+}
+
+/** @param times for how many restarts the failure stands */
+export function stageAfterFailure(failure: Failure, view: JobView, times = 1): Stage {
+  const { spec, status, now, startedAt } = view;
+  const decision = decideRestart(failure, spec.failurePolicy, status.restarts, now, startedAt, times);
   return decision.action === 'fail'
     ? { name: 'Failed', reason: decision.reason, message: decision.message }
     : { name: 'Restart', restarts: decision.restarts };

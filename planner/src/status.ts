@@ -6,6 +6,7 @@
  *   Blocked            Pending      False  -            True      Failed
  *   Suspended          Suspended    True   while stopping         Current
  *   Restart, Backoff   Restarting   False  True         -         InProgress
+ *   RestartInPlace     Restarting   False  True         -         InProgress
  *   Replace, Stopping  as before    False  True         -         InProgress
  *   Waiting, Release   Pending      False  True         -         InProgress
  *   Queued             Pending      False  True         -         InProgress
@@ -51,6 +52,8 @@ export function lifecycleOf(stage: Stage, view: JobView): Omit<JobStatus, 'condi
         attemptStartTime: undefined,
         restarts: stage.restarts,
       };
+    case 'RestartInPlace':
+      return { ...unchanged, restarts: stage.restarts };
     case 'Replace':
       return {
         ...unchanged,
@@ -117,6 +120,7 @@ export function phaseOf(stage: Stage, view: JobView): FaceTrainPhase {
     case 'Failed':
       return stage.name;
     case 'Restart':
+    case 'RestartInPlace':
       return 'Restarting';
     case 'Active':
       if (isRunning(view)) return 'Running';
@@ -138,8 +142,11 @@ function isRunning(view: JobView): boolean {
   );
 }
 
+const isRestart = (stage: Stage): stage is Extract<Stage, { name: 'Restart' | 'RestartInPlace' }> =>
+  stage.name === 'Restart' || stage.name === 'RestartInPlace';
+
 function isRestarting(stage: Stage, view: JobView): boolean {
-  if (stage.name === 'Restart') return true;
+  if (isRestart(stage)) return true;
   const isBetweenAttempts =
     stage.name === 'Stopping' ||
     stage.name === 'Backoff' ||
@@ -168,6 +175,7 @@ function summaryOf(stage: Stage, view: JobView): Summary {
         return { ready: false, kstatus: 'InProgress', reason: Reason.suspending, message: olderPodsMessage(view) };
       return { ready: true, kstatus: 'Current', reason: Reason.suspended, message: 'suspended as spec.suspend asks' };
     case 'Restart':
+    case 'RestartInPlace':
       return {
         ready: false,
         kstatus: 'InProgress',
@@ -254,7 +262,7 @@ export function conditionsOf(stage: Stage, view: JobView, extra: WantedCondition
 
 function restartCause(stage: Stage, view: JobView): { reason: string; message: string } | null {
   if (!isRestarting(stage, view)) return null;
-  const restarts = stage.name === 'Restart' ? stage.restarts : view.status.restarts;
+  const restarts = isRestart(stage) ? stage.restarts : view.status.restarts;
   return { reason: restarts?.lastReason ?? Reason.exited, message: restarts?.lastMessage ?? '' };
 }
 
@@ -277,7 +285,9 @@ function transientCondition(
 
 function podConditions(stage: Stage, view: JobView): WantedCondition[] {
   if (stage.name !== 'Active') {
-    const inactive = { status: 'False', reason: Reason.over, message: 'no attempt is under way' } as const;
+    const message =
+      stage.name === 'RestartInPlace' ? 'the trainers start again in their pods' : 'no attempt is under way';
+    const inactive = { status: 'False', reason: Reason.over, message } as const;
     return [
       { type: ConditionType.podsReady, ...inactive },
       { type: ConditionType.running, ...inactive },

@@ -30,6 +30,7 @@ interface ContainerState {
 interface Container {
   name: string;
   args?: string[];
+  restartPolicyRules?: { exitCodes?: { values: number[] } }[];
 }
 
 export interface Pod extends KubernetesObject {
@@ -39,7 +40,7 @@ export interface Pod extends KubernetesObject {
     reason?: string;
     message?: string;
     conditions?: { type: string; status: string; reason?: string; message?: string }[];
-    containerStatuses?: { name: string; state?: ContainerState }[];
+    containerStatuses?: { name: string; state?: ContainerState; restartCount?: number }[];
   };
 }
 

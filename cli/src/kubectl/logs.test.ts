@@ -70,6 +70,42 @@ test('a log that ends while its container runs is asked for again from there, un
   ]);
 });
 
+test('the log goes on when the kubelet starts the container again in its pod', async () => {
+  const line = (second: number, text: string) => `2026-01-01T00:00:0${second}.500000000Z ${text}\n`;
+  const container = { name: 'facetrain', restartPolicyRules: [{ exitCodes: { values: [4, 137] } }] };
+  const ended = (exitCode: number) => [{ name: 'facetrain', state: { terminated: { exitCode } } }];
+  const answers = [
+    { log: line(1, 'killed'), after: ended(137) },
+    { log: '', after: [{ name: 'facetrain', state: {}, restartCount: 1 }] },
+    { log: line(4, 'again'), after: ended(1) },
+    { log: line(4, 'again'), after: ended(1) },
+  ];
+  const job = { metadata: { uid: 'job' }, spec: {}, status: {} };
+  const pod = {
+    metadata: { name: 'faces-0-0', uid: 'pod', labels: { 'facetrain.dev/rank': '0', 'facetrain.dev/attempt': '0' } },
+    spec: { nodeName: 'node-1', containers: [container] },
+    status: { phase: 'Running', containerStatuses: [] as object[] },
+  };
+  const cluster = {
+    namespace: 'faces',
+    job: async () => structuredClone(job),
+    pods: async () => [structuredClone(pod)],
+    client: {
+      async *stream() {
+        const { log, after } = answers.shift()!;
+        yield Buffer.from(log);
+        pod.status.containerStatuses = after;
+        if (answers.length === 0) job.status = { completionTime: '2026-01-01T00:00:04Z' };
+      },
+    },
+  } as unknown as Cluster;
+  let text = '';
+  const write = async (data: Buffer) => void (text += String(data));
+  await writeLogs(cluster, 'faces', { rank: 0, follow: true }, write, () => {}, AbortSignal.timeout(60_000));
+  assert.equal(text, 'killed\nagain\n');
+  assert.deepEqual(answers, []);
+});
+
 test('of a pod with several ranks, the lines of one', async () => {
   const own = (rank: number) => `{"level":"info","job":"faces","rank":${rank},"msg":"\\"rank\\":7"}\n`;
   const lines = [own(4), '{"level":"warn","failedRank":4}\n', own(5), 'rank 4: NCCL INFO\n', 'rank 5: NCCL\n', own(45)];

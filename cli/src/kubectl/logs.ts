@@ -1,4 +1,7 @@
-/** `kubectl facetrain logs`: the log of one rank. With `follow` it goes on with the rank's pod of the next attempt. */
+/**
+ * `kubectl facetrain logs`: the log of one rank. With `follow` it goes on when the rank is started again, in its pod or
+ * in that of the next attempt.
+ */
 import { setTimeout as delay } from 'node:timers/promises';
 import { FacetrainError } from '@facetrain/api';
 import { ApiError, isApiError } from '@facetrain/operator/runtime/api-error';
@@ -130,10 +133,13 @@ function noPod(name: string, pods: Pod[], { rank, attempt, quantizer }: LogsOpti
   });
 }
 
-/** Whether the container whose log it is cannot write any more. */
-const hasEnded = ({ status }: Pod): boolean =>
-  !isAlive(status) ||
-  (status?.containerStatuses ?? []).some(({ name, state }) => name === CONTAINER && state?.terminated !== undefined);
+/** Whether nothing more is written to the log: its container has ended, and the kubelet does not start it again. */
+function hasEnded({ spec, status }: Pod): boolean {
+  if (!isAlive(status)) return true;
+  const ended = status?.containerStatuses?.find(({ name }) => name === CONTAINER)?.state?.terminated;
+  const rules = spec.containers?.find(({ name }) => name === CONTAINER)?.restartPolicyRules ?? [];
+  return ended !== undefined && !rules.some(({ exitCodes }) => exitCodes?.values.includes(ended.exitCode));
+}
 
 /**
  * @param position is moved on

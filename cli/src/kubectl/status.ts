@@ -99,11 +99,14 @@ function progressNodes({ status }: Job): Node[] {
   if (restarts && restarts.count + (restarts.disruptions ?? 0) > 0)
     nodes.push({
       text:
-        `restarts: ${restarts.count} that count, ${restarts.disruptions ?? 0} by others; ` +
+        `restarts: ${restarts.count} that count${inPlaceOf(restarts)}, ${restarts.disruptions ?? 0} by others; ` +
         `the last: ${restarts.lastReason}: ${restarts.lastMessage}`,
     });
   return nodes;
 }
+
+const inPlaceOf = ({ inPlace = 0 }: { inPlace?: number | undefined }): string =>
+  inPlace === 0 ? '' : ` (${inPlace} in the same pods)`;
 
 function attempts(pods: Pod[], current: number): Node[] {
   const numbers = [...new Set([current, ...pods.map(attemptOf)])].sort((a, b) => b - a);
@@ -128,7 +131,9 @@ export function stateOf({ metadata, status = {} }: Pod): string {
   const { phase = 'Pending', reason, message, conditions = [], containerStatuses = [] } = status;
   const isReady = conditions.some(({ type, status: value }) => type === 'Ready' && value === 'True');
   const unscheduled = conditions.find(({ type, status: value }) => type === 'PodScheduled' && value === 'False');
-  const state = containerStatuses.find(({ name }) => name === 'facetrain')?.state;
+  const container = containerStatuses.find(({ name }) => name === 'facetrain');
+  const { state } = container ?? {};
+  const starts = container?.restartCount ?? 0;
   const words = (why: { reason?: string; message?: string }) => [why.reason, why.message].filter(Boolean).join(': ');
   const details = [
     metadata.deletionTimestamp === undefined ? '' : 'being deleted',
@@ -137,6 +142,7 @@ export function stateOf({ metadata, status = {} }: Pod): string {
     phase === 'Pending' && unscheduled ? words(unscheduled) : '',
     state?.waiting ? words(state.waiting) : '',
     state?.terminated ? `exit code ${state.terminated.exitCode}` : '',
+    starts > 0 ? `started again ${starts === 1 ? 'once' : `${starts} times`}` : '',
   ];
   return [phase, ...details.filter((text) => text !== '')].join(', ');
 }

@@ -4,7 +4,7 @@
  * - FaceTrainJob: all is kept. Indexes: places, `quota` and `refusedIn` (quota-rivals.ts).
  * - QuantizeJob: all is kept. Indexes: places, `refusedIn`.
  * - Pod: metadata with the one annotation that is read, of its status what the planner reads, names of its node and its
- * claims, priority, group. Indexes: places, `job` (uid), `name` (kind and name of its job), `node`.
+ * claims, priority, group, restart rules. Indexes: places, `job` (uid), `name` (kind and name of its job), `node`.
  * - PodGroup: metadata, status, priority. Index: `job` (uid).
  * - Workload: metadata, status, whether it is active. Indexes: `job` (uid), `name` (kind and name of its job).
  * - Service, ConfigMap, NetworkPolicy: metadata. Index: `job` (uid).
@@ -108,12 +108,15 @@ const jobNameOf = ({ metadata: { namespace, labels } }: KubernetesObject): strin
 
 /** Keeps the fields of a pod's spec that are read: with thousands of pods, whole specs would be most of the memory. */
 function stripPod(pod: PodObject): PodObject {
-  const { nodeName, priority, schedulingGroup, volumes = [], initContainers = [] } = pod.spec;
+  const { nodeName, priority, schedulingGroup, volumes = [], initContainers = [], containers = [] } = pod.spec;
   const claimVolumes = volumes.flatMap(({ persistentVolumeClaim }) =>
     persistentVolumeClaim ? [{ persistentVolumeClaim }] : [],
   );
   const sidecars = initContainers.flatMap(({ name, restartPolicy }) =>
     restartPolicy === undefined ? [] : [{ name, restartPolicy }],
+  );
+  const restarted = containers.flatMap(({ name, restartPolicyRules }) =>
+    restartPolicyRules === undefined ? [] : [{ name, restartPolicyRules }],
   );
   const { annotations, ...metadata } = pod.metadata;
   const writesTo = annotations?.[Annotation.writesTo];
@@ -127,6 +130,7 @@ function stripPod(pod: PodObject): PodObject {
       ...(schedulingGroup !== undefined && { schedulingGroup }),
       ...(claimVolumes.length > 0 && { volumes: claimVolumes }),
       ...(sidecars.length > 0 && { initContainers: sidecars }),
+      ...(restarted.length > 0 && { containers: restarted }),
     },
   };
 }
@@ -134,7 +138,13 @@ function stripPod(pod: PodObject): PodObject {
 /** Keeps what PodObject lists. The rest (images, volumes and resources of containers, times) is most of a status. */
 function stripPodStatus(status: PodStatus): PodStatus {
   const { phase, reason, message, podIP, conditions, initContainerStatuses, containerStatuses } = status;
-  const containers = (all: ContainerStatus[]) => all.map(({ name, state }) => ({ name, ...(state && { state }) }));
+  const containers = (all: ContainerStatus[]) =>
+    all.map(({ name, state, lastState, restartCount }) => ({
+      name,
+      ...(state && { state }),
+      ...(lastState?.terminated && { lastState: { terminated: lastState.terminated } }),
+      ...(restartCount && { restartCount }),
+    }));
   return {
     ...(phase !== undefined && { phase }),
     ...(reason !== undefined && { reason }),

@@ -8,11 +8,15 @@ import { clusterChanged, discoverCluster } from './cluster-discovery.ts';
 const log = pino({ level: 'silent' });
 
 /** A server that answers discovery with these codes one by one, then with 200; a list with the code of its kind. */
-function serverOf(discovery: number[], lists: Record<string, number> = {}) {
+function serverOf(discovery: number[], lists: Record<string, number> = {}, version: object | number = {}) {
   const failure = (status: number) => new ApiError('GET', status, undefined, 'no');
   const client = {
     guardedBy: () => client,
-    async raw() {
+    async raw(path: string) {
+      if (path === '/version') {
+        if (typeof version === 'number') throw failure(version);
+        return version;
+      }
       const status = discovery.shift() ?? 200;
       if (status !== 200) throw failure(status);
       return { resources: [{ name: 'podgroups' }] };
@@ -41,6 +45,26 @@ test('a Kueue that is down holds up no other job', { timeout: 120_000 }, async (
   const cluster = (await discover(client))!;
   assert.deepEqual([cluster.podGroupApi, cluster.servesWorkloads], ['scheduling.k8s.io/v1beta1', false]);
   lists.workloads = 200;
+  await clusterChanged({ client, log, namespace: null }, cluster, 1, new AbortController().signal);
+});
+
+test('restart rules are served from Kubernetes 1.35 on', async () => {
+  for (const [version, want] of [
+    [{ major: '1', minor: '34' }, false],
+    [{ major: '1', minor: '35' }, true],
+    [{ major: '1', minor: '37+' }, true],
+    [{}, false],
+    [403, false],
+    [404, false],
+  ] as const)
+    assert.equal((await discover(serverOf([], {}, version)))!.servesRestartRules, want, JSON.stringify(version));
+});
+
+test('a cluster that is upgraded to one with restart rules makes the operator start anew', async () => {
+  const version = { major: '1', minor: '34' };
+  const client = serverOf([], {}, version);
+  const cluster = (await discover(client))!;
+  version.minor = '35';
   await clusterChanged({ client, log, namespace: null }, cluster, 1, new AbortController().signal);
 });
 

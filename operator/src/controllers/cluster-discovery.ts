@@ -1,7 +1,7 @@
 /**
  * What the operator must know of the cluster before it can begin: which PodGroup API it serves, whether Kueue's
- * Workloads, what may be read. What the cluster serves can change (an upgrade, a feature gate), so it is asked again
- * from time to time.
+ * Workloads and the restart rules of containers, what may be read. What the cluster serves can change (an upgrade, a
+ * feature gate), so it is asked again from time to time.
  */
 import { setTimeout as delay } from 'node:timers/promises';
 import type { Logger } from 'pino';
@@ -16,8 +16,13 @@ export interface Cluster {
   podGroupApi: string | null;
   /** Kueue is installed, and its Workloads may be listed. */
   servesWorkloads: boolean;
+  /** A container may have `restartPolicyRules`. */
+  servesRestartRules: boolean;
   nodesAndVolumes: PodNodesAndVolumes;
 }
+
+/** From this minor version on `restartPolicyRules` are served by default (feature ContainerRestartRules, beta). */
+const RESTART_RULES_SINCE = 35;
 
 /** In the order in which they are tried. */
 const POD_GROUP_VERSIONS = ['v1beta1', 'v1'];
@@ -62,8 +67,14 @@ export async function discoverCluster(
     try {
       const podGroupApi = await servedPodGroup(client);
       const hasWorkloads = await servesWorkloads(client, options.namespace).catch(withoutWorkloads);
+      const hasRestartRules = await servesRestartRules(client);
       const nodesAndVolumes = await PodNodesAndVolumes.open({ ...options, signal });
-      return { podGroupApi, servesWorkloads: hasWorkloads, nodesAndVolumes };
+      return {
+        podGroupApi,
+        servesWorkloads: hasWorkloads,
+        servesRestartRules: hasRestartRules,
+        nodesAndVolumes,
+      };
     } catch (error) {
       if (signal.aborted) return null;
       if (error instanceof ApiError && error.status < 500 && !PASSING.includes(error.status)) throw error;
@@ -76,8 +87,9 @@ export async function discoverCluster(
 }
 
 /**
- * Asks again and again which PodGroup API the cluster serves, whether Workloads, and whether kinds that were left out
- * may be read. Each time costs two or three small requests, and one for each kind that was left out.
+ * Asks again and again which PodGroup API the cluster serves, whether Workloads and restart rules, and whether kinds
+ * that were left out may be read. Each time costs three or four small requests, and one for each kind that was left
+ * out.
  *
  * @param cluster what was found at the start
  * @returns when two answers in a row differ from that, so that one API server of several that is being upgraded does
@@ -85,11 +97,11 @@ export async function discoverCluster(
  */
 export async function clusterChanged(
   { client, log, namespace }: { client: Client; log: Logger; namespace: string | null },
-  { podGroupApi, servesWorkloads, nodesAndVolumes }: Cluster,
+  { podGroupApi, servesWorkloads, servesRestartRules, nodesAndVolumes }: Cluster,
   everyMilliseconds: number,
   signal: AbortSignal,
 ): Promise<void> {
-  const known = JSON.stringify([podGroupApi, servesWorkloads]);
+  const known = JSON.stringify([podGroupApi, servesWorkloads, servesRestartRules]);
   let before = known;
   let couldReadMore = false;
   while (!signal.aborted) {
@@ -99,7 +111,7 @@ export async function clusterChanged(
       nodesAndVolumes.mayReadMore(signal),
     ]);
     if (served !== known && served === before) {
-      log.info({ before: known, served }, 'the cluster serves another PodGroup API, or Workloads; starting anew');
+      log.info({ before: known, served }, 'the cluster serves other kinds or fields than before; starting anew');
       return;
     }
     if (readsMore && couldReadMore) {
@@ -111,8 +123,20 @@ export async function clusterChanged(
   }
 }
 
-const servedKinds = (client: Client, namespace: string | null): Promise<[string | null, boolean]> =>
-  Promise.all([servedPodGroup(client), servesWorkloads(client, namespace)]);
+const servedKinds = (client: Client, namespace: string | null): Promise<[string | null, boolean, boolean]> =>
+  Promise.all([servedPodGroup(client), servesWorkloads(client, namespace), servesRestartRules(client)]);
+
+/** No API says which fields of a pod are served; the API server drops those of features that are off. */
+async function servesRestartRules(client: Client): Promise<boolean> {
+  try {
+    const { major, minor } = await client.raw<{ major: string; minor: string }>('/version');
+    // Some distributions write 35+.
+    return major === '1' && Number.parseInt(minor, 10) >= RESTART_RULES_SINCE;
+  } catch (error) {
+    if (isApiError(error, 'NotFound', 'Forbidden')) return false;
+    throw error;
+  }
+}
 
 /** Kueue's API can be there without permission to use it, and then it is as if it were not. */
 async function servesWorkloads(client: Client, namespace: string | null): Promise<boolean> {

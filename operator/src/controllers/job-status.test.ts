@@ -357,6 +357,68 @@ test('why a pod cannot start is reported from the events about it, until the pod
   await ns.waitForPhase('faces', 'Running');
 });
 
+test('trainers that the kubelet starts again in their pods are counted once, and the pods stay', async (t) => {
+  const ns = await open(t, 'in-place', { progressSeconds: 0.1 });
+  const { rank, port } = await serveProgress(t, {
+    schemaVersion: 1,
+    job: { name: 'faces', uid: '', attempt: 0 },
+    stage: 'Training',
+    step: 0,
+    totalSteps: 100,
+    epoch: 0,
+    imagesPerSecond: null,
+    loss: null,
+    learningRate: null,
+    etaSeconds: null,
+    evaluations: [],
+    checkpoint: null,
+    activity: 0,
+  });
+  const { metadata } = await ns.applyFaceTrainJob('faces', { trainers: { replicas: 2, progressPort: port } });
+  await ns.waitForPods('faces-0-0', 'faces-0-1');
+  const rules = { restartPolicyRules: [{ action: 'Restart', exitCodes: { operator: 'In', values: [4, 137] } }] };
+  for (const name of ['faces-0-0', 'faces-0-1'])
+    assert.partialDeepStrictEqual((await ns.get(pods, name)).spec.containers, [rules]);
+  const podIP = '127.0.0.1';
+  for (const name of ['faces-0-0', 'faces-0-1']) await ns.setPodStatus(name, 'Running', { podIP });
+  await ns.waitForPhase('faces', 'Running');
+  // The gang trains. A checkpoint is written to the status at once.
+  await eventually(async () => {
+    const step = rank.progress.step + 1;
+    const job = { name: 'faces', uid: metadata.uid, attempt: 0 };
+    rank.progress = {
+      ...rank.progress,
+      job,
+      step,
+      activity: step,
+      checkpoint: { step, time: '2026-01-01T00:00:00.000Z' },
+    };
+    const { progress, attemptStartTime } = await ns.statusOf('faces');
+    assert(progress !== undefined && progress.lastHeartbeatTime > attemptStartTime!);
+  });
+
+  await ns.setPodStatus('faces-0-1', 'Running', { podIP, restarted: { count: 1, exitCode: 137 } });
+  await eventually(async () => {
+    const { phase, attempt, restarts, trainers } = await ns.statusOf('faces');
+    assert.deepEqual([phase, attempt, trainers?.containerRestarts], ['Restarting', 0, 1]);
+    assert.partialDeepStrictEqual(restarts, { count: 1, inPlace: 1, disruptions: 0, lastReason: 'ProcessKilled' });
+  });
+  await ns.setPodStatus('faces-0-0', 'Running', { podIP, exitCode: 4 });
+  await ns.setPodStatus('faces-0-0', 'Running', { podIP, restarted: { count: 1, exitCode: 4 } });
+  await ns.waitForPhase('faces', 'Running');
+  const { attempt, restarts } = await ns.statusOf('faces');
+  assert.deepEqual([attempt, restarts!.count, restarts!.disruptions], [0, 1, 0]);
+  await ns.waitForPods('faces-0-0', 'faces-0-1');
+
+  // The next failure comes soon, so its restart waits: new pods.
+  await ns.setPodStatus('faces-0-0', 'Running', { podIP, restarted: { count: 2, exitCode: 137 } });
+  await eventually(async () => {
+    const status = await ns.statusOf('faces');
+    assert.partialDeepStrictEqual(status, { attempt: 1, restarts: { count: 2, inPlace: 1 } });
+    assert.equal(status.trainers!.containerRestarts, undefined);
+  });
+});
+
 /** The statuses of pods as a kubelet of 1.37 writes them, and what the job says. */
 const endings: Record<
   string,

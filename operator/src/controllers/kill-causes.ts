@@ -9,8 +9,9 @@
  *
  * Killing comes with the end of every pod of the cluster, so it is not watched. The Events about a pod are listed when
  * its program has left and nothing else says why; again for some seconds, as the kubelet sends Events and the status of
- * the pod independently of each other.
+ * the pod independently of each other. The words stay with the end of a program that the kubelet has started again.
  */
+import { isAlive } from '@facetrain/planner/attempt';
 import { KILL_EVENT_WAIT_SECONDS } from '@facetrain/planner/failure';
 import { CONTAINER } from '@facetrain/planner/names';
 import type { ObservedPod } from '@facetrain/planner/observed';
@@ -32,8 +33,8 @@ const MAX_WORDS = 500;
 const PROBE_TO_KILLING_MILLISECONDS = 30_000;
 
 interface Answer {
-  /** Of the pod for which the Events were listed. */
-  resourceVersion: string | undefined;
+  /** Of the program about whose end the Events were listed. */
+  finishedAt: string | undefined;
   cause: string | undefined;
   /** An Event about the end of the program may have come later. */
   isEarly: boolean;
@@ -53,30 +54,35 @@ export class KillCauses {
     const known = this.#answers.get(jobUid);
     const answers = new Map<string, Answer>();
     const unexplained = pods
-      .filter(hasFailedProgram)
+      .filter((object) => endOfProgram(object) !== undefined)
       .flatMap((object) => {
-        const observed = observePod(object);
-        return observed && isUnexplained(observed) ? [{ object, finishedAt: observed.finishedAt ?? '' }] : [];
+        const end = endedProgram(observePod(object));
+        return end && isUnexplained(end) ? [{ object, finishedAt: end.finishedAt ?? '' }] : [];
       })
       .sort((a, b) => a.finishedAt.localeCompare(b.finishedAt));
-    const read = async ({ metadata }: PodObject, finishedAt: string) => {
-      const earlier = known?.get(metadata.uid);
+    const read = async (pod: PodObject) => {
+      const { uid } = pod.metadata;
+      const earlier = known?.get(uid);
       const isCurrent =
-        earlier &&
-        (earlier.cause !== undefined || (earlier.resourceVersion === metadata.resourceVersion && !earlier.isEarly));
-      const isEarly = secondsSince(finishedAt, new Date()) < KILL_EVENT_WAIT_SECONDS;
-      const answer = isCurrent ? earlier : await this.#answer(metadata, isEarly);
-      if (answer) answers.set(metadata.uid, answer);
+        earlier !== undefined &&
+        earlier.finishedAt === endOfProgram(pod)!.finishedAt &&
+        (earlier.cause !== undefined || !earlier.isEarly);
+      const answer = isCurrent ? earlier : await this.#answer(pod);
+      if (answer) answers.set(uid, answer);
     };
-    await Promise.all(unexplained.slice(0, MAX_PODS).map(({ object, finishedAt }) => read(object, finishedAt)));
+    await Promise.all(unexplained.slice(0, MAX_PODS).map(({ object }) => read(object)));
     if (answers.size > 0) this.#answers.set(jobUid, answers);
     else this.#answers.delete(jobUid);
   }
 
   /** The pod, with the cause of its end as its message if one was found. */
   explain(jobUid: string, pod: ObservedPod): ObservedPod {
-    const cause = this.#answers.get(jobUid)?.get(pod.uid)?.cause;
-    return cause === undefined || !isUnexplained(pod) ? pod : { ...pod, message: cause };
+    const { cause: message, finishedAt } = this.#answers.get(jobUid)?.get(pod.uid) ?? {};
+    const end = endedProgram(pod);
+    if (message === undefined || !end || end.finishedAt !== finishedAt || !isUnexplained(end)) return pod;
+    if (end === pod) return { ...pod, message };
+    const restarts = pod.containerRestarts!;
+    return { ...pod, containerRestarts: { ...restarts, lastEnd: { ...restarts.lastEnd, message } } };
   }
 
   forget(jobUid: string): void {
@@ -84,24 +90,37 @@ export class KillCauses {
   }
 
   /** @returns undefined when the server does not answer: the next reconcile asks again */
-  async #answer(
-    { namespace, uid, resourceVersion }: PodObject['metadata'],
-    isEarly: boolean,
-  ): Promise<Answer | undefined> {
+  async #answer(pod: PodObject): Promise<Answer | undefined> {
+    const { namespace, uid } = pod.metadata;
+    const { startedAt, finishedAt } = endOfProgram(pod)!;
+    const isEarly = finishedAt !== undefined && secondsSince(finishedAt, new Date()) < KILL_EVENT_WAIT_SECONDS;
     const query = { fieldSelector: `involvedObject.uid=${uid}`, limit: MAX_EVENTS };
     try {
       const timeout = AbortSignal.timeout(ANSWER_MILLISECONDS);
       const { items } = await this.#client.list(podEvents, namespace!, query, false, timeout);
-      return { resourceVersion, cause: causeIn(items ?? []), isEarly };
+      return { finishedAt, cause: causeIn(items ?? [], startedAt), isEarly };
     } catch (error) {
       if (error instanceof LeadershipLost) throw error;
-      return isApiError(error, 'Forbidden') ? { resourceVersion, cause: undefined, isEarly: false } : undefined;
+      return isApiError(error, 'Forbidden') ? { finishedAt, cause: undefined, isEarly: false } : undefined;
     }
   }
 }
 
-const hasFailedProgram = ({ status }: PodObject): boolean =>
-  status?.containerStatuses?.some(({ name, state }) => name === CONTAINER && state?.terminated) ?? false;
+/** When the trainer's container last ran before its last end, also of one that the kubelet has started again since. */
+function endOfProgram({ status }: PodObject): { startedAt?: string; finishedAt?: string } | undefined {
+  const { state, lastState } = status?.containerStatuses?.find(({ name }) => name === CONTAINER) ?? {};
+  const end = state?.terminated ?? lastState?.terminated;
+  // The API server writes null for a time that the kubelet does not know.
+  const { startedAt, finishedAt } = end ?? {};
+  return end && { ...(startedAt && { startedAt }), ...(finishedAt && { finishedAt }) };
+}
+
+/** The pod with the last end of its program. */
+function endedProgram(pod: ObservedPod | null): ObservedPod | undefined {
+  if (!pod || pod.exitCode !== undefined || !isAlive(pod)) return pod ?? undefined;
+  const { lastEnd, isGone } = pod.containerRestarts ?? {};
+  return lastEnd && !isGone ? { ...pod, ...lastEnd } : undefined;
+}
 
 /** The end of the trainer's container for which the status has no cause. A pod that ends may still get one. */
 const isUnexplained = ({ exitCode = 0, reason = 'Error', ...pod }: ObservedPod): boolean =>
@@ -113,9 +132,17 @@ const isUnexplained = ({ exitCode = 0, reason = 'Error', ...pod }: ObservedPod):
   !pod.disrupted &&
   !pod.deleting;
 
-/** The cause that the Events about a pod name for the end of the trainer's container; undefined if they name none. */
-export function causeIn(events: PodEvent[]): string | undefined {
-  const ours = events.filter(({ involvedObject }) => involvedObject.fieldPath === `spec.containers{${CONTAINER}}`);
+/**
+ * The cause that the Events about a pod name for the end of the trainer's container; undefined if they name none.
+ *
+ * @param startedAt when the container started: the kubelet may have ended others in the pod before
+ */
+export function causeIn(events: PodEvent[], startedAt?: string): string | undefined {
+  const ours = events.filter(
+    (event) =>
+      event.involvedObject.fieldPath === `spec.containers{${CONTAINER}}` &&
+      (startedAt === undefined || timeOfEvent(event) >= Date.parse(startedAt)),
+  );
   const last = (reason: string, message: RegExp) =>
     ours
       .filter((event) => event.reason === reason && message.test(wordsOf(event)))

@@ -248,3 +248,61 @@ test('a pod without the labels of attempt and rank is not observed', () => {
   ])
     assert.equal(observePod(pod({}, labels as Record<string, string>)), null);
 });
+
+test('what the kubelet starts again, by the rules of the stored pod', () => {
+  const facetrain = (status: object) => ({ phase: 'Running', containerStatuses: [{ name: 'facetrain', ...status }] });
+  const rules = [
+    { action: 'Restart', exitCodes: { operator: 'In', values: [4] } },
+    { action: 'Restart', exitCodes: { operator: 'In', values: [137] } },
+    { action: 'Restart', exitCodes: { operator: 'NotIn', values: [0] } },
+    { action: 'RestartAllContainers', exitCodes: { operator: 'In', values: [9] } },
+  ];
+  const observed = (status: PodObject['status'], restartPolicyRules?: typeof rules) => {
+    const { spec, ...others } = pod(status);
+    const containers = [{ name: 'sidecar' }, { name: 'facetrain', ...(restartPolicyRules && { restartPolicyRules }) }];
+    return observePod({ ...others, spec: { ...spec, containers } })!;
+  };
+  const exitCodes = [4, 137];
+  const lastState = { terminated: { exitCode: 137, reason: 'OOMKilled', finishedAt: '2026-01-01T00:01:00Z' } };
+  const lastEnd = { exitCode: 137, reason: 'OOMKilled', finishedAt: '2026-01-01T00:01:00Z' };
+  const created = { reason: 'ContainerCreating' };
+  const unknown = {
+    terminated: { exitCode: 137, reason: 'ContainerStatusUnknown', message: 'The container could not be located' },
+  };
+  assert.equal(observed(facetrain({ restartCount: 1, lastState })).containerRestarts, undefined);
+  for (const [status, want] of [
+    [undefined, { exitCodes, count: 0, isRunning: false }],
+    [facetrain({ restartCount: 0, state: { running: {} } }), { exitCodes, count: 0, isRunning: true }],
+    [
+      facetrain({ restartCount: 1, state: { running: {} }, lastState }),
+      { exitCodes, count: 1, isRunning: true, lastEnd },
+    ],
+    [
+      facetrain({ restartCount: 1, state: { waiting: { reason: 'CrashLoopBackOff' } }, lastState }),
+      { exitCodes, count: 1, isRunning: false, lastEnd },
+    ],
+    // A container that is created, and does not run yet.
+    [
+      facetrain({ restartCount: 1, state: { waiting: {} }, lastState }),
+      { exitCodes, count: 1, isRunning: false, lastEnd },
+    ],
+    [facetrain({ restartCount: 0, state: { waiting: created } }), { exitCodes, count: 0, isRunning: false }],
+    // Of a pod that is being evicted: the kubelet finds nothing of the container that ran, its first or a later one.
+    [
+      facetrain({ restartCount: 1, state: { waiting: created }, lastState: unknown }),
+      { exitCodes, count: 1, isRunning: false, lastEnd: unknown.terminated, isGone: true },
+    ],
+    [
+      facetrain({ restartCount: 1, state: { waiting: { reason: 'PodInitializing' } }, lastState }),
+      { exitCodes, count: 1, isRunning: false, lastEnd, isGone: true },
+    ],
+    // The kubelet has lost it, and cannot start another.
+    [
+      facetrain({ restartCount: 1, state: { waiting: { reason: 'ErrImagePull' } }, lastState: unknown }),
+      { exitCodes, count: 1, isRunning: false, lastEnd: unknown.terminated },
+    ],
+  ] as const)
+    assert.deepEqual(observed(status as PodObject['status'], rules).containerRestarts, want);
+  // The end of the present program is that of the pod, as everywhere.
+  assert.equal(observed({ phase: 'Running', containerStatuses: [terminated(4)] }, rules).exitCode, 4);
+});

@@ -70,6 +70,7 @@ export function observePod(
     createdAt: metadata.creationTimestamp,
     ...(spec.nodeName !== undefined && { node: spec.nodeName }),
     ...endOf(pod),
+    ...restartsOf(pod),
     ...(waiting && { waiting }),
     ...(lostNode !== undefined && { lostNode }),
     ...(silentNode && { silentNode }),
@@ -116,20 +117,46 @@ function endOf(pod: PodObject): End {
     ...messageOf(status),
     ...(isRejected(status) && { rejected: true as const }),
   };
-  if (terminated) {
-    const { exitCode, finishedAt, reason, message } = terminated;
-    return {
-      exitCode,
-      ...(finishedAt && { finishedAt }),
-      ...(ours.name !== CONTAINER && { container: ours.name }),
-      ...(reason !== undefined && reason !== 'Completed' && { reason }),
-      ...(message !== undefined && readTermination(message)),
-      ...(message !== undefined && isOfRuntime(reason) && { message: lastLines(message) }),
-      ...ofPod,
-    };
-  }
+  if (terminated)
+    return { ...endOfProgram(terminated), ...(ours.name !== CONTAINER && { container: ours.name }), ...ofPod };
   const foreign = status.phase === 'Failed' && status.reason === undefined ? failedInitContainer(pod) : undefined;
   return { ...(foreign && { foreignContainer: foreign }), ...ofPod };
+}
+
+type Terminated = NonNullable<NonNullable<ContainerStatus['state']>['terminated']>;
+
+const endOfProgram = ({ exitCode, finishedAt, reason, message }: Terminated): End => ({
+  exitCode,
+  ...(finishedAt && { finishedAt }),
+  ...(reason !== undefined && reason !== 'Completed' && { reason }),
+  ...(message !== undefined && readTermination(message)),
+  ...(message !== undefined && isOfRuntime(reason) && { message: lastLines(message) }),
+});
+
+/**
+ * By the rules of the pod as the server has it: one that does not serve them has dropped them. The kubelet of an older
+ * release ignores them, and then the pod ends.
+ */
+function restartsOf({ spec, status }: PodObject): Pick<ObservedPod, 'containerRestarts'> {
+  const rules = spec.containers?.find(({ name }) => name === CONTAINER)?.restartPolicyRules ?? [];
+  const exitCodes = rules.flatMap(({ action, exitCodes }) =>
+    action === 'Restart' && exitCodes?.operator === 'In' ? exitCodes.values : [],
+  );
+  if (exitCodes.length === 0) return {};
+  const container = status?.containerStatuses?.find(({ name }) => name === CONTAINER);
+  const lastEnd = container?.lastState?.terminated;
+  const waiting = container?.state?.waiting;
+  // The kubelet gives a container for which it has no other words the state of one that was never started.
+  const isGone = lastEnd !== undefined && waiting !== undefined && NORMAL_START.has(waiting.reason ?? '');
+  return {
+    containerRestarts: {
+      exitCodes,
+      count: container?.restartCount ?? 0,
+      isRunning: container?.state?.running !== undefined,
+      ...(lastEnd && { lastEnd: endOfProgram(lastEnd) }),
+      ...(isGone && { isGone }),
+    },
+  };
 }
 
 /**

@@ -96,14 +96,14 @@ export async function runOperator(options: OperatorOptions, signal: AbortSignal)
 /** Runs the caches and the controllers until the signal aborts. */
 async function runParts(
   options: OperatorOptions,
-  { podGroupApi, servesWorkloads, nodesAndVolumes }: Cluster,
+  { podGroupApi, servesWorkloads, servesRestartRules, nodesAndVolumes }: Cluster,
   health: HealthServer,
   signal: AbortSignal,
 ): Promise<void> {
   const { client, metrics, log, environment, namespace, identity, election } = options;
   const onWatchError = (plural: string) => metrics.countWatchError(plural);
   log.info(
-    { podGroupApi, servesWorkloads, namespace },
+    { podGroupApi, servesWorkloads, servesRestartRules, namespace },
     podGroupApi === null ? 'the cluster serves no PodGroup: gangs start as plain pods' : 'gangs start by PodGroup',
   );
 
@@ -138,7 +138,17 @@ async function runParts(
   });
 
   const folders = new SharedFolders(caches);
-  const parts = { client: leader, caches, nodesAndVolumes, folders, events, poller, environment, podGroupApi };
+  const parts = {
+    client: leader,
+    caches,
+    nodesAndVolumes,
+    folders,
+    events,
+    poller,
+    environment,
+    podGroupApi,
+    servesRestartRules,
+  };
   const makeController = (name: string, reconcile: Reconcile) =>
     new Controller({ name, reconcile, workers: options.workers, log, metrics: metrics.controller(name) });
   const controllers = {

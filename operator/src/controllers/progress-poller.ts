@@ -17,6 +17,8 @@ import { Agent, request } from 'undici';
 export interface ProgressTarget {
   uid: string;
   attempt: number;
+  /** How often rank 0 was started again in its pod. */
+  start?: number;
   /** Of /v1/progress on rank 0; null while rank 0 does not run. The latest answer is kept. */
   url: string | null;
 }
@@ -64,13 +66,15 @@ export class ProgressPoller {
   }
 
   /**
-   * Sets what is polled for a job from now on. The answer of another job of this name, or of another attempt, is
+   * Sets what is polled for a job from now on. One that has not answered is asked at once when it is started again. The
+   * answer of another job of this name, or of another attempt, is
    * dropped.
    */
   setTarget(key: string, target: ProgressTarget): void {
     const before = this.#entries.get(key);
     if (before?.uid === target.uid && before.attempt === target.attempt) {
-      if (before.url !== target.url) Object.assign(before, { url: target.url, failures: 0, nextAt: 0 });
+      const { url, start } = target;
+      if (before.url !== url || before.start !== start) Object.assign(before, { url, start, failures: 0, nextAt: 0 });
     } else this.#entries.set(key, { ...target, failures: 0, nextAt: 0 });
   }
 

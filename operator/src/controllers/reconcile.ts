@@ -28,7 +28,7 @@ import { quantizeJobName } from '@facetrain/planner/facetrainjob/child-quantizej
 import { planFaceTrainJob } from '@facetrain/planner/facetrainjob/plan-facetrainjob';
 import { invalidStatus, isOfNewerVersion, refusalMessage } from '@facetrain/planner/invalid-spec';
 import { eventsOf } from '@facetrain/planner/job-events';
-import type { JobKind } from '@facetrain/planner/names';
+import { CONTAINER, type JobKind } from '@facetrain/planner/names';
 import type { ObservedFaceTrainJob, ObservedProgress, ObservedQuantizeJob } from '@facetrain/planner/observed';
 import type { Plan } from '@facetrain/planner/plan';
 import { planQuantizeJob } from '@facetrain/planner/quantizejob/plan-quantizejob';
@@ -63,6 +63,7 @@ export interface ReconcilerOptions {
   environment: Environment;
   /** apiVersion of the PodGroup that the cluster serves; null: none. */
   podGroupApi: string | null;
+  servesRestartRules: boolean;
 }
 
 /** Reconciles that fail for this long are reported to the user. */
@@ -107,7 +108,7 @@ export function quantizeJobReconciler(options: ReconcilerOptions): Reconcile {
 }
 
 export function faceTrainJobReconciler(options: ReconcilerOptions): Reconcile {
-  const { caches, poller, environment, podGroupApi } = options;
+  const { caches, poller, environment, podGroupApi, servesRestartRules } = options;
   return reconcilerOf(options, {
     kind: 'FaceTrainJob',
     resource: faceTrainJobs,
@@ -123,6 +124,7 @@ export function faceTrainJobReconciler(options: ReconcilerOptions): Reconcile {
         spec,
         status,
         podGroupApi,
+        servesRestartRules,
         ...(rivals && { quotaRivals: rivals }),
         ...(spec.trainers.elastic && othersWaitForQuota(caches, job) && { othersWaitForQuota: true as const }),
         ...(progress && { progress }),
@@ -248,6 +250,7 @@ function pollProgress(
   poller.setTarget(key, {
     uid: job.metadata.uid,
     attempt: job.status?.attempt ?? 0,
+    start: rankZero?.status?.containerStatuses?.find(({ name }) => name === CONTAINER)?.restartCount ?? 0,
     url: rankZero ? progressUrl(rankZero, port) : null,
   });
   return poller.latest(key);

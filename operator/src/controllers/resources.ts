@@ -16,8 +16,17 @@ export interface ContainerStatus {
   state?: {
     waiting?: { reason?: string; message?: string };
     running?: object;
-    terminated?: { exitCode: number; reason?: string; message?: string; finishedAt?: string };
+    terminated?: {
+      exitCode: number;
+      reason?: string;
+      message?: string;
+      startedAt?: string | null;
+      finishedAt?: string | null;
+    };
   };
+  /** Of the container before. */
+  lastState?: Pick<NonNullable<ContainerStatus['state']>, 'terminated'>;
+  restartCount?: number;
 }
 
 export interface PodObject extends KubernetesObject {
@@ -27,6 +36,10 @@ export interface PodObject extends KubernetesObject {
     schedulingGroup?: object;
     volumes?: { persistentVolumeClaim?: { claimName: string } }[];
     initContainers?: { name: string; restartPolicy?: string }[];
+    containers?: {
+      name: string;
+      restartPolicyRules?: { action: string; exitCodes?: { operator: string; values: number[] } }[];
+    }[];
   };
   status?: {
     phase?: string;

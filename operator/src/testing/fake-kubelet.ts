@@ -12,6 +12,8 @@ export interface FakePodStatus {
   podIP?: string;
   /** Why the trainer's container waits, while the phase is Pending. */
   waiting?: { reason: string; message?: string };
+  /** How often the trainer's container was started again, the last time after this exit code. */
+  restarted?: { count: number; exitCode: number };
 }
 
 export async function setPodStatus(
@@ -19,22 +21,22 @@ export async function setPodStatus(
   namespace: string,
   name: string,
   phase: FakePhase,
-  { exitCode, message, podIP, waiting }: FakePodStatus = {},
+  { exitCode, message, podIP, waiting, restarted }: FakePodStatus = {},
 ): Promise<void> {
   const text = typeof message === 'object' ? JSON.stringify(message) : message;
-  const terminated = {
-    exitCode,
-    reason: exitCode === 0 ? 'Completed' : 'Error',
+  const endOf = (code: number) => ({
+    exitCode: code,
+    reason: code === 0 ? 'Completed' : 'Error',
     finishedAt: new Date().toISOString(),
     ...(text !== undefined && { message: text }),
-  };
+  });
   const state =
     exitCode !== undefined
-      ? { terminated }
+      ? { terminated: endOf(exitCode) }
       : phase === 'Pending'
         ? { waiting: waiting ?? { reason: 'ContainerCreating' } }
         : { running: {} };
-  const ready = phase === 'Running';
+  const ready = phase === 'Running' && exitCode === undefined;
   const status = {
     phase,
     ...(podIP && { podIP, podIPs: [{ ip: podIP }] }),
@@ -42,7 +44,17 @@ export async function setPodStatus(
       { type: 'Ready', status: ready ? 'True' : 'False' },
       { type: 'PodScheduled', status: 'True' },
     ],
-    containerStatuses: [{ name: 'facetrain', ready, restartCount: 0, image: 'x', imageID: '', state }],
+    containerStatuses: [
+      {
+        name: 'facetrain',
+        ready,
+        restartCount: restarted?.count ?? 0,
+        image: 'x',
+        imageID: '',
+        state,
+        ...(restarted && { lastState: { terminated: endOf(restarted.exitCode) } }),
+      },
+    ],
   };
   await client.patch(pods, namespace, name, { status }, 'status');
 }

@@ -4,6 +4,7 @@ import { fieldsDigest, specDigest } from '../attempt.ts';
 import type { Blocker } from '../blocker.ts';
 import type { Child } from '../children.ts';
 import { makeConfigMap } from '../config-map.ts';
+import { restartRules } from '../container-restarts.ts';
 import type { Environment } from '../environment.ts';
 import { Annotation, attemptName, CONTAINER, childMetadata, Label, podName, selectorLabels } from '../names.ts';
 import type { ConfigMap, NetworkPolicy, Pod, Service } from '../objects.ts';
@@ -27,6 +28,8 @@ export interface Attempt {
   /** Number of pods. */
   size: number;
   gang: Gang;
+  /** The kubelet may start trainers again in their pods: container-restarts.ts. */
+  restartsTrainers?: boolean;
   environment: Environment;
   /** Where Kueue wants the pods; absent without a queue. */
   placement?: PodPlacement;
@@ -59,7 +62,8 @@ export function childrenOf(context: Attempt): Child[] {
 
 /** The gang for which a job with a queue asks quota; null: it has no queue. */
 export function queuedGang(context: Attempt): QueuedGang | null {
-  const { placement: _, ...unplaced } = context;
+  const { placement: _, ...placed } = context;
+  const unplaced = { ...placed, restartsTrainers: false };
   const { spec, environment } = unplaced;
   if (spec.queue === undefined) return null;
   return {
@@ -195,7 +199,7 @@ function configMap({ job, spec, attempt, environment }: Attempt, storage: Traine
 }
 
 function pod(
-  { job, spec, attempt, size, gang, environment, placement = {} }: Attempt,
+  { job, spec, attempt, size, gang, restartsTrainers, environment, placement = {} }: Attempt,
   storage: TrainerStorage,
   digest: string,
   number: number,
@@ -229,7 +233,7 @@ function pod(
     writesTo: trainerPlaces(spec),
     labels: MESH_LABELS,
     annotations: meshAnnotations(trainers.rendezvousPort),
-    ...(number === 0 && { container: serverOf(trainers) }),
+    container: { ...(number === 0 && serverOf(trainers)), ...(restartsTrainers && restartRules(spec)) },
     network: { hostname: name, subdomain: job.name },
     podGroup: gang.mode === 'native' ? gangName : undefined,
   };
@@ -276,7 +280,12 @@ export function placeholdersOf(context: Attempt, ranks: number[]): Pod[] {
   const { job, attempt } = context;
   const storage = trainerStorage(context.spec, context.environment);
   return ranks.map((rank) => {
-    const { metadata, spec, ...rest } = pod({ ...context, gang: { mode: 'none' } }, storage, '', rank);
+    const { metadata, spec, ...rest } = pod(
+      { ...context, gang: { mode: 'none' }, restartsTrainers: false },
+      storage,
+      '',
+      rank,
+    );
     const { [Label.specDigest]: _, ...labels } = metadata.labels;
     const { [Annotation.writesTo]: __, ...annotations } = metadata.annotations ?? {};
     const { initContainers = [], ...others } = spec;

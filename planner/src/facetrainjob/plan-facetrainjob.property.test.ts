@@ -13,32 +13,38 @@ import {
   finishUndisturbed,
   harmlessEvents,
   isOver,
+  restartHistory,
   storageHistory,
 } from '../testing/cluster-events.ts';
 import { Simulator } from '../testing/simulator.ts';
 import { secondsSince } from '../time.ts';
 import { trainingDigest } from './gang-objects.ts';
 
-const job = fc
-  .record({
-    replicas: fc.integer({ min: 1, max: 4 }),
-    maxRestarts: fc.integer({ min: 0, max: 4 }),
-    windowSeconds: fc.integer({ min: 60, max: 3000 }),
-    successPolicy: fc.constantFrom('AllRanks', 'RankZero'),
-    cleanPodPolicy: fc.constantFrom('All', 'Running', 'None'),
-    quantize: fc.boolean(),
-    podGroups: fc.boolean(),
-  })
-  .map(({ replicas, maxRestarts, windowSeconds, successPolicy, cleanPodPolicy, quantize, podGroups }) => {
-    const builder = makeJob()
-      .replicas(replicas)
-      .with({ globalBatchSize: 60 * replicas, successPolicy, cleanPodPolicy })
-      .failurePolicy({ maxRestarts, windowSeconds });
-    return {
-      builder: quantize ? builder.quantized() : builder,
-      podGroupApi: podGroups ? 'scheduling.k8s.io/v1beta1' : null,
-    };
-  });
+const jobs = (servesRestartRules: fc.Arbitrary<boolean>) =>
+  fc
+    .record({
+      replicas: fc.integer({ min: 1, max: 4 }),
+      maxRestarts: fc.integer({ min: 0, max: 4 }),
+      windowSeconds: fc.integer({ min: 60, max: 3000 }),
+      successPolicy: fc.constantFrom('AllRanks', 'RankZero'),
+      cleanPodPolicy: fc.constantFrom('All', 'Running', 'None'),
+      quantize: fc.boolean(),
+      podGroups: fc.boolean(),
+      servesRestartRules,
+    })
+    .map(({ replicas, maxRestarts, windowSeconds, successPolicy, cleanPodPolicy, quantize, podGroups, ...served }) => {
+      const builder = makeJob()
+        .replicas(replicas)
+        .with({ globalBatchSize: 60 * replicas, successPolicy, cleanPodPolicy })
+        .failurePolicy({ maxRestarts, windowSeconds });
+      return {
+        builder: quantize ? builder.quantized() : builder,
+        podGroupApi: podGroups ? 'scheduling.k8s.io/v1beta1' : null,
+        ...served,
+      };
+    });
+
+const job = jobs(fc.boolean());
 
 /** Also with gangs that go on with fewer ranks while pods have no node, and then look for room. */
 const anyJob = fc.tuple(job, fc.boolean()).map(([given, isElastic]) => {
@@ -50,10 +56,10 @@ const anyJob = fc.tuple(job, fc.boolean()).map(([given, isElastic]) => {
 const crash = fc.option(fc.integer({ min: 1, max: 8 }));
 const history = (events: fc.Arbitrary<ClusterEvent>) =>
   fc.array(fc.record({ event: events, crash }), { maxLength: 40 });
-type Given = { builder: ReturnType<typeof makeJob>; podGroupApi: string | null };
+type Given = { builder: ReturnType<typeof makeJob>; podGroupApi: string | null; servesRestartRules: boolean };
 
-const clusterFor = ({ builder, podGroupApi }: Given, fenced = true) =>
-  new Simulator(builder.observe({}, [], { podGroupApi }), fenced);
+const clusterFor = ({ builder, ...served }: Given, fenced = true) =>
+  new Simulator(builder.observe({}, [], served), fenced);
 
 /**
  * Runs a history. The simulator itself asserts after every write that no two attempts are alive, and after every event
@@ -93,9 +99,9 @@ test('after any history, an undisturbed job ends as either Succeeded or Failed',
 
 test('a job whose pods succeed ends as Succeeded without a restart, after any phases, suspensions and removals', () => {
   check(
-    fc.property(anyJob, history(harmlessEvents), ({ builder, podGroupApi }, steps) => {
+    fc.property(anyJob, history(harmlessEvents), ({ builder, ...served }, steps) => {
       // The default deadline would be exceeded, and a hang restarts the job.
-      const cluster = run({ builder: builder.with({ progressDeadlineSeconds: 31_536_000 }), podGroupApi }, steps);
+      const cluster = run({ builder: builder.with({ progressDeadlineSeconds: 31_536_000 }), ...served }, steps);
       finishUndisturbed(cluster);
       assert.equal(cluster.trainJob.status.phase, 'Succeeded');
       assert.deepEqual(cluster.trainJob.status.restarts, undefined);
@@ -136,6 +142,43 @@ test('counted restarts within the window never exceed maxRestarts, and attempt n
       });
     }),
   );
+});
+
+describe('a gang whose trainers the kubelet starts again in their pods', () => {
+  const given = fc
+    .record({ replicas: fc.integer({ min: 1, max: 3 }), maxRestarts: fc.integer({ min: 1, max: 4 }) })
+    .map(({ replicas, maxRestarts }) => ({
+      builder: makeJob()
+        .replicas(replicas)
+        .with({ globalBatchSize: 60 * replicas })
+        .failurePolicy({ maxRestarts, windowSeconds: 3000 }),
+      podGroupApi: null,
+      servesRestartRules: true,
+    }));
+
+  test('has as many restarts as attempts and starts in place, and runs only when all have followed', () => {
+    let inPlace = 0;
+    const property = fc.property(given, restartHistory, (given, events) => {
+      const steps = events.map((event) => ({ event, crash: null }));
+      const cluster = run(given, steps, ({ trainJob: { status }, pods }) => {
+        const { count = 0, disruptions = 0, inPlace = 0, lastReason } = status.restarts ?? {};
+        assert.notEqual(lastReason, 'ContainerStatusUnknown');
+        assert(count + disruptions <= (status.attempt ?? 0) + inPlace, JSON.stringify(status.restarts));
+        const counted = status.trainers?.containerRestarts ?? 0;
+        assert(counted <= inPlace);
+        const gang = pods.filter(({ attempt }) => attempt === status.attempt);
+        assert(counted <= Math.max(0, ...gang.map((pod) => pod.containerRestarts?.count ?? 0)));
+        const late = gang.filter((pod) => (pod.containerRestarts?.count ?? 0) < counted);
+        assert(status.phase !== 'Running' || late.length === 0, 'Running without all of its trainers');
+      });
+      inPlace += cluster.trainJob.status.restarts?.inPlace ?? 0;
+      finishUndisturbed(cluster);
+      assert(isOver(cluster), JSON.stringify(cluster.trainJob.status));
+    });
+    // The seed makes the histories the same in every run.
+    fc.assert(property, { numRuns: 60, seed: 1 });
+    assert(inPlace >= 10, `only ${inPlace} restarts in place`);
+  });
 });
 
 test('a finished job keeps its outcome, its time and its attempt number', () => {
@@ -203,7 +246,7 @@ describe('trainers that outlive their pods', () => {
 
   test('would do harm without the fences of the storage', () => {
     const seen = new Set<string>();
-    const property = fc.property(job, storageHistory, (given, events) => {
+    const property = fc.property(jobs(fc.constant(false)), storageHistory, (given, events) => {
       const { violations, phase, model, modelAtLast } = folderAfter(given, events, false);
       for (const violation of violations) seen.add(violation);
       if (phase === 'Succeeded' && modelAtLast !== model) seen.add('model replaced after the end');

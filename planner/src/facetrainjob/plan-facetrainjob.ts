@@ -40,6 +40,7 @@ import {
   failed,
   finished,
   hasBegun,
+  notFollowed,
   type Stage,
   specChanged,
   stageAfterFailure,
@@ -81,6 +82,7 @@ import {
 import { trainingSucceeded } from './success.ts';
 import {
   findHang,
+  hasTrained,
   lastActivityOf,
   type ProgressStatus,
   progressOf,
@@ -95,7 +97,8 @@ export const planFaceTrainJob: PlanFaceTrainJob = (input, now, environment) => {
   if (isIgnored(input)) return { actions: [], status: before, events: [], requeueAfterSeconds: null };
 
   const tolerates = toleratesNodeLoss(spec.trainers.podTemplate);
-  const view = viewOf('FaceTrainJob', input, gangSize(input), now, tolerates, lastActivityOf(input));
+  const seen = { hasTrained: hasTrained(input), lastActivity: lastActivityOf(input) };
+  const view = viewOf('FaceTrainJob', input, gangSize(input), now, tolerates, seen);
   // The termination message of rank 0 is newer than anything that was polled.
   const finalProgress = view.ranks[0]?.result?.progress;
   const observed = finalProgress ? { ...input, progress: finalProgress } : withoutStaleProgress(input, view);
@@ -143,6 +146,7 @@ function stageOf(observed: ObservedFaceTrainJob, view: JobView, environment: Env
     evicted(view, observed.spec.queue, observed.queue) ??
     releaseAfterTimeout(view) ??
     failed(view) ??
+    notFollowed(view) ??
     podGroupUnusable(observed, view) ??
     hung(observed, view) ??
     resized(observed, view) ??
@@ -184,6 +188,7 @@ function active(observed: ObservedFaceTrainJob, view: JobView, environment: Envi
     attempt: view.attempt,
     size: view.ranks.length,
     gang,
+    restartsTrainers: observed.servesRestartRules ?? false,
     environment,
     ...(placement && { placement }),
   };
@@ -285,20 +290,23 @@ function compose(
 function countPods(
   stage: Stage,
   before: FaceTrainJobStatus,
-  { ranks }: JobView,
+  { ranks, restartsInPlace }: JobView,
 ): Omit<NonNullable<FaceTrainJobStatus['trainers']>, 'desired'> {
   const pods = ranks.filter((pod) => pod !== undefined);
   const count = (outcome: string) => pods.filter((pod) => outcomeOf(pod) === outcome).length;
   const isOver = before.trainingCompletionTime !== undefined || before.completionTime !== undefined;
   const ended = (kind: 'succeeded' | 'failed') => Math.max(count(kind), isOver ? (before.trainers?.[kind] ?? 0) : 0);
   const completed = ranks.flatMap((pod, rank) => (pod && outcomeOf(pod) === 'succeeded' ? [rank] : []));
-  const completedRanks = ['Restart', 'Replace', 'Release'].includes(stage.name) ? undefined : formatRanks(completed);
+  const isReplaced = ['Restart', 'Replace', 'Release'].includes(stage.name);
+  const completedRanks = isReplaced ? undefined : formatRanks(completed);
+  const containerRestarts = stage.name === 'RestartInPlace' ? stage.containerRestarts : restartsInPlace;
   return {
     active: pods.filter((pod) => isAlive(pod) && outcomeOf(pod) === null).length,
     ready: pods.filter((pod) => pod.phase === 'Running' && pod.ready).length,
     succeeded: ended('succeeded'),
     failed: ended('failed'),
     ...(completedRanks !== undefined && { completedRanks }),
+    ...(!isReplaced && containerRestarts > 0 && { containerRestarts }),
   };
 }
 

@@ -17,6 +17,7 @@ import {
 } from '@facetrain/api';
 import { hasSilentNode, type JobView } from '../attempt.ts';
 import { findCondition } from '../conditions.ts';
+import { gangStart } from '../container-restarts.ts';
 import type { Failure } from '../failure.ts';
 import type { ObservedFaceTrainJob, ObservedProgress } from '../observed.ts';
 import { compact, rounded, truncate } from '../plain-data.ts';
@@ -160,11 +161,18 @@ export function setAsideEvents(before: FaceTrainJobStatus, after: FaceTrainJobSt
  * yet, or this operator has not asked the gang yet, which may have worked on while there was no operator.
  */
 export function lastActivityOf({ progress: observed, status }: ObservedFaceTrainJob): string | undefined {
-  const { progress, attemptStartTime } = status;
-  if (progress === undefined || (observed === undefined && attemptStartTime !== undefined)) return undefined;
+  const { progress } = status;
+  const begun = gangStart(status);
+  if (progress === undefined || (observed === undefined && begun !== undefined)) return undefined;
   if (observed && (observed.activity !== progress.activity || observed.step !== progress.step)) return undefined;
-  const begun = attemptStartTime !== undefined && attemptStartTime > progress.lastHeartbeatTime;
-  return begun ? attemptStartTime : progress.lastHeartbeatTime;
+  return begun !== undefined && begun > progress.lastHeartbeatTime ? begun : progress.lastHeartbeatTime;
+}
+
+/** Whether the status has work of the gang since its last start. Each step takes all ranks. */
+export function hasTrained({ status }: ObservedFaceTrainJob): boolean {
+  const begun = gangStart(status);
+  const { activity = 0, lastHeartbeatTime } = status.progress ?? {};
+  return activity > 0 && begun !== undefined && lastHeartbeatTime !== undefined && lastHeartbeatTime > begun;
 }
 
 /** A gang that made no progress for progressDeadlineSeconds. */
@@ -189,16 +197,18 @@ export const secondsToHang = (stage: Stage, observed: ObservedFaceTrainJob, view
  * The time counts from when all ranks are ready: waiting to be scheduled is not a hang. While a node does not answer,
  * nodeLostSeconds decides how long its gang may stand still, and the restart that follows is no fault of the training.
  */
-function secondsBeforeHang(
-  { progress: observed, spec, status: { progress, conditions } }: ObservedFaceTrainJob,
-  view: JobView,
-): number | null {
+function secondsBeforeHang({ progress: observed, spec, status }: ObservedFaceTrainJob, view: JobView): number | null {
+  const { progress, conditions } = status;
   if (view.startedAt === undefined || hasSilentNode(view)) return null;
   if (observed?.attempt === view.attempt && hasMoved(observed, progress, view.startedAt))
     return spec.progressDeadlineSeconds;
   const ready = findCondition(conditions, ConditionType.podsReady);
   // The heartbeat, or before the first one the time of PodsReady. Times before this attempt belong to the previous one.
   const times = [progress?.lastHeartbeatTime, ready?.status === 'True' ? ready.lastTransitionTime : undefined];
-  const since = times.find((time) => time !== undefined && Date.parse(time) >= Date.parse(view.startedAt!));
-  return since === undefined ? null : spec.progressDeadlineSeconds - secondsSince(since, view.now);
+  const seen = times.find((time) => time !== undefined && Date.parse(time) >= Date.parse(view.startedAt!));
+  if (seen === undefined) return null;
+  // Trainers that were started again in their pods have their time anew.
+  const restarted = view.restartsInPlace > 0 ? status.restarts?.lastTime : undefined;
+  const since = restarted !== undefined && restarted > seen ? restarted : seen;
+  return spec.progressDeadlineSeconds - secondsSince(since, view.now);
 }

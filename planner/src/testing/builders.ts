@@ -6,7 +6,7 @@ import {
   QuantizeJob,
   type QuantizeJobStatus,
 } from '@facetrain/api';
-import type { ObservedFaceTrainJob, ObservedPod, ObservedQuantizeJob } from '../observed.ts';
+import type { ObservedFaceTrainJob, ObservedPod, ObservedQuantizeJob, ProgramEnd } from '../observed.ts';
 import { timestamp } from '../time.ts';
 
 export const START = new Date('2026-01-01T00:00:00Z');
@@ -159,6 +159,16 @@ export class PodBuilder {
   }
   failed(exitCode: number, seconds = 100): this {
     return this.with({ phase: 'Failed', ready: false, exitCode, reason: 'Error', finishedAt: at(seconds) });
+  }
+  /** Of a trainer that the kubelet starts again, and has started again so often, after the last end. */
+  restarts(count = 0, lastEnd?: ProgramEnd): this {
+    return this.with({
+      containerRestarts: { exitCodes: [4, 137], count, isRunning: true, ...(lastEnd && { lastEnd }) },
+    });
+  }
+  /** Its program has ended, and its pod goes on. */
+  ended(exitCode: number, seconds = 100): this {
+    return this.failed(exitCode, seconds).with({ phase: 'Running' });
   }
   terminationMessage(code: string, message: string): this {
     return this.with({ termination: { code, message } });

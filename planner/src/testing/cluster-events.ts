@@ -4,7 +4,7 @@
  */
 import { ExitCode } from '@facetrain/api';
 import fc from 'fast-check';
-import { isAlive, outcomeOf } from '../attempt.ts';
+import { isAlive, outcomeOf, willStartAgain } from '../attempt.ts';
 import { timestamp } from '../time.ts';
 import type { WriterStep } from './checkpoint-folder.ts';
 import type { SimulatedPod, Simulator } from './simulator.ts';
@@ -20,6 +20,7 @@ export type ClusterEvent =
         | 'removePod'
         | 'drain'
         | 'evict'
+        | 'loseContainer'
         | 'loseNode'
         | 'silenceNode'
         | 'unknownPhase'
@@ -31,6 +32,10 @@ export type ClusterEvent =
   | { type: 'removeDeletedPods' }
   /** The pod garbage collector, or a person, removes pods that have ended. */
   | { type: 'removeEndedPods' }
+  /** The kubelet starts the programs again that it has to. */
+  | { type: 'restartContainers' }
+  /** It has all but managed to start them. */
+  | { type: 'holdContainers' }
   /** A user deletes the PodGroups. */
   | { type: 'deletePodGroups' }
   | { type: 'startAll' }
@@ -77,6 +82,7 @@ export const anyEvents: fc.Arbitrary<ClusterEvent> = fc.oneof(
         'removePod' as const,
         'drain' as const,
         'evict' as const,
+        'loseContainer' as const,
         'loseNode' as const,
         'silenceNode' as const,
       ),
@@ -86,9 +92,63 @@ export const anyEvents: fc.Arbitrary<ClusterEvent> = fc.oneof(
   { weight: 1, arbitrary: fc.record({ type: fc.constant('deletePodGroups' as const) }) },
   {
     weight: 2,
+    arbitrary: fc.record({ type: fc.constantFrom('restartContainers' as const, 'holdContainers' as const) }),
+  },
+  {
+    weight: 2,
     arbitrary: fc.record({ type: fc.constant('fail' as const), pod, exitCode: fc.constantFrom(...EXIT_CODES) }),
   },
 );
+
+/** A gang trains, a trainer of it fails, and others may lose it; the kubelet starts some of them again, or cannot. */
+const trainAndFail = fc
+  .record({
+    steps: fc.integer({ min: 1, max: 9 }),
+    pod,
+    exitCode: fc.constantFrom(4, 137, 137),
+    seconds: fc.constantFrom(1, 6, 35),
+    follow: fc.subarray([0, 1, 2]),
+    kubelet: fc.array(fc.constantFrom('restartContainers' as const, 'holdContainers' as const), { maxLength: 3 }),
+  })
+  .map(({ steps, pod, exitCode, seconds, follow, kubelet }): ClusterEvent[] => [
+    { type: 'startAll' },
+    { type: 'advance', seconds: 12 },
+    { type: 'progress', steps },
+    { type: 'advance', seconds: 1 },
+    { type: 'fail', pod, exitCode },
+    ...follow.map((pod): ClusterEvent => ({ type: 'fail', pod, exitCode: 4 })),
+    { type: 'advance', seconds },
+    ...kubelet.map((type): ClusterEvent => ({ type })),
+  ]);
+
+/** A gang trains, and the kubelet evicts a trainer whose container it no longer finds; others may lose it. */
+const trainAndEvict = fc
+  .record({ pod, seconds: fc.constantFrom(1, 6, 29), follow: fc.subarray([0, 1, 2]), restart: fc.boolean() })
+  .map(({ pod, seconds, follow, restart }): ClusterEvent[] => [
+    { type: 'startAll' },
+    { type: 'advance', seconds: 12 },
+    { type: 'progress', steps: 1 },
+    { type: 'advance', seconds: 1 },
+    { type: 'loseContainer', pod },
+    ...follow.map((pod): ClusterEvent => ({ type: 'fail', pod, exitCode: 4 })),
+    ...(restart ? [{ type: 'restartContainers' as const }] : []),
+    { type: 'advance', seconds },
+    { type: 'evict', pod },
+  ]);
+
+/** Trainers of a gang that trains fail and are started again, or are evicted, with a few other events between. */
+export const restartHistory: fc.Arbitrary<ClusterEvent[]> = fc
+  .array(
+    fc.oneof(
+      { weight: 4, arbitrary: trainAndFail },
+      { weight: 2, arbitrary: trainAndEvict },
+      { weight: 2, arbitrary: fc.constant<ClusterEvent[]>([{ type: 'restartContainers' }]) },
+      { weight: 2, arbitrary: fc.constant<ClusterEvent[]>([{ type: 'advance', seconds: 700 }]) },
+      { weight: 1, arbitrary: anyEvents.map((event) => [event]) },
+    ),
+    { maxLength: 8 },
+  )
+  .map((parts) => parts.flat());
 
 /** All nodes fall silent for longer than a job waits, and the next attempt starts. The processes run on. */
 const LOSE_ALL: ClusterEvent[] = [
@@ -141,6 +201,10 @@ export function applyEvent(event: ClusterEvent, cluster: Simulator): void {
     case 'removeEndedPods':
       cluster.pods = cluster.pods.filter(isAlive);
       return;
+    case 'restartContainers':
+      return cluster.pods.forEach((pod) => restartContainer(pod, cluster));
+    case 'holdContainers':
+      return cluster.pods.forEach(holdContainer);
     case 'deletePodGroups':
       cluster.objects = cluster.objects.map((object) =>
         object.kind === 'PodGroup' ? { ...object, deleting: true } : object,
@@ -185,6 +249,8 @@ export function applyEvent(event: ClusterEvent, cluster: Simulator): void {
       // By force: its program may go on.
       cluster.pods = cluster.pods.filter((other) => other !== pod);
       return;
+    case 'loseContainer':
+      return loseContainer(pod, cluster);
     case 'loseNode':
       if (pod.node !== undefined) pod.lostNode = `node ${pod.node} does not answer`;
       return;
@@ -196,39 +262,80 @@ export function applyEvent(event: ClusterEvent, cluster: Simulator): void {
       Object.assign(pod, { disrupted: true, deleting: true });
       return;
     case 'evict':
-      cluster.endProcess(pod);
-      if (isAlive(pod))
-        Object.assign(pod, {
-          phase: 'Failed',
-          ready: false,
-          reason: 'Evicted',
-          disrupted: true,
-          finishedAt: timestamp(cluster.now),
-        });
-      return;
+      return evict(pod, cluster);
   }
+}
+
+function evict(pod: SimulatedPod, cluster: Simulator): void {
+  cluster.endProcess(pod);
+  if (isAlive(pod))
+    Object.assign(pod, {
+      phase: 'Failed',
+      ready: false,
+      reason: 'Evicted',
+      disrupted: true,
+      finishedAt: timestamp(cluster.now),
+    });
+}
+
+/** The kubelet finds nothing of a container that ran: it is about to evict the pod. */
+function loseContainer(pod: SimulatedPod, cluster: Simulator): void {
+  const restarts = pod.containerRestarts;
+  if (!isAlive(pod) || !restarts?.isRunning) return;
+  cluster.endProcess(pod);
+  pod.ready = false;
+  const unknown = { exitCode: 137, reason: 'ContainerStatusUnknown' };
+  pod.containerRestarts = {
+    ...restarts,
+    // As the kubelet counts: not if it knows of an earlier end, nor in a pod that is being deleted.
+    count: restarts.count + (restarts.lastEnd || pod.deleting ? 0 : 1),
+    lastEnd: restarts.lastEnd ?? unknown,
+    isRunning: false,
+    isGone: true,
+  };
 }
 
 /** Starts a pod, or lets its lost node recover. */
 function start(pod: SimulatedPod, cluster: Simulator): void {
   delete pod.lostNode;
   delete pod.silentNode;
-  if (!isAlive(pod) || outcomeOf(pod) !== null) return;
+  if (!isAlive(pod) || outcomeOf(pod) !== null || pod.containerRestarts?.isGone) return;
   Object.assign(pod, { phase: 'Running', ready: true, node: `node-${pod.rank}` });
+  if (pod.containerRestarts) pod.containerRestarts = { ...pod.containerRestarts, isRunning: true };
   cluster.startProcess(pod);
+}
+
+/** The kubelet's status of a program that has ended, while it cannot start it again. */
+function holdContainer(pod: SimulatedPod): void {
+  if (!willStartAgain(pod)) return;
+  const { exitCode, finishedAt, reason } = pod;
+  const lastEnd = { exitCode: exitCode!, finishedAt: finishedAt!, ...(reason !== undefined && { reason }) };
+  pod.containerRestarts = { ...pod.containerRestarts!, lastEnd, isRunning: false };
+  for (const field of ['exitCode', 'finishedAt', 'reason'] as const) delete pod[field];
+}
+
+function restartContainer(pod: SimulatedPod, cluster: Simulator): void {
+  holdContainer(pod);
+  const restarts = pod.containerRestarts;
+  if (!isAlive(pod) || pod.deleting || !restarts?.lastEnd || restarts.isRunning || restarts.isGone) return;
+  pod.containerRestarts = { ...restarts, count: restarts.count + 1, isRunning: true };
+  pod.ready = true;
+  cluster.startAgain(pod);
 }
 
 /** Ends the program of a pod that has started. One that was fenced off meanwhile leaves with its own exit code. */
 function finish(pod: SimulatedPod, exitCode: number, cluster: Simulator): void {
   // A pod on no node has not started, whatever its phase.
-  if (!isAlive(pod) || pod.phase === 'Pending' || pod.node === undefined) return;
+  if (!isAlive(pod) || pod.phase === 'Pending' || pod.node === undefined || pod.containerRestarts?.isGone) return;
   const process = cluster.processOf(pod);
   if (process && exitCode === 0)
     for (const step of ['claim', 'train', 'stage', 'publish', 'export'] as const) cluster.folder.act(process, step);
   const code = process?.ended === 'fenced off' ? ExitCode.fencedOff : exitCode;
   if (process) process.ended ??= code === 0 ? 'succeeded' : 'killed';
+  const goesOn = pod.containerRestarts?.exitCodes.includes(code) ?? false;
+  if (pod.containerRestarts) pod.containerRestarts = { ...pod.containerRestarts, isRunning: false };
   Object.assign(pod, {
-    phase: code === 0 ? 'Succeeded' : 'Failed',
+    ...(!goesOn && { phase: code === 0 ? 'Succeeded' : 'Failed' }),
     ready: false,
     exitCode: code,
     finishedAt: timestamp(cluster.now),
@@ -260,6 +367,9 @@ export function finishUndisturbed(cluster: Simulator, rounds = 60): void {
   if (cluster.trainJob.spec.suspend) cluster.change({ suspend: false });
   for (let round = 0; round < rounds && !isOver(cluster); round++) {
     cluster.removeDeletedPods();
+    cluster.settle();
+    cluster.pods.filter((pod) => pod.containerRestarts?.isGone).forEach((pod) => evict(pod, cluster));
+    cluster.pods.forEach((pod) => restartContainer(pod, cluster));
     cluster.settle();
     cluster.pods.forEach((pod) => start(pod, cluster));
     cluster.advance(10);

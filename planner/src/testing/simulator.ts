@@ -12,7 +12,7 @@ import { isAlive, type JobStatus } from '../attempt.ts';
 import { concurrentGroups } from '../concurrent-actions.ts';
 import { planFaceTrainJob } from '../facetrainjob/plan-facetrainjob.ts';
 import { Label } from '../names.ts';
-import type { ChildObject } from '../objects.ts';
+import type { ChildObject, Pod } from '../objects.ts';
 import type {
   JobIdentity,
   ObservedFaceTrainJob,
@@ -61,6 +61,8 @@ export class Simulator {
   statuses: FaceTrainJobStatus[] = [];
   progress: ObservedProgress | undefined;
   podGroupApi: string | null;
+  /** The cluster starts containers again by their rules. */
+  servesRestartRules: boolean;
   /** Every action and every written status, in order. */
   writes: string[] = [];
   deleted = false;
@@ -77,10 +79,11 @@ export class Simulator {
   private uids = 0;
 
   /** @param fenced whether the storage enforces that only the newest process writes */
-  constructor({ identity, spec, status, podGroupApi }: ObservedFaceTrainJob, fenced = true) {
+  constructor({ identity, spec, status, podGroupApi, servesRestartRules }: ObservedFaceTrainJob, fenced = true) {
     this.folder = new CheckpointFolder(fenced);
     this.trainJob = { identity, spec, status };
     this.podGroupApi = podGroupApi;
+    this.servesRestartRules = servesRestartRules ?? false;
   }
 
   advance(seconds: number): void {
@@ -104,12 +107,19 @@ export class Simulator {
 
   /** Starts the program of a pod, if it is rank 0 of the training and has not started yet. */
   startProcess(pod: SimulatedPod): void {
-    if (pod.owner !== this.trainJob.identity.uid || pod.rank !== 0 || this.processOf(pod)) return;
+    if (this.processOf(pod)) return;
+    this.startAgain(pod);
+  }
+
+  /** Starts another program in the pod, if it is rank 0 of the training. */
+  startAgain(pod: SimulatedPod): void {
+    if (pod.owner !== this.trainJob.identity.uid || pod.rank !== 0) return;
     this.processes.push({ pod: pod.uid, process: this.folder.start(pod.attempt) });
   }
 
+  /** The last program that was started in the pod. */
   processOf(pod: ObservedPod): WriterProcess | undefined {
-    return this.processes.find((entry) => entry.pod === pod.uid)?.process;
+    return this.processes.findLast((entry) => entry.pod === pod.uid)?.process;
   }
 
   /** Ends the program of a pod from outside. */
@@ -208,7 +218,7 @@ export class Simulator {
   }
 
   observeTrainJob(): ObservedFaceTrainJob {
-    const { trainJob, quantizeJob, progress, podGroupApi } = this;
+    const { trainJob, quantizeJob, progress, podGroupApi, servesRestartRules } = this;
     return cloneExceptStatus({
       ...trainJob,
       ...this.childrenOf(trainJob.identity),
@@ -217,6 +227,7 @@ export class Simulator {
       ...(this.refused && { refused: this.refused }),
       ...this.observeMore(),
       podGroupApi,
+      servesRestartRules,
     });
   }
   private observeQuantizeJob(): ObservedQuantizeJob {
@@ -282,6 +293,7 @@ export class Simulator {
         ...(labels[Label.specDigest] !== undefined && { specDigest: labels[Label.specDigest] }),
         ...(labels[Label.placeholder] === 'true' && { placeholder: true }),
         ...(labels[Label.gangSize] !== undefined && { gangSize: Number(labels[Label.gangSize]) }),
+        ...restartsOf(object),
       });
       // Events address pods by index, so the order must not depend on the order of creation.
       this.pods.sort((a, b) => (a.name < b.name ? -1 : 1));
@@ -318,6 +330,14 @@ export class Simulator {
       assert(attempts.size <= 1, `attempts ${[...attempts].join(' and ')} are alive together`);
     }
   }
+}
+
+/** As an operator reads them from the pod. */
+function restartsOf({ spec: { containers } }: Pod): Pick<ObservedPod, 'containerRestarts'> {
+  const exitCodes = containers.flatMap(({ restartPolicyRules = [] }) =>
+    restartPolicyRules.flatMap(({ exitCodes }) => exitCodes.values),
+  );
+  return exitCodes.length > 0 ? { containerRestarts: { exitCodes, count: 0, isRunning: false } } : {};
 }
 
 /**

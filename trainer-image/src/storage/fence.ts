@@ -36,6 +36,17 @@ export interface Owner {
   start: string;
 }
 
+/** Somebody else has claimed what this process writes to, or has removed its claim. */
+export class FencedOff extends FacetrainError {
+  /** Who has claimed it, if that is known. */
+  readonly owner: Owner | undefined;
+
+  constructor(owner: Owner | undefined, words: Omit<ConstructorParameters<typeof FacetrainError>[0], 'code'>) {
+    super({ code: 'FencedOff', ...words });
+    this.owner = owner;
+  }
+}
+
 interface Claim {
   number: number;
   /** Undefined when its file is gone or unreadable. */
@@ -364,8 +375,7 @@ function fencedOff(folder: string, claim: Claim | undefined, cause?: unknown): F
   const by = owner
     ? `attempt ${owner.attempt} of job ${owner.name} (uid ${owner.uid}) took it over at ${owner.time}`
     : `a newer writer (fence ${claim?.number}) took it over`;
-  return new FacetrainError({
-    code: 'FencedOff',
+  return new FencedOff(owner, {
     subject: folder,
     ...(claim
       ? { found: by, allowed: 'one writer at a time; this one has stopped, and wrote nothing after that' }

@@ -20,7 +20,7 @@ import { randomUUID } from 'node:crypto';
 import { setTimeout as delay } from 'node:timers/promises';
 import { CheckpointEvaluations, FacetrainError, OUTPUT } from '@facetrain/api';
 import { z } from 'zod';
-import type { Owner } from './fence.ts';
+import { FencedOff, type Owner } from './fence.ts';
 import { type Condition, ObjectStore } from './object-store.ts';
 
 const Listed = z.object({
@@ -294,8 +294,7 @@ async function contested(store: ObjectStore): Promise<FacetrainError> {
 
 /** @param head the newer one; undefined when it is gone */
 function fencedOff(store: ObjectStore, head: Head | undefined, cause?: unknown): FacetrainError {
-  return new FacetrainError({
-    code: 'FencedOff',
+  return new FencedOff(head?.owner, {
     subject: store.uri('').replace(/\/$/, ''),
     ...(head
       ? {

@@ -129,10 +129,13 @@ export function killRanks(): void {
 export class Rank {
   readonly lines: LogLine[] = [];
   readonly ended: Promise<number>;
+  /** Starts the same program again, as a kubelet starts a container again in its pod. */
+  readonly startAgain: () => Rank;
   #child: ChildProcess;
   #text = '';
 
   constructor(config: string, env: Record<string, string>, args: string[] = []) {
+    this.startAgain = () => new Rank(config, env, args);
     this.#child = spawn(process.execPath, [MAIN, 'train', ...args], {
       env: { ...process.env, ...env, FACETRAIN_CONFIG: config },
       stdio: ['ignore', 'ignore', 'pipe'],

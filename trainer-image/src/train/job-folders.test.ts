@@ -3,7 +3,7 @@ import { mkdtemp, rm } from 'node:fs/promises';
 import { tmpdir } from 'node:os';
 import { join } from 'node:path';
 import { after, afterEach, mock, test } from 'node:test';
-import { ExitCode, type FacetrainError, type TrainerConfig } from '@facetrain/api';
+import { ExitCode, FacetrainError, type TrainerConfig } from '@facetrain/api';
 import { pino } from 'pino';
 import { Fence } from '../storage/fence.ts';
 import { trainerConfig, until } from '../testing/training-gang.ts';
@@ -42,9 +42,10 @@ for (const claimed of ['checkpoint folder', 'output folder'])
     folders.close();
   });
 
-/** Two ranks, each with the folders of its own configuration, in a gang without trainers. @returns their errors */
-async function share(configs: [TrainerConfig, TrainerConfig]): Promise<unknown[]> {
-  const ranks = configs.map((config) => new JobFolders(config, { log: pino({ level: 'silent' }) }));
+const foldersOf = (config: TrainerConfig) => new JobFolders(config, { log: pino({ level: 'silent' }) });
+
+/** Two ranks share their folders, in a gang without trainers. */
+async function shareIn(ranks: JobFolders[]): Promise<PromiseSettledResult<void>[]> {
   await ranks[0]!.claim();
   let waiting = Promise.withResolvers<Float32Array[]>();
   let parts: Float32Array[] = [];
@@ -60,7 +61,13 @@ async function share(configs: [TrainerConfig, TrainerConfig]): Promise<unknown[]
       return promise;
     },
   });
-  const ends = await Promise.allSettled(ranks.map((folders, rank) => folders.share(sessionOf(rank), 0)));
+  return Promise.allSettled(ranks.map((folders, rank) => folders.share(sessionOf(rank), 0)));
+}
+
+/** Two ranks, each with the folders of its own configuration. @returns their errors */
+async function share(configs: [TrainerConfig, TrainerConfig]): Promise<unknown[]> {
+  const ranks = configs.map(foldersOf);
+  const ends = await shareIn(ranks);
   const errors = ends.map((end, rank) => (end.status === 'rejected' ? ranks[rank]!.explain(end.reason) : undefined));
   for (const folders of ranks) folders.close();
   return Promise.all(errors);
@@ -90,4 +97,32 @@ test('one folder for checkpoints and output is claimed once', async () => {
   await file.finish();
   await folders.output.write('b', '');
   folders.close();
+});
+
+test('a rank has lost a peer when rank 0 is started again in its attempt; a newer attempt fences it off', async () => {
+  const config = trainerConfig(await mkdtemp(join(top, 'job-')));
+  const [first, second, startedAgain, next] = [
+    config,
+    config,
+    config,
+    { ...config, job: { ...config.job, attempt: 1 } },
+  ].map(foldersOf) as [JobFolders, JobFolders, JobFolders, JobFolders];
+  await shareIn([first, second]);
+  const failure = new Error('the storage has failed');
+  const lostPeer = new FacetrainError({ code: 'PeerLost', subject: 'rank 0', found: 'gone', allowed: 'present' });
+  const codesOf = async (folders: JobFolders, error: Error) => {
+    const { code, exitCode } = (await folders.explain(error)) as FacetrainError;
+    return [code, exitCode];
+  };
+  assert.equal(await second.explain(failure), failure);
+
+  await startedAgain.claim();
+  assert.deepEqual(await codesOf(second, failure), ['PeerLost', ExitCode.peerLost]);
+  assert.equal(await second.explain(lostPeer), lostPeer);
+  // The rank 0 that was there before must not come back.
+  assert.deepEqual(await codesOf(first, failure), ['FencedOff', ExitCode.fencedOff]);
+
+  await next.claim();
+  assert.deepEqual(await codesOf(second, lostPeer), ['FencedOff', ExitCode.fencedOff]);
+  for (const folders of [first, second, startedAgain, next]) folders.close();
 });

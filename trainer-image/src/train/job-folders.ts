@@ -10,7 +10,7 @@ import { ObjectTarget } from '../checkpoint/object-target.ts';
 import { type CheckpointStore, FolderTarget } from '../checkpoint/target.ts';
 import { gatherJson } from '../program/gather-json.ts';
 import type { Program } from '../program/program.ts';
-import { Fence, type Owner } from '../storage/fence.ts';
+import { Fence, FencedOff, type Owner } from '../storage/fence.ts';
 import { ObjectFence } from '../storage/object-fence.ts';
 import { ObjectStore } from '../storage/object-store.ts';
 import { FolderOutput, ObjectOutput, type OutputPlace } from '../storage/output-place.ts';
@@ -127,10 +127,26 @@ export class JobFolders {
     if (this.#lost !== undefined) throw this.#lost;
   }
 
-  /** The error of a training: FencedOff when a newer claim is why it failed, or why its peers are gone. */
+  /**
+   * The error of a training: FencedOff when a newer claim is why it failed, or why its peers are gone. PeerLost when
+   * that claim is of rank 0 of the same attempt: its container was started again in its pod, before this rank noticed
+   * that it was gone.
+   */
   async explain(error: unknown): Promise<unknown> {
-    const explained = (await this.#checkpoints?.explain(error)) ?? error;
-    return (await this.#output?.explain(explained)) ?? explained;
+    const ofCheckpoints = (await this.#checkpoints?.explain(error)) ?? error;
+    const explained = (await this.#output?.explain(ofCheckpoints)) ?? ofCheckpoints;
+    const { uid, attempt } = this.#config.job;
+    const isRankZero = this.#output !== undefined;
+    const owner = explained instanceof FencedOff ? explained.owner : undefined;
+    if (isRankZero || owner?.uid !== uid || owner.attempt !== attempt) return explained;
+    if (error instanceof FacetrainError && error.code === 'PeerLost') return error;
+    return new FacetrainError({
+      code: 'PeerLost',
+      subject: 'rank 0',
+      found: 'it was started again while this rank went on',
+      allowed: 'this rank has to start again, too',
+      cause: explained,
+    });
   }
 
   /** Ends the watch, and the connections. */

@@ -217,6 +217,46 @@ test('kill -9 at random moments: the peer exits 4, and the job ends with the sam
   assert((await model(config)).equals(await model(whole.config)), 'another model');
 });
 
+test('ranks that are started again in one attempt meet, also if one is back before the other has ended', async () => {
+  const { folder, config } = await job((base) => ({
+    checkpoint: { ...base.checkpoint, everySteps: 1 },
+    rendezvousTimeoutSeconds: 300,
+  }));
+  const [first, second] = await startGang(folder, config, 2);
+  await until(async () => ((await completeSteps(config.checkpoint.directory))[0] ?? 0) >= 1);
+  first!.kill('SIGSTOP');
+  await first!.isFrozen();
+  second!.kill('SIGKILL');
+  assert.equal(await second!.ended, 137);
+  const secondAgain = second!.startAgain();
+  await secondAgain.logged('meeting the other ranks', 300_000);
+  first!.kill('SIGCONT');
+  assert.equal(await first!.ended, ExitCode.peerLost, first!.text);
+  const firstAgain = first!.startAgain();
+  assert.deepEqual(await Promise.all([firstAgain.ended, secondAgain.ended]), [0, 0], secondAgain.text);
+  assert((await readReport(config)).resumedFromStep! >= 1);
+  assert((await model(config)).equals(await model(whole.config)), 'another model');
+});
+
+test('a rank that finds rank 0 started again in its attempt has lost a peer, and is not fenced off', async () => {
+  const { folder, config } = await job((base) => ({
+    checkpoint: { ...base.checkpoint, everySteps: 1 },
+    rendezvousTimeoutSeconds: 300,
+  }));
+  const [first, second] = await startGang(folder, config, 2);
+  await until(async () => ((await completeSteps(config.checkpoint.directory))[0] ?? 0) >= 1);
+  second!.kill('SIGSTOP');
+  await second!.isFrozen();
+  first!.kill('SIGKILL');
+  assert.equal(await first!.ended, 137);
+  const firstAgain = first!.startAgain();
+  await firstAgain.logged('claimed the folders of checkpoints and output', 300_000);
+  second!.kill('SIGCONT');
+  assert.equal(await second!.ended, ExitCode.peerLost, second!.text);
+  const secondAgain = second!.startAgain();
+  assert.deepEqual(await Promise.all([firstAgain.ended, secondAgain.ended]), [0, 0], secondAgain.text);
+});
+
 /** All class centres of a checkpoint, in row order. */
 async function centres(config: TrainerConfig, step: number): Promise<Float32Array> {
   const { directory, manifest } = await openCheckpoint(config.checkpoint.directory, step);
