@@ -7,7 +7,6 @@
 #include <new>
 #include <stdexcept>
 #include <string>
-#include <string_view>
 
 #include "error.h"
 #include "int7/facetrain_int7.h"
@@ -18,7 +17,7 @@
 using facetrain::ThreadPool;
 using facetrain::int7::OnnxModel;
 using facetrain::int7::read_onnx;
-using facetrain::int7::refuse;
+using facetrain::int7::refuse_file;
 using facetrain::int7::Runtime;
 
 namespace {
@@ -59,18 +58,19 @@ struct FileError : std::runtime_error {
   using std::runtime_error::runtime_error;
 };
 
-ft_int7_status failed(ft_int7_status status, const char* message) noexcept {
+// `subject`: what the message is about, unless it says so itself.
+ft_int7_status failed(ft_int7_status status, const char* message, const char* subject = nullptr) noexcept {
   try {
-    last_error = message;
+    last_error = subject ? std::string(subject) + ": " + message : message;
   } catch (...) {
     last_error.clear();
   }
   return status;
 }
 
-// Calls body(), and turns what it throws into a status.
+// Calls body(), and turns what it throws into a status. `subject` is that of errors about a file or a model.
 template <typename Body>
-ft_int7_status guarded(ft_int7_status of_invalid, Body body) noexcept {
+ft_int7_status guarded(ft_int7_status of_invalid, const char* subject, Body body) noexcept {
   try {
     last_error.clear();
     body();
@@ -80,11 +80,11 @@ ft_int7_status guarded(ft_int7_status of_invalid, Body body) noexcept {
   } catch (const std::length_error&) {
     return failed(FT_INT7_OUT_OF_MEMORY, "memory: too little; more, or a smaller model");
   } catch (const FileError& error) {
-    return failed(FT_INT7_FILE, error.what());
+    return failed(FT_INT7_FILE, error.what(), subject);
   } catch (const std::invalid_argument& error) {
-    return failed(of_invalid, error.what());
+    return failed(of_invalid, error.what(), subject);
   } catch (const facetrain::Error& error) {
-    return failed(of_invalid, error.what());
+    return failed(of_invalid, error.what(), subject);
   } catch (const std::exception& error) {
     return failed(FT_INT7_INTERNAL, error.what());
   } catch (...) {
@@ -106,25 +106,18 @@ bool read_options(const ft_int7_options* given, ft_int7_options& options) noexce
 std::vector<uint8_t> read_file(const char* path) {
   const auto close = [](std::FILE* file) { std::fclose(file); };
   const std::unique_ptr<std::FILE, decltype(close)> file(std::fopen(path, "rb"), close);
-  const auto fail = [&] { throw FileError(std::string(path) + ": " + std::strerror(errno) + "; a readable file"); };
+  const auto fail = [&] { throw FileError(std::string(std::strerror(errno)) + "; a readable file"); };
   if (!file) fail();
   std::vector<uint8_t> bytes;
   uint8_t block[1 << 16];
   size_t count;
   do {
     count = std::fread(block, 1, sizeof block, file.get());
-    if (count > kLargestFile - bytes.size()) refuse(path, "has 2 GiB or more");
+    if (count > kLargestFile - bytes.size()) refuse_file("has 2 GiB or more");
     bytes.insert(bytes.end(), block, block + count);
   } while (count > 0);
   if (std::ferror(file.get())) fail();
   return bytes;
-}
-
-// A message about a whole file or model gets its path as the subject; one about a part follows the path.
-std::invalid_argument with_path(const std::string& path, std::string_view message) {
-  for (const std::string_view whole : {"the file: ", "the model: "})
-    if (message.starts_with(whole)) message.remove_prefix(whole.size());
-  return std::invalid_argument(path + ": " + std::string(message));
 }
 
 }  // namespace
@@ -150,7 +143,7 @@ ft_int7_status ft_int7_load_memory(const void* data, size_t size, const ft_int7_
   if (!model || !data) return failed(FT_INT7_INVALID_ARGUMENT, "data or model: null; a pointer");
   ft_int7_options options;
   if (!read_options(given, options)) return FT_INT7_INVALID_ARGUMENT;
-  return guarded(FT_INT7_INVALID_MODEL,
+  return guarded(FT_INT7_INVALID_MODEL, "data",
                  [&] { *model = new ft_int7_model{load(static_cast<const uint8_t*>(data), size, options)}; });
 }
 
@@ -159,13 +152,9 @@ ft_int7_status ft_int7_load_file(const char* path, const ft_int7_options* given,
   if (!model || !path) return failed(FT_INT7_INVALID_ARGUMENT, "path or model: null; a pointer");
   ft_int7_options options;
   if (!read_options(given, options)) return FT_INT7_INVALID_ARGUMENT;
-  return guarded(FT_INT7_INVALID_MODEL, [&] {
+  return guarded(FT_INT7_INVALID_MODEL, path, [&] {
     const std::vector<uint8_t> bytes = read_file(path);
-    try {
-      *model = new ft_int7_model{load(bytes.data(), bytes.size(), options)};
-    } catch (const std::invalid_argument& error) {
-      throw with_path(path, error.what());
-    }
+    *model = new ft_int7_model{load(bytes.data(), bytes.size(), options)};
   });
 }
 
@@ -226,7 +215,7 @@ ft_int7_status ft_int7_create_context(const ft_int7_model* model, int32_t thread
   if (context) *context = nullptr;
   if (!model || !context) return failed(FT_INT7_INVALID_ARGUMENT, "model or context: null; a pointer");
   if (threads < 1 || threads > 256) return failed(FT_INT7_INVALID_ARGUMENT, "threads: out of range; 1 to 256");
-  return guarded(FT_INT7_INVALID_ARGUMENT, [&] {
+  return guarded(FT_INT7_INVALID_ARGUMENT, nullptr, [&] {
     auto pool = threads > 1 ? std::make_unique<ThreadPool>(threads) : nullptr;
     *context = new ft_int7_context{model->loaded, Runtime::Context(model->loaded->runtime, threads), std::move(pool)};
   });
@@ -235,7 +224,7 @@ ft_int7_status ft_int7_create_context(const ft_int7_model* model, int32_t thread
 ft_int7_status ft_int7_run(ft_int7_context* context, const uint8_t* picture, float* outputs) {
   if (!context || !picture || !outputs)
     return failed(FT_INT7_INVALID_ARGUMENT, "context, picture or outputs: null; a pointer");
-  return guarded(FT_INT7_INTERNAL, [&] {
+  return guarded(FT_INT7_INTERNAL, nullptr, [&] {
     const Runtime& runtime = context->loaded->runtime;
     if (context->pool) {
       runtime.run(context->memory, picture, outputs, *context->pool);

@@ -128,17 +128,18 @@ void test_failures() {
   ft_int7_context* context = nullptr;
   CHECK_EQ(int{ft_int7_load_memory("ONNX", 4, nullptr, &model)}, int{FT_INT7_INVALID_MODEL});
   CHECK(model == nullptr);
-  CHECK(std::string(ft_int7_last_error()).find("damaged") != std::string::npos);
+  CHECK_EQ(std::string(ft_int7_last_error()), std::string("data: damaged; an ONNX model is wanted"));
   CHECK_EQ(int{ft_int7_load_file("/no/such/file", nullptr, &model)}, int{FT_INT7_FILE});
-  CHECK(std::string(ft_int7_last_error()).find("/no/such/file") != std::string::npos);
-  // A message names the file, once.
+  CHECK_EQ(std::string(ft_int7_last_error()).find("/no/such/file: "), size_t{0});
+  // A message names the file, once; also one about an operator, which another part of the reader refuses.
   const std::string path = "c_api_test_" + std::to_string(getpid()) + ".onnx";
-  for (const auto& [content, message] :
-       std::map<std::string, std::string>{{"", path + ": empty; a model.int7.onnx of Facetrain is wanted"},
-                                          {"ONNX", path + ": damaged; an ONNX model is wanted"}}) {
+  for (const auto& [content, message] : std::map<std::string, std::string>{
+           {"", path + ": empty; a model.int7.onnx of Facetrain is wanted"},
+           {"ONNX", path + ": damaged; an ONNX model is wanted"},
+           {testing::onnx_file({.op = "Mystery"}), path + ": layer 'to_p': operator Mystery; one of Abs, Add, "}}) {
     std::ofstream(path, std::ios::binary) << content;
     CHECK_EQ(int{ft_int7_load_file(path.c_str(), nullptr, &model)}, int{FT_INT7_INVALID_MODEL});
-    CHECK_EQ(std::string(ft_int7_last_error()), message);
+    CHECK_EQ(std::string(ft_int7_last_error()).find(message), size_t{0});
   }
   {
     std::ofstream(path, std::ios::binary) << testing::onnx_file();

@@ -123,8 +123,10 @@ void read_graph(std::string_view graph, OnnxFile& file) {
 
 }  // namespace
 
-void refuse(std::string_view subject, const std::string& found) {
-  throw std::invalid_argument(std::string(subject) + ": " + found + "; a model.int7.onnx of Facetrain is wanted");
+void refuse(std::string_view part, const std::string& found) { refuse_file(std::string(part) + ": " + found); }
+
+void refuse_file(const std::string& found) {
+  throw std::invalid_argument(found + "; a model.int7.onnx of Facetrain is wanted");
 }
 
 OnnxFile parse_onnx(const uint8_t* data, size_t size) {
@@ -141,9 +143,9 @@ OnnxFile parse_onnx(const uint8_t* data, size_t size) {
     file.metadata[key] = value;
   }
   const auto format = file.metadata.find("facetrain.format");
-  if (size == 0) refuse("the file", "empty");
-  if (format == file.metadata.end()) refuse("the file", "has no metadata facetrain.format, so no INT7 network");
-  if (format->second != "int7") refuse("the file", "in another form, as model.int7.trt.onnx for TensorRT is");
+  if (size == 0) refuse_file("empty");
+  if (format == file.metadata.end()) refuse_file("has no metadata facetrain.format, so no INT7 network");
+  if (format->second != "int7") refuse_file("in another form, as model.int7.trt.onnx for TensorRT is");
   read_graph(graph, file);
   return file;
 }

@@ -14,8 +14,10 @@ namespace facetrain::int7 {
 // Numbers of TensorProto.DataType.
 enum OnnxType { kFloat = 1, kUint8 = 2, kInt8 = 3, kInt32 = 6, kInt64 = 7 };
 
-// Throws std::invalid_argument: "<subject>: <found>; a model.int7.onnx of Facetrain is wanted".
-[[noreturn]] void refuse(std::string_view subject, const std::string& found);
+// Throws std::invalid_argument: "<part>: <found>; a model.int7.onnx of Facetrain is wanted".
+[[noreturn]] void refuse(std::string_view part, const std::string& found);
+// The same about the whole file, without a name: the caller knows it.
+[[noreturn]] void refuse_file(const std::string& found);
 
 struct OnnxConstant {
   int type = 0;

@@ -155,7 +155,7 @@ void test_damaged() {
 
 void test_refusals() {
   using testing::Message, testing::onnx_file;
-  CHECK_THROWS(read(""), std::invalid_argument, "the file: empty");
+  CHECK_THROWS(read(""), std::invalid_argument, "empty; a model.int7.onnx");
   const std::string only_version = Message().integer(1, 8).text();
   CHECK_THROWS(read(only_version), std::invalid_argument, "has no metadata facetrain.format");
   const Message format = Message().bytes(1, "facetrain.format").bytes(2, "int7-tensorrt");

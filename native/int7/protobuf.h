@@ -73,7 +73,7 @@ class Protobuf {
   }
 
  private:
-  [[noreturn]] static void damaged() { throw std::invalid_argument("the file: damaged; an ONNX model is wanted"); }
+  [[noreturn]] static void damaged() { throw std::invalid_argument("damaged; an ONNX model is wanted"); }
 
   uint64_t varint() {
     uint64_t value = 0;

@@ -128,8 +128,8 @@ void Runtime::plan(int64_t largest_memory) {
     if (layer.kind == Kind::conv) memory += packed_bytes(layer.shape);
   }
   if (memory > largest_memory) {
-    throw std::invalid_argument("the model: its tensors and packed weights take " + std::to_string(memory) +
-                                " bytes; at most " + std::to_string(largest_memory));
+    throw std::invalid_argument("its tensors and packed weights take " + std::to_string(memory) + " bytes; at most " +
+                                std::to_string(largest_memory));
   }
   for (size_t t = 0; t < stored_.size(); ++t) {
     if (piece[t] >= 0) stored_[t].offset = arena.offset(piece[t]);
