@@ -22,6 +22,7 @@ import { trainersOutliveTheirPods } from './failures/old-trainers.ts';
 import { podsGoWhileTheOperatorIsAway } from './failures/operator-away.ts';
 import { podsThatFail } from './failures/pods-that-fail.ts';
 import { aClassIsTheDefault, podsThatWait } from './failures/pods-that-wait.ts';
+import { aKilledTrainerCostsOneStep } from './failures/steps-in-memory.ts';
 import { fourChangesGiveTheSameTraining } from './sharing/elastic-gangs.ts';
 import { queues } from './sharing/queues.ts';
 import {
@@ -98,6 +99,8 @@ together(
 together(
   'trainers that are interrupted',
   {
+    'a killed trainer of two costs one step with checkpoint.inMemory': aKilledTrainerCostsOneStep,
+
     async 'a gang survives a killed trainer, a deleted pod, an upgrade and a suspension, and leaves nothing'(ns) {
       await applyExample(ns, 'killed', trainLongWithoutEvaluation);
       const running = await reachesStep(ns, 'killed', { attempt: 0, step: 12 });

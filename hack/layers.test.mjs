@@ -80,7 +80,7 @@ const ROOMS = [
                                 'native/kernels/clones.h', 'native/comm', 'torch']],
   ['native/model',             ['native/error.h', 'native/host_device.h', 'native/pixel_range.h', 'native/precision.h',
                                 'native/torch_error.h', 'native/comm', 'torch']],
-  ['native/train',             ['native/available_memory.h', 'native/error.h', 'native/precision.h',
+  ['native/train',             ['native/available_memory.h', 'native/error.h', 'native/precision.h', 'native/random.h',
                                 'native/torch_error.h', 'native/comm', 'native/pfc', 'native/model', 'native/data',
                                 'torch']],
   ['native/node',              ['native', 'torch', 'napi'], 'the only room that knows Node'],

@@ -428,6 +428,15 @@ const checkpoint = section(
       .describe(
         'Complete checkpoints that are kept, the newest; older ones are deleted. Only those of this job count.',
       ),
+    inMemory: z
+      .boolean()
+      .default(false)
+      .describe(
+        'true: each trainer also keeps the state after its last two steps in memory (/dev/shm). Trainers that are ' +
+          'started again in their pods, after a lost peer or SIGKILL, go on from the newest step that all have, so ' +
+          'one step is lost at most; with new pods, from the newest checkpoint. It takes the memory and the time ' +
+          'that `facetrain plan` says. No effect in `facetrain run`, whose processes are new in each attempt.',
+      ),
     keepBest: keepBest
       .default(0)
       .describe(
@@ -744,6 +753,12 @@ export const FaceTrainJobSpec = rules(
       message: 'rowUpdate Dense is for class centres with SGD or AdaGrad: AdamW has Lazy',
       check: (value) => value.optimizer.rowUpdate !== 'Dense' || value.loss.rows.optimizer !== 'AdamW',
       path: ['optimizer', 'rowUpdate'],
+    },
+    {
+      cel: "!self.checkpoint.inMemory || self.optimizer.rowUpdate == 'Lazy'",
+      message: 'checkpoint.inMemory is for rowUpdate Lazy: with Dense, each step changes all class centres',
+      check: ({ checkpoint: { inMemory }, optimizer }) => !inMemory || optimizer.rowUpdate === 'Lazy',
+      path: ['checkpoint', 'inMemory'],
     },
     {
       cel: 'self.trainers.progressPort != self.trainers.rendezvousPort',

@@ -198,6 +198,12 @@ export const TrainerConfig = z.strictObject({
     everySeconds: z.int().positive().nullable(),
     keep: keep.describe('Complete checkpoints of this job that are kept; its older ones are deleted.'),
     // With a default, as precision.
+    memoryDirectory: z
+      .string()
+      .min(1)
+      .nullable()
+      .default(null)
+      .describe('A folder in memory in which ranks keep the state of their last two steps; null: nowhere.'),
     keepBest: keepBest.default(0).describe('Those of the best verification accuracy that are kept beside them.'),
   }),
   evaluation: z.strictObject({

@@ -341,20 +341,30 @@ class TrainingSession : public Napi::ObjectWrap<TrainingSession> {
  public:
   static void add_to(Napi::Env env, Napi::Object exports) {
     using S = TrainingSession;
-    exports.Set(
-        "TrainingSession",
-        DefineClass(
-            env, "TrainingSession",
-            {InstanceMethod<&S::open>("open"), InstanceMethod<&S::step>("step"), InstanceMethod<&S::embed>("embed"),
-             InstanceMethod<&S::use_precision>("usePrecision"), InstanceMethod<&S::loss_scale>("lossScale"),
-             InstanceMethod<&S::norm_statistics>("normStatistics"),
-             InstanceMethod<&S::use_norm_statistics>("useNormStatistics"),
-             InstanceMethod<&S::save_backbone>("saveBackbone"), InstanceMethod<&S::load_backbone>("loadBackbone"),
-             InstanceMethod<&S::save_rows>("saveRows"), InstanceMethod<&S::load_rows>("loadRows"),
-             InstanceMethod<&S::retire>("retire"), InstanceMethod<&S::copy_state>("copyState"),
-             InstanceMethod<&S::copied_backbone>("copiedBackbone"), InstanceMethod<&S::copied_rows>("copiedRows"),
-             InstanceMethod<&S::drop_copy>("dropCopy"), InstanceMethod<&S::all_gather>("allGather"),
-             InstanceMethod<&S::barrier>("barrier"), InstanceMethod<&S::close>("close")}));
+    exports.Set("TrainingSession", DefineClass(env, "TrainingSession",
+                                               {InstanceMethod<&S::open>("open"),
+                                                InstanceMethod<&S::step>("step"),
+                                                InstanceMethod<&S::embed>("embed"),
+                                                InstanceMethod<&S::use_precision>("usePrecision"),
+                                                InstanceMethod<&S::loss_scale>("lossScale"),
+                                                InstanceMethod<&S::norm_statistics>("normStatistics"),
+                                                InstanceMethod<&S::use_norm_statistics>("useNormStatistics"),
+                                                InstanceMethod<&S::save_backbone>("saveBackbone"),
+                                                InstanceMethod<&S::load_backbone>("loadBackbone"),
+                                                InstanceMethod<&S::save_rows>("saveRows"),
+                                                InstanceMethod<&S::load_rows>("loadRows"),
+                                                InstanceMethod<&S::retire>("retire"),
+                                                InstanceMethod<&S::copy_state>("copyState"),
+                                                InstanceMethod<&S::copied_backbone>("copiedBackbone"),
+                                                InstanceMethod<&S::copied_rows>("copiedRows"),
+                                                InstanceMethod<&S::drop_copy>("dropCopy"),
+                                                InstanceMethod<&S::open_kept_steps>("openKeptSteps"),
+                                                InstanceMethod<&S::keep_all>("keepAll"),
+                                                InstanceMethod<&S::keep>("keep"),
+                                                InstanceMethod<&S::recall>("recall"),
+                                                InstanceMethod<&S::all_gather>("allGather"),
+                                                InstanceMethod<&S::barrier>("barrier"),
+                                                InstanceMethod<&S::close>("close")}));
   }
 
   explicit TrainingSession(const Napi::CallbackInfo& info)
@@ -559,6 +569,47 @@ class TrainingSession : public Napi::ObjectWrap<TrainingSession> {
         copy->emplace(TrainedState{{}, {}, rows});
       else
         copy->reset();
+      return {};
+    });
+  }
+
+  // openKeptSteps(path, identity) -> {step, note}[]
+  Napi::Value open_kept_steps(const Napi::CallbackInfo& info) {
+    return owner_.post(info.Env(), [path = info[0].As<Napi::String>().Utf8Value(),
+                                    identity = info[1].As<Napi::String>().Utf8Value()](Session& session) {
+      return Worker::Reply([found = session.open_kept_steps(path, identity)](Napi::Env env) -> Napi::Value {
+        auto list = Napi::Array::New(env, found.size());
+        for (uint32_t i = 0; i < found.size(); ++i) {
+          auto kept = Napi::Object::New(env);
+          kept.Set("step", static_cast<double>(found[i].step));
+          kept.Set("note", found[i].note);
+          list.Set(i, kept);
+        }
+        return list;
+      });
+    });
+  }
+
+  // keepAll(step, note), keep(step, note), recall(step)
+  Napi::Value keep_all(const Napi::CallbackInfo& info) {
+    return owner_.post(info.Env(),
+                       [step = info[0].As<Napi::Number>().Int64Value(),
+                        note = info[1].As<Napi::String>().Utf8Value()](Session& session) -> Worker::Reply {
+                         session.keep_all(step, note);
+                         return {};
+                       });
+  }
+  Napi::Value keep(const Napi::CallbackInfo& info) {
+    return owner_.post(info.Env(),
+                       [step = info[0].As<Napi::Number>().Int64Value(),
+                        note = info[1].As<Napi::String>().Utf8Value()](Session& session) -> Worker::Reply {
+                         session.keep(step, note);
+                         return {};
+                       });
+  }
+  Napi::Value recall(const Napi::CallbackInfo& info) {
+    return owner_.post(info.Env(), [step = info[0].As<Napi::Number>().Int64Value()](Session& session) -> Worker::Reply {
+      session.recall(step);
       return {};
     });
   }

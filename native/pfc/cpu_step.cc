@@ -216,6 +216,7 @@ class CpuStep final : public HeadStep {
   void update_rows(const RowRates& rates, const at::Tensor& skip) override;
   at::Tensor sampled() const override { return sampled_.clone(); }
   at::Tensor sampled_gradient() const override;
+  const RowWindow* window() const override { return has_window() ? &*window_ : nullptr; }
   void set_precision(Precision precision) override { options_.precision = precision; }
   void retire(std::vector<int64_t> rows) override {
     retired_ = std::move(rows);

@@ -6,6 +6,7 @@
 #include <array>
 
 #include "error.h"
+#include "pfc/row_window.h"
 #include "pfc/step.h"
 
 namespace facetrain {
@@ -123,6 +124,18 @@ at::Tensor& PartialFc::find(const std::string& name) {
 }
 
 at::Tensor PartialFc::sampled() const { return step_->sampled(); }
+
+SampledRows PartialFc::sampled_rows() const {
+  const at::Tensor rows = step_->sampled();
+  if (const RowWindow* window = step_->window())
+    return {rows, window->tensors(), at::tensor(window->slots(), at::kLong)};
+  SampledRows result{rows.cpu(), {}, {}};
+  const bool on_host = tensors_[0].values.is_cpu();
+  for (const RowTensor& tensor : tensors_)
+    result.tensors.push_back(on_host ? tensor.values : tensor.values.index_select(0, rows).cpu());
+  result.places = on_host ? result.rows : at::arange(rows.numel(), at::kLong);
+  return result;
+}
 
 at::Tensor PartialFc::sampled_gradient() const { return step_->sampled_gradient(); }
 

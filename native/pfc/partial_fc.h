@@ -92,6 +92,13 @@ struct RowTensor {
   at::Tensor values;  // [count, n]. n is d, or 1: these are float32 also with bf16_rows.
 };
 
+// Rows of class centres, and what their optimizer keeps for them.
+struct SampledRows {
+  at::Tensor rows;                  // int64 [n], ascending, counted from this rank's first row
+  std::vector<at::Tensor> tensors;  // as row_tensors(): number i of the rows is in place places[i] of each
+  at::Tensor places;                // int64 [n]
+};
+
 struct PfcResult {
   at::Tensor loss;             // [] float64: the mean over the global batch, the same on every rank
   at::Tensor grad_embeddings;  // d loss / d embeddings [b, d] float32
@@ -140,6 +147,9 @@ class PartialFc {
   at::Tensor& momentum() { return find("momentum"); }  // of SGD
   // The rows that the last step used: int64 [n], ascending, counted from this rank's first row. Waits for the device.
   at::Tensor sampled() const;
+  // Those rows as the update has left them, all on the host; valid until the next step. Not with dense_update, which
+  // changes all rows, some of them later. Waits for the device.
+  SampledRows sampled_rows() const;
   // d loss / d (those rows) [n, d] float32, of the last step and before the update of the rows. Waits for the device.
   at::Tensor sampled_gradient() const;
 

@@ -21,6 +21,8 @@ inline constexpr float kLargestScale = 70;
 // The least multiple of `step` that is n or more.
 inline int64_t round_up(int64_t n, int64_t step) { return (n + step - 1) / step * step; }
 
+class RowWindow;
+
 class HeadStep {
  public:
   virtual ~HeadStep() = default;
@@ -30,6 +32,9 @@ class HeadStep {
   // As PartialFc's. On CUDA they wait for the device.
   virtual at::Tensor sampled() const = 0;
   virtual at::Tensor sampled_gradient() const = 0;
+  // The window that has the only valid copies of the rows in sampled(); null: they are where the constructor has been
+  // told.
+  virtual const RowWindow* window() const { return nullptr; }
   virtual void set_precision(Precision precision) = 0;
   // `rows`: of this rank, ascending, each once.
   virtual void retire(std::vector<int64_t> rows) = 0;

@@ -179,6 +179,13 @@ export interface StateCopy extends StateSource {
   close(): Promise<void>;
 }
 
+/** What is kept in memory of the state after `step` steps, with what the caller wants to know of it again. */
+export interface KeptStep {
+  step: number;
+  /** At most 16 KiB. */
+  note: string;
+}
+
 /** A training session as checkpoints and evaluation use it; their tests implement it without the native addon. */
 export interface TrainingSessionContract extends Embedder, StateSource {
   readonly device: 'cpu' | 'cuda';
@@ -226,6 +233,22 @@ export interface TrainingSessionContract extends Embedder, StateSource {
    * @returns null when there is no memory for it
    */
   copyState(options: { backbone: boolean }): Promise<StateCopy | null>;
+  /**
+   * Opens or makes a file in memory for the state of the last two steps (native/train/kept_steps.h).
+   * @param identity of the training and this rank: what a file of another one holds is forgotten
+   * @returns what a former process has kept, the newest first
+   * @throws FacetrainError StorageFailed, DiskFull; InvalidConfig with dense updates
+   */
+  openKeptSteps(path: string, identity: string): Promise<KeptStep[]>;
+  /** Keeps the state after `step` steps, and forgets all others. @throws FacetrainError as openKeptSteps */
+  keepAll({ step, note }: KeptStep): Promise<void>;
+  /** The same for the step after the one that was kept or recalled last, which stays. */
+  keep({ step, note }: KeptStep): Promise<void>;
+  /**
+   * Goes back to a state that every rank has kept, for a session with the same precision and retired classes. A
+   * collective: to be called on every rank.
+   */
+  recall(step: number): Promise<void>;
   /** The graph with its trained weights. */
   exportGraph(): Promise<Graph>;
   /** Concatenates every rank's values in rank order; lengths may differ. */
@@ -261,6 +284,10 @@ interface NativeSession {
   copiedBackbone(): Promise<BackboneState>;
   copiedRows(first: number, count: number): Promise<Rows['tensors']>;
   dropCopy(): Promise<void>;
+  openKeptSteps(path: string, identity: string): Promise<KeptStep[]>;
+  keepAll(step: number, note: string): Promise<void>;
+  keep(step: number, note: string): Promise<void>;
+  recall(step: number): Promise<void>;
   allGather(values: Float32Array): Promise<Float32Array[]>;
   barrier(): Promise<void>;
   close(): Promise<void>;
@@ -475,6 +502,22 @@ export class TrainingSession implements TrainingSessionContract {
         this.#copied = false;
       },
     };
+  }
+
+  async openKeptSteps(path: string, identity: string): Promise<KeptStep[]> {
+    return await translateErrors(() => this.#native.openKeptSteps(path, identity));
+  }
+
+  async keepAll({ step, note }: KeptStep): Promise<void> {
+    await translateErrors(() => this.#native.keepAll(step, note));
+  }
+
+  async keep({ step, note }: KeptStep): Promise<void> {
+    await translateErrors(() => this.#native.keep(step, note));
+  }
+
+  async recall(step: number): Promise<void> {
+    await translateErrors(() => this.#native.recall(step));
   }
 
   async exportGraph(): Promise<Graph> {

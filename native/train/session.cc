@@ -1,8 +1,11 @@
 #include "train/session.h"
 
 #include <ATen/DeviceAccelerator.h>
+#include <ATen/Parallel.h>
 #include <ATen/TensorOperators.h>
 #include <ATen/ops/cat.h>
+#include <ATen/ops/empty.h>
+#include <ATen/ops/from_blob.h>
 #include <ATen/ops/full.h>
 #include <ATen/ops/linalg_vector_norm.h>
 #include <ATen/ops/tensor.h>
@@ -11,6 +14,9 @@
 
 #include <algorithm>
 #include <cmath>
+#include <cstring>
+#include <span>
+#include <type_traits>
 
 #include "available_memory.h"
 #include "error.h"
@@ -23,6 +29,22 @@ namespace {
 
 // Indices in flags_; each counts the ranks for which the flag is true.
 enum Flag { kStop, kCheckpoint, kWriting, kFlags };
+
+// Ranks that keep a part of the backbone's state in memory. A smaller part would save little time, and each is a
+// broadcast when they are recalled.
+constexpr int kMostKeepers = 16;
+
+// The numbers of a state beside its tensors, as each rank keeps them.
+struct KeptScalars {
+  NormStatistics norms;
+  LossScale loss_scale;
+};
+static_assert(std::is_trivially_copyable_v<KeptScalars>);
+
+// Bytes on the host as a tensor like another, without a copy of them.
+at::Tensor view(std::span<uint8_t> bytes, const at::Tensor& like) {
+  return at::from_blob(bytes.data(), like.sizes(), like.scalar_type());
+}
 
 // Runs a function that communicates. Turns CommError into Error(PeerLost).
 template <class Function>
@@ -168,6 +190,7 @@ Session::StepResult Session::step(int64_t step, double learning_rate, Votes vote
     centres_.update_rows(learning_rate * options_.rows_rate_factor, options_.momentum, options_.weight_decay);
     if (loss_scale_) loss_scale_->grow();
   }
+  rows_changed_ = !skipped;
   clock_.end();
   return {loss, norm, votes, loss_scale_ ? std::optional(loss_scale_->skipped_steps) : std::nullopt, clock_.take()};
 }
@@ -315,6 +338,91 @@ std::optional<TrainedState> Session::copy_state(bool backbone, std::vector<Execu
     if (memory_error(error)) return std::nullopt;
     throw;
   }
+}
+
+// What a rank keeps of what each step changes as a whole. The backbone's state is the same on every rank, so each of
+// the first ranks keeps a part of it.
+std::vector<at::Tensor> Session::kept_parts(int rank) const {
+  const int keepers = std::min(comm_->size(), kMostKeepers);
+  if (rank >= keepers) return {};
+  std::vector<at::Tensor> parts;
+  for (const at::Tensor& buffer : {weights_, momentum_, statistics_}) {
+    const int64_t first = buffer.numel() * rank / keepers, end = buffer.numel() * (rank + 1) / keepers;
+    parts.push_back(buffer.narrow(0, first, end - first));
+  }
+  // A checkpoint may have others than the graph.
+  if (rank == 0) {
+    for (const auto& [name, tensor] : backbone_->fixed()) parts.push_back(tensor.detach());
+  }
+  return parts;
+}
+
+std::vector<Session::KeptStep> Session::open_kept_steps(const std::string& path, const std::string& identity) {
+  if (options_.pfc.dense_update) {
+    throw Error("InvalidConfig", "checkpoint.inMemory", "with dense updates, which change all class centres",
+                "rowUpdate Lazy");
+  }
+  KeptLayout layout{identity, centres_.rows().count, {}, {}};
+  for (const auto& [name, values] : centres_.row_tensors())
+    layout.row_bytes.push_back(values.size(1) * values.element_size());
+  for (const at::Tensor& part : kept_parts(comm_->rank())) layout.parts.push_back(static_cast<int64_t>(part.nbytes()));
+  layout.parts.push_back(sizeof(KeptScalars));
+  kept_ = std::make_unique<KeptSteps>(path, std::move(layout));
+  std::vector<KeptStep> found;
+  for (const int64_t step : kept_->steps()) found.push_back({step, kept_->note(step)});
+  return found;
+}
+
+void Session::keep_all(int64_t step, const std::string& note) {
+  kept_->clear();
+  const TrainedState all = state();
+  for (size_t i = 0; i < all.rows.size(); ++i) view(kept_->rows(i), all.rows[i].tensor).copy_(all.rows[i].tensor);
+  keep_parts(step, note);
+}
+
+void Session::keep(int64_t step, const std::string& note) {
+  const SampledRows changed = rows_changed_ ? centres_.sampled_rows() : SampledRows{at::empty({0}, at::kLong), {}, {}};
+  const int64_t* const rows = changed.rows.const_data_ptr<int64_t>();
+  kept_->begin(step, {rows, static_cast<size_t>(changed.rows.numel())});
+  for (size_t i = 0; i < changed.tensors.size(); ++i) {
+    const int64_t bytes = changed.tensors[i].size(1) * changed.tensors[i].element_size();
+    const int64_t* const places = changed.places.const_data_ptr<int64_t>();
+    const auto* const from = static_cast<const uint8_t*>(changed.tensors[i].const_data_ptr());
+    uint8_t* const to = kept_->rows(i).data();
+    at::parallel_for(0, changed.rows.numel(), 64, [&](int64_t first, int64_t end) {
+      for (int64_t row = first; row < end; ++row)
+        std::memcpy(to + rows[row] * bytes, from + places[row] * bytes, static_cast<size_t>(bytes));
+    });
+  }
+  keep_parts(step, note);
+}
+
+void Session::keep_parts(int64_t step, const std::string& note) {
+  const std::vector<at::Tensor> parts = kept_parts(comm_->rank());
+  for (size_t i = 0; i < parts.size(); ++i) view(kept_->part(step, i), parts[i]).copy_(parts[i]);
+  const KeptScalars scalars{centres_.norm_statistics(), loss_scale_.value_or(LossScale())};
+  std::memcpy(kept_->part(step, parts.size()).data(), &scalars, sizeof scalars);
+  kept_->commit(step, note);
+}
+
+void Session::recall(int64_t step) {
+  kept_->rewind(step);
+  const TrainedState all = state();
+  for (size_t i = 0; i < all.rows.size(); ++i) all.rows[i].tensor.copy_(view(kept_->rows(i), all.rows[i].tensor));
+  with_peers(*comm_, [&] {
+    for (int rank = 0; rank < comm_->size(); ++rank) {
+      std::vector<at::Tensor> parts = kept_parts(rank);
+      for (size_t i = 0; i < parts.size(); ++i) {
+        if (parts[i].numel() == 0) continue;
+        if (rank == comm_->rank()) parts[i].copy_(view(kept_->part(step, i), parts[i]));
+        comm_->broadcast(parts[i], rank);
+      }
+    }
+  });
+  KeptScalars scalars{};
+  std::memcpy(&scalars, kept_->part(step, kept_parts(comm_->rank()).size()).data(), sizeof scalars);
+  centres_.set_norm_statistics(scalars.norms);
+  if (loss_scale_) loss_scale_ = scalars.loss_scale;
 }
 
 std::vector<std::vector<float>> Session::all_gather(const std::vector<float>& values) {

@@ -25,6 +25,7 @@
 #include "train/device.h"
 #include "train/device_batches.h"
 #include "train/flat_layout.h"
+#include "train/kept_steps.h"
 #include "train/loss_scale.h"
 #include "train/stage_clock.h"
 #include "train/trained_state.h"
@@ -107,6 +108,21 @@ class Session {
   // whose memory is used again; memory that is new to the process takes longer to get than to fill.
   std::optional<TrainedState> copy_state(bool backbone, std::vector<Executor::Named> former = {});
 
+  // Keeps the state of the last two steps in a file in memory, from which a process that is started again goes on
+  // (kept_steps.h). Returns what the file has of a former process with the same `identity`. Throws Error(InvalidConfig)
+  // with dense updates, which change all rows, and what KeptSteps throws.
+  struct KeptStep {
+    int64_t step;
+    std::string note;
+  };
+  std::vector<KeptStep> open_kept_steps(const std::string& path, const std::string& identity);
+  // After `step` steps. keep_all forgets what was there, keep follows keep_all, keep or recall of the step before.
+  void keep_all(int64_t step, const std::string& note);
+  void keep(int64_t step, const std::string& note);
+  // Makes the state that after a step of which every rank has what it kept. A collective. The precision, and what was
+  // retired, must be those of that state.
+  void recall(int64_t step);
+
   // The values of every rank, in rank order; lengths may differ.
   std::vector<std::vector<float>> all_gather(const std::vector<float>& values);
   void barrier();
@@ -124,6 +140,8 @@ class Session {
   double gradient_norm() const;
   void apply_sgd(double learning_rate, double norm);
   void stop_if_cancelled() const;
+  std::vector<at::Tensor> kept_parts(int rank) const;
+  void keep_parts(int64_t step, const std::string& note);
   TrainedState backbone_state(const at::Tensor& weights, const at::Tensor& momentum,
                               const at::Tensor& statistics) const;
 
@@ -137,6 +155,9 @@ class Session {
   PartialFc centres_;
   DeviceBatches batches_;
   std::optional<LossScale> loss_scale_;  // in fp16
+
+  std::unique_ptr<KeptSteps> kept_;
+  bool rows_changed_ = false;  // by the last step
 
   // Flat buffers; the executor's tensors are views of them. shared_ is summed over the ranks in every step.
   FlatLayout parameter_layout_, buffer_layout_;

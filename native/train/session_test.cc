@@ -9,10 +9,12 @@
 #include <chrono>
 #include <cmath>
 #include <condition_variable>
+#include <filesystem>
 #include <mutex>
 #include <numeric>
 #include <thread>
 
+#include "error.h"
 #include "test/check.h"
 #include "test/picture_set.h"
 
@@ -311,6 +313,118 @@ void retired_identities_leave_the_head() {
   CHECK(at::equal(session.centres().sampled(), at::zeros({1}, at::kLong)));
 }
 
+// The whole state of a session, as bytes.
+std::vector<at::Tensor> bytes_of(Session& session) {
+  const TrainedState state = session.state();
+  std::vector<at::Tensor> all;
+  for (const auto* const part : {&state.tensors, &state.momentum, &state.rows}) {
+    for (const auto& [name, tensor] : *part) all.push_back(tensor.detach().contiguous().view(at::kByte).clone());
+  }
+  const NormStatistics norms = session.centres().norm_statistics();
+  all.push_back(at::tensor({norms.mean, norms.deviation}, at::kDouble));
+  return all;
+}
+
+// Ranks on threads, each with its session.
+template <class Body>
+void with_sessions(int ranks, const PfcOptions& pfc, Body body) {
+  const auto dataset = std::make_shared<NoisyDataset>();
+  const std::atomic<bool> cancelled{false};
+  auto comms = make_fake_comms(ranks);
+  std::vector<std::thread> threads;
+  for (int rank = 0; rank < ranks; ++rank) {
+    threads.emplace_back([&, rank] {
+      at::set_num_threads(1);
+      SessionOptions options = small_options();
+      options.pfc = pfc;
+      options.data.global_batch = 36;
+      options.data.rank = rank;
+      options.data.size = ranks;
+      options.weight_decay = 5e-4;
+      Session session(make_executor(residual_graph(), at::kCPU), std::move(comms[rank]), dataset, options, cancelled);
+      body(rank, session);
+    });
+  }
+  for (std::thread& thread : threads) thread.join();
+}
+
+// A rank that died with step 5 done but not kept, and one that had kept it: both go on from step 4, and are in the end
+// what they would be without that. Another one dies in the middle of the rest.
+void kept_steps_are_those_that_were_done(int ranks, const PfcOptions& pfc) {
+  constexpr int64_t kSteps = 9, kDied = 5, kDiedAgain = 7;
+  std::string folder = "/tmp/session-test-XXXXXX";
+  CHECK(mkdtemp(folder.data()) != nullptr);
+  const auto path = [&](int rank) { return folder + "/" + std::to_string(rank); };
+  const auto train = [](Session& session, int64_t from, int64_t to, auto after) {
+    for (int64_t step = from; step < to; ++step) {
+      session.step(step, 0.05, {});
+      after(step + 1);
+    }
+  };
+  std::vector<std::vector<at::Tensor>> wanted(ranks), resumed(ranks);
+  with_sessions(ranks, pfc, [&](int rank, Session& session) {
+    train(session, 0, kSteps, [](int64_t) {});
+    wanted[rank] = bytes_of(session);
+  });
+  with_sessions(ranks, pfc, [&](int rank, Session& session) {
+    CHECK(session.open_kept_steps(path(rank), "job").empty());
+    session.keep_all(0, "start");
+    train(session, 0, kDied, [&](int64_t step) {
+      if (step < kDied || rank == 1) session.keep(step, std::to_string(step));
+    });
+  });
+  with_sessions(ranks, pfc, [&](int rank, Session& session) {
+    const auto found = session.open_kept_steps(path(rank), "job");
+    CHECK_EQ(found.size(), 2);
+    if (found.size() != 2) return;
+    CHECK_EQ(found[0].step, rank == 1 ? kDied : kDied - 1);
+    CHECK_EQ(found[0].note, std::to_string(found[0].step));
+    session.recall(kDied - 1);
+    train(session, kDied - 1, kDiedAgain, [&](int64_t step) { session.keep(step, std::to_string(step)); });
+  });
+  with_sessions(ranks, pfc, [&](int rank, Session& session) {
+    CHECK_EQ(session.open_kept_steps(path(rank), "job").size(), 2);
+    session.recall(kDiedAgain);
+    train(session, kDiedAgain, kSteps, [&](int64_t step) { session.keep(step, ""); });
+    resumed[rank] = bytes_of(session);
+  });
+  for (int rank = 0; rank < ranks; ++rank) {
+    CHECK_EQ(resumed[rank].size(), wanted[rank].size());
+    for (size_t i = 0; i < resumed[rank].size(); ++i) CHECK(at::equal(resumed[rank][i], wanted[rank][i]));
+  }
+  with_sessions(ranks, pfc,
+                [&](int rank, Session& session) { CHECK(session.open_kept_steps(path(rank), "another job").empty()); });
+  std::filesystem::remove_all(folder);
+}
+
+void kept_steps() {
+  PfcOptions pfc = small_options().pfc;
+  pfc.num_classes = 60;
+  pfc.embedding_dim = 6;
+  pfc.sample_rate = 0.3;
+  for (const int ranks : {1, 2, 3}) kept_steps_are_those_that_were_done(ranks, pfc);
+  // Ranks that keep no part of the backbone.
+  kept_steps_are_those_that_were_done(18, pfc);
+  pfc.bf16_rows = true;
+  for (const RowOptimizer optimizer : kRowOptimizers) {
+    pfc.row_optimizer = optimizer;
+    for (const bool host_rows : {false, true}) {
+      pfc.host_rows = host_rows;
+      kept_steps_are_those_that_were_done(2, pfc);
+    }
+  }
+  pfc.margin = {.m1 = 1, .m2 = 0, .m3 = 0, .form = MarginForm::adaface, .m = 0.4F, .h = 0.333F};
+  kept_steps_are_those_that_were_done(2, pfc);
+  pfc.sample_rate = 1;
+  pfc.sample_rate_changes = {{3, 0.5}, {6, 1}};
+  kept_steps_are_those_that_were_done(2, pfc);
+  pfc.row_optimizer = RowOptimizer::sgd;
+  pfc.dense_update = true;
+  with_sessions(1, pfc, [](int, Session& session) {
+    CHECK_THROWS(session.open_kept_steps("/tmp/unused", "job"), Error, "checkpoint.inMemory");
+  });
+}
+
 constexpr double kRounding = 2e-6;  // of float32, over five steps
 
 // Four parts of a batch, on one rank, two or four: batch norms see the same pictures together.
@@ -366,5 +480,6 @@ int main() {
   checkpoints_change_nothing();
   joined_norms_are_as_one_rank();
   any_number_of_ranks_is_as_one();
+  kept_steps();
   return TEST_RESULT();
 }

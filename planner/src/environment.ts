@@ -37,6 +37,8 @@ export interface Environment {
   progress(port: number): { host: string; port: number };
   /** Folder in the container in which config.json of the ConfigMap is mounted. */
   configDirectory(podOrGang: string): string;
+  /** A folder in memory that outlives a restart of the container in its pod; null: there is none. */
+  memoryDirectory: string | null;
   /** Image of pods whose job names none; absent if pods are processes. */
   defaultImage?: string;
 }

@@ -51,11 +51,14 @@ export interface PodParts {
 const NONROOT_ID = 65_532;
 
 const CONFIG_VOLUME = 'facetrain-config';
+/** A folder in memory in every pod. It outlives a restart of the container. */
+export const SHARED_MEMORY = '/dev/shm';
 const SCRATCH: { volume: Volume; mountPath: string }[] = [
   // The root file system is read-only.
   { volume: { name: 'facetrain-tmp', emptyDir: {} }, mountPath: '/tmp' },
-  // NCCL's shared memory. The 64 MiB that a container has by default are too few.
-  { volume: { name: 'facetrain-shm', emptyDir: { medium: 'Memory' } }, mountPath: '/dev/shm' },
+  // NCCL's shared memory, for which the 64 MiB that a container has by default are too few; and what trainers keep of
+  // their last steps (Environment.memoryDirectory).
+  { volume: { name: 'facetrain-shm', emptyDir: { medium: 'Memory' } }, mountPath: SHARED_MEMORY },
 ];
 
 const CONTAINER_SECURITY = {

@@ -64,6 +64,11 @@ export const fixtures: Record<string, { object: Document; wantValid: boolean }> 
     object: trainSpec({ loss: { rows: { optimizer: 'AdamW' } }, optimizer: { rowUpdate: 'Dense' } }),
     wantValid: false,
   },
+  'steps in memory': { object: trainSpec({ checkpoint: { inMemory: true } }), wantValid: true },
+  'steps in memory and dense updates': {
+    object: trainSpec({ checkpoint: { inMemory: true }, optimizer: { rowUpdate: 'Dense' } }),
+    wantValid: false,
+  },
   'class centres with AdamW on a GPU': {
     object: trainSpec({ loss: { rows: { optimizer: 'AdamW' } }, trainers: { device: 'CUDA' } }),
     wantValid: true,

@@ -68,7 +68,8 @@ export async function plan(job: FaceTrainJob, options: PlanOptions, signal: Abor
     maxReplicas: elastic ? elastic.maxReplicas * ranksPerPod : null,
     device: kind.type,
   };
-  const facts = trainingFacts(config, graph, gang);
+  // The configuration is that of `facetrain run`, which keeps no steps.
+  const facts = { ...trainingFacts(config, graph, gang), keepsSteps: spec.checkpoint.inMemory };
   const planned = planTraining(config, facts, machines, {
     images,
     memoryBytes: memoryOf(resources, kind.type, options),
@@ -209,6 +210,9 @@ function text(
       'Without it training waits.\n',
     `A checkpoint takes ${decimalBytes(plan.checkpoints.bytes)}; ${kept(config)} need ` +
       `${decimalBytes(plan.checkpoints.keptBytes)} of storage.\n`,
+    ...(facts.keepsSteps
+      ? [`To keep each step in memory, a trainer copies ${decimalBytes(plan.keptBytesOfStep)} in it.\n`]
+      : []),
     `\nStep: about ${milliseconds(step.seconds)}, ${count(Math.round(step.imagesPerSecond))} pictures/s` +
       `${kind.measured ? '' : ' (from the data sheet of this GPU; not measured)'}\n`,
     table(stages.map(([stage, seconds]) => [stage, milliseconds(seconds).padStart(9)])),

@@ -23,6 +23,8 @@ export function localEnvironment(folder: string, ports: LocalPorts): Environment
     master: () => ({ host: '127.0.0.1', port: ports.rendezvous }),
     progress: () => ({ host: '127.0.0.1', port: ports.progress }),
     configDirectory: (podOrGang: string) => join(folder, 'config', podOrGang),
+    // A process is never started again in its attempt.
+    memoryDirectory: null,
   };
 }
 

@@ -5,6 +5,7 @@
 import { PROGRESS_HOST, parseStorageUri, type StorageRef } from '@facetrain/api';
 import type { Environment, MountedStorage } from '@facetrain/planner/environment';
 import { podName } from '@facetrain/planner/names';
+import { SHARED_MEMORY } from '@facetrain/planner/pod';
 import { cachePath, fetchContainer } from '@facetrain/planner/pod-storage';
 
 const ROOT = '/mnt/facetrain';
@@ -24,6 +25,7 @@ export function clusterEnvironment(defaultImage: string): Environment {
     }),
     progress: (port) => ({ host: PROGRESS_HOST, port }),
     configDirectory: () => '/etc/facetrain',
+    memoryDirectory: `${SHARED_MEMORY}/facetrain`,
   };
 }
 

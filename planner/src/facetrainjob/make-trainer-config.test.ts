@@ -172,6 +172,11 @@ describe('the config has every default that the spec leaves out', () => {
       },
       want: { evaluation: { gate: { maxTarDrop: 0.02, maxGroupAccuracyDrop: 0.05 } } },
     },
+    'no steps in memory by default': { spec: {}, want: { checkpoint: { memoryDirectory: null } } },
+    'steps in memory': {
+      spec: { checkpoint: { inMemory: true } },
+      want: { checkpoint: { memoryDirectory: '/dev/shm/facetrain' } },
+    },
     'checkpoints elsewhere': {
       spec: { checkpoint: { uri: 'file:///ckpt' } },
       want: { checkpoint: { directory: '/ckpt', shared: true } },

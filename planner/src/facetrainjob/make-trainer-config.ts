@@ -121,6 +121,7 @@ export function trainerConfig(
       everySteps: checkpoint.everySteps ?? null,
       everySeconds: checkpoint.everySeconds ?? null,
       keep: checkpoint.keep,
+      memoryDirectory: checkpoint.inMemory ? environment.memoryDirectory : null,
       keepBest: checkpoint.keepBest,
     },
     evaluation: {

@@ -40,4 +40,5 @@ export const testEnvironment: Environment = {
   master: ({ name, namespace }, attempt, port) => ({ host: `${name}-${attempt}-0.${name}.${namespace}.svc`, port }),
   progress: (port) => ({ host: '::', port }),
   configDirectory: () => '/etc/facetrain',
+  memoryDirectory: '/dev/shm/facetrain',
 };

@@ -15,6 +15,7 @@ import { DEVICE_KINDS } from './device-kinds.ts';
 import { type Machines, stepTime } from './step-time.ts';
 import {
   checkTrainingMemory,
+  keptBytesOfStep,
   leastMachineBytes,
   sumOf,
   type TrainingFacts,
@@ -45,6 +46,7 @@ const onH100: TrainingFacts = {
   rowsOptimizer: 'sgd',
   rowsPlacement: 'device',
   rowUpdate: 'lazy',
+  keepsSteps: false,
   device: 'cuda',
   precision: 'bf16',
 };
@@ -188,6 +190,28 @@ test('a process on a CPU takes the memory that the estimate says', async () => {
   assertNear(sumOf(device), atLast, 0.1, 'bytes');
   const program = device.find(({ name }) => name === 'program')!.bytes;
   assertNear(program, atFirst, 0.25, 'bytes of the program');
+});
+
+test('steps that are kept in memory: a copy of the class centres, those of a step, two parts of the backbone', () => {
+  const facts = { ...onH100, numClasses: 1e6, sampleRate: 0.1, replicas: 4, globalBatchSize: 1024, keepsSteps: true };
+  const row = 2 * 4 * 512;
+  const sampled = 25_000 + 256;
+  const backbone = 4 * (2 * iresnet50.parameters + iresnet50.statistics);
+  const kept = trainingMemory(facts).host.find(({ name }) => name === 'steps kept in memory')!.bytes;
+  assertNear(kept, (250_000 + sampled) * row + backbone / 2, 0.01, 'bytes');
+  assertNear(keptBytesOfStep(facts), sampled * row + backbone / 4, 1e-6, 'bytes of a step');
+  const without = { ...facts, keepsSteps: false };
+  assert.equal(sumOf(trainingMemory(facts).host) - sumOf(trainingMemory(without).host), kept);
+  assert.equal(keptBytesOfStep(without), 0);
+  // On a CPU it is memory of the same process; beyond 16 ranks no more of them keep a part of the backbone.
+  const onCpu = trainingMemory({ ...facts, device: 'cpu', precision: 'fp32', replicas: 64 }).device;
+  const rows = 15_625 + 1579 * (1 + 1 / 16);
+  assertNear(
+    onCpu.find(({ name }) => name === 'steps kept in memory')!.bytes,
+    rows * row + backbone / 8,
+    0.01,
+    'bytes',
+  );
 });
 
 describe('class centres in host memory', () => {

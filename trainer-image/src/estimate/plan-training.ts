@@ -6,6 +6,7 @@ import { backboneCost } from './backbone-cost.ts';
 import { type Machines, type StepTime, stepTime } from './step-time.ts';
 import {
   checkpointBytes,
+  keptBytesOfStep,
   sumOf,
   type TrainingFacts,
   type TrainingMemory,
@@ -30,6 +31,8 @@ export interface TrainingPlan {
   /** Of the whole training; null when the number of pictures is not known. */
   total: { steps: number; seconds: number } | null;
   checkpoints: { bytes: number; keptBytes: number };
+  /** Bytes that a rank copies in each step for checkpoint.inMemory; 0 without it. */
+  keptBytesOfStep: number;
   /** What to change so that the job fits; empty when it does. */
   toFit: Advice[];
   advice: Advice[];
@@ -59,6 +62,7 @@ export function trainingFacts(
     // Auto until the memory of the device is known: planTraining.
     rowsPlacement: config.loss.rows.placement === 'host' ? 'host' : 'device',
     rowUpdate: config.optimizer.rowUpdate,
+    keepsSteps: config.checkpoint.memoryDirectory !== null,
     precision: resolved(config.precision, gang.device),
   };
 }
@@ -125,6 +129,7 @@ export function planTraining(
     memory: { ...memory, deviceBytes, hostBytes, usableBytes: usable, hostLimitBytes, fits },
     step,
     total: steps === null ? null : { steps, seconds: totalSeconds(config, facts, machines, steps) },
+    keptBytesOfStep: keptBytesOfStep(facts),
     // One more while the next is written.
     checkpoints: { bytes, keptBytes: bytes * (config.checkpoint.keep + config.checkpoint.keepBest + 1) },
     toFit:

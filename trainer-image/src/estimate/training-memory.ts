@@ -42,6 +42,8 @@ export interface TrainingFacts {
   /** Resolved. */
   rowsPlacement: RowsPlacement;
   rowUpdate: RowUpdate;
+  /** Whether the state of the last two steps is kept in memory. */
+  keepsSteps: boolean;
   device: 'cpu' | 'cuda';
   /** Of the products, resolved. */
   precision: Precision;
@@ -135,19 +137,49 @@ export function trainingMemory(facts: TrainingFacts): TrainingMemory {
     why: 'Node, libtorch, the model as it was read',
     isGuess: true as const,
   };
-  if (device === 'cpu') return { device: [...parts, loader, program], host: [], checkpointCopy };
+  const kept = keptSteps(facts);
+  if (device === 'cpu') return { device: [...parts, loader, ...kept, program], host: [], checkpointCopy };
   const context = {
     name: 'CUDA context',
     bytes: CUDA_CONTEXT + (facts.replicas > 1 ? NCCL_BUFFERS : 0),
     why: facts.replicas > 1 ? 'kernels, workspaces, NCCL' : 'kernels, workspaces',
     isGuess: true as const,
   };
-  return { device: [...parts, context], host: [program, ...(onHost(facts) ? rows : []), loader], checkpointCopy };
+  return {
+    device: [...parts, context],
+    host: [program, ...(onHost(facts) ? rows : []), loader, ...kept],
+    checkpointCopy,
+  };
 }
 
 function stateBytes(facts: TrainingFacts, rows: number): number {
   const { weight, state } = rowBytes(facts);
   return rows * (weight + state) + 4 * (2 * facts.backbone.parameters + facts.backbone.statistics);
+}
+
+/** Ranks that keep a part of the backbone's state (kMostKeepers in session.cc). */
+const MOST_KEEPERS = 16;
+
+/** The backbone's state of a rank that keeps a part of it: weights, momentum, running statistics. */
+const keptBackbone = ({ backbone: { parameters, statistics }, replicas }: TrainingFacts) =>
+  Math.ceil((4 * (2 * parameters + statistics)) / Math.min(replicas, MOST_KEEPERS));
+
+/** kept_steps.cc: all rows, those of a step as they were before and a 16th more, two states of the backbone's part. */
+function keptSteps(facts: TrainingFacts): MemoryPart[] {
+  if (!facts.keepsSteps) return [];
+  const { weight, state } = rowBytes(facts);
+  const logged = Math.min(rowsOfRank(facts), Math.ceil(sampledRows(facts) * (1 + 1 / 16)));
+  const bytes = (rowsOfRank(facts) + logged) * (weight + state) + 8 * logged + 2 * keptBackbone(facts);
+  const why = 'checkpoint.inMemory: a copy, and what a step has changed';
+  // Where there is no room, a training goes on without.
+  return [{ name: 'steps kept in memory', bytes, why, isGuess: true }];
+}
+
+/** Bytes that a rank copies in each step to keep it, of a GPU over its bus. */
+export function keptBytesOfStep(facts: TrainingFacts): number {
+  if (!facts.keepsSteps) return 0;
+  const { weight, state } = rowBytes(facts);
+  return sampledRows(facts) * (weight + state) + keptBackbone(facts);
 }
 
 /** Bytes of a checkpoint of all ranks. */

@@ -4,7 +4,7 @@ import { type ChildProcess, spawn } from 'node:child_process';
 import { open, readFile, writeFile } from 'node:fs/promises';
 import { join } from 'node:path';
 import { setTimeout as delay } from 'node:timers/promises';
-import { TrainerConfig, type TrainReport } from '@facetrain/api';
+import { Progress, TrainerConfig, type TrainReport } from '@facetrain/api';
 import { freePorts } from '../../../hack/lib/free-ports.mjs';
 import { exampleFaces } from '../../../hack/lib/paths.mjs';
 import { readVerificationSet } from '../verification/verification-set.ts';
@@ -105,6 +105,7 @@ export function trainerConfig(folder: string, change: Partial<TrainerConfig> = {
       everySteps: null,
       everySeconds: null,
       keep: 100,
+      memoryDirectory: null,
       keepBest: 0,
     },
     evaluation: { sets: [], everyEpochs: null, everySteps: null },
@@ -175,7 +176,7 @@ export class Rank {
   }
 
   /** Waits for the first line of the log with this message. */
-  async logged(message: string, deadlineMs = 30_000): Promise<LogLine> {
+  async logged(message: string, deadlineMs = 300_000): Promise<LogLine> {
     return until(() => {
       const line = this.lines.find(({ msg }) => msg === message);
       if (!line && !this.running) throw new Error(`the rank ended without logging "${message}":\n${this.text}`);
@@ -258,6 +259,17 @@ export async function runGang(
 ): Promise<{ codes: number[]; ranks: Rank[] }> {
   const ranks = await startGang(folder, config, size);
   return { codes: await Promise.all(ranks.map(({ ended }) => ended)), ranks };
+}
+
+export const port = async (rank: Rank): Promise<number> => Number((await rank.logged('serving progress')).port);
+
+/** Waits until a rank has done so many steps. */
+export async function steps(rank: Rank, atLeast: number): Promise<Progress> {
+  const url = `http://127.0.0.1:${await port(rank)}/v1/progress`;
+  return until(async () => {
+    const progress = Progress.parse(await (await fetch(url)).json());
+    return progress.step >= atLeast && progress;
+  }, 300_000);
 }
 
 export async function readReport(config: TrainerConfig): Promise<TrainReport> {

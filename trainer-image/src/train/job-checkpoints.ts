@@ -20,6 +20,7 @@ import type { CheckpointStore } from '../checkpoint/target.ts';
 import { gatherJson } from '../program/gather-json.ts';
 import type { Program } from '../program/program.ts';
 import type { Ranks } from '../program/ranks.ts';
+import type { KeptSteps } from './kept-steps.ts';
 
 const done = Promise.resolve();
 /** Between two looks whether a store is away, in milliseconds. */
@@ -37,6 +38,15 @@ interface Flight {
   hasVoted: boolean;
   /** The votes of a step have said that a rank writes. */
   wasVoted: boolean;
+}
+
+/** The state from which a training goes on: of a checkpoint, or kept in memory. */
+export interface ResumedState {
+  /** Steps done. */
+  step: number;
+  history: CheckpointManifest['history'];
+  /** Of the newest checkpoint; less than `step` where that was kept in memory. */
+  checkpointStep: number;
 }
 
 export class JobCheckpoints {
@@ -70,13 +80,13 @@ export class JobCheckpoints {
   }
 
   /**
-   * Loads the newest checkpoint that is intact into the session. Damaged ones are renamed, and kept for people. A
-   * collective: to be called on every rank.
-   * @returns its manifest; undefined when there is no checkpoint
+   * Loads the newest checkpoint that is intact into the session, unless newer steps were kept in memory. Damaged ones
+   * are renamed, and kept for people. A collective: to be called on every rank.
+   * @returns undefined when there is no state to go on from
    * @throws FacetrainError InvalidCheckpoint when it does not fit this job, or all are damaged; FencedOff,
    * StorageFailed
    */
-  async resume(): Promise<AnyCheckpointManifest | undefined> {
+  async resume(kept: KeptSteps): Promise<ResumedState | undefined> {
     const { job, model, seed, precision, checkpoint: settings } = this.#config;
     const { log, progress } = this.#program;
     for (;;) {
@@ -85,8 +95,19 @@ export class JobCheckpoints {
         this.#ranks.rank === 0
           ? await this.#store.findNewest((damage, step) => this.#setAside(damage, step))
           : undefined;
-      const [step] = await gatherJson(this.#session, newest?.manifest.step ?? null);
-      if (step === null || step === undefined) return undefined;
+      const own = newest ? { step: newest.manifest.step, time: newest.manifest.time } : null;
+      const [found] = await gatherJson(this.#session, own);
+      const recalled = await kept.recall(found?.step ?? null);
+      if (recalled) {
+        const checkpointStep = found?.step ?? 0;
+        this.#last = { step: checkpointStep, at: performance.now() };
+        if (found) progress.update({ checkpoint: found });
+        this.#identities = recalled.identities;
+        if (recalled.identities) await this.#retire();
+        return { ...recalled, checkpointStep };
+      }
+      if (!found) return undefined;
+      const { step } = found;
 
       const loaded = await this.#load(step, {
         name: settings.shared ? null : job.name,
@@ -110,8 +131,13 @@ export class JobCheckpoints {
         log.info({ from: manifest.numClasses, to: this.#size.numClasses }, 'added classes, with rows from the seed');
       this.#logConversion(manifest);
       await this.#retire();
-      return manifest;
+      return { step, history: manifest.history, checkpointStep: step };
     }
+  }
+
+  /** What has changed about the head since its training began; undefined without a checkpoint. */
+  get identities(): Identities | undefined {
+    return this.#identities;
   }
 
   async #retire(): Promise<void> {

@@ -24,10 +24,12 @@ import { readOnnx } from '../onnx/read.ts';
 import { digestFile } from '../storage/digest.ts';
 import {
   killRanks,
+  port,
   type Rank,
   readReport,
   runGang,
   startGang,
+  steps,
   trainerConfig,
   until,
   writeSmallDataset,
@@ -65,16 +67,6 @@ async function job(
 }
 
 const model = (config: TrainerConfig) => readFile(join(config.outputDirectory, 'model/backbone.onnx'));
-const port = async (rank: Rank) => Number((await rank.logged('serving progress')).port);
-
-async function steps(rank: Rank, atLeast: number): Promise<Progress> {
-  const url = `http://127.0.0.1:${await port(rank)}/v1/progress`;
-  return until(async () => {
-    const progress = Progress.parse(await (await fetch(url)).json());
-    return progress.step >= atLeast && progress;
-  });
-}
-
 function failure(rank: Rank): Record<string, unknown> {
   const line = rank.lines.findLast(({ level }) => level === 'error' || level === 'fatal');
   assert(line, `the rank reported no error:\n${rank.text}`);

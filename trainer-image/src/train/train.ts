@@ -15,6 +15,7 @@ import { finalProgress, finishedTraining } from './finished-training.ts';
 import { History } from './history.ts';
 import { JobCheckpoints } from './job-checkpoints.ts';
 import { JobFolders } from './job-folders.ts';
+import { KeptSteps } from './kept-steps.ts';
 import { isCheckpointDue, isDue, learningRateAt, scheduleOf } from './schedule.ts';
 import { openSession } from './session.ts';
 import { StartTimes } from './start-times.ts';
@@ -71,7 +72,8 @@ async function trainIn(folders: JobFolders, config: TrainerConfig, ranks: Ranks,
   if (rank === 0)
     for (const directory of await store.removeUnfinished()) log.info({ directory }, 'removed an unfinished checkpoint');
   const checkpoints = new JobCheckpoints(session, store, config, dataset, ranks, program);
-  const resumed = await checkpoints.resume();
+  const kept = await KeptSteps.open(session, config, dataset, ranks, program);
+  const resumed = await checkpoints.resume(kept);
   const history = new History(totalSteps, stepsPerEpoch, config.globalBatchSize, resumed?.history);
   const schedule = scheduleOf(config, dataset);
   const rateChanges = sampleRateSteps(config.loss, stepsPerEpoch);
@@ -99,11 +101,18 @@ async function trainIn(folders: JobFolders, config: TrainerConfig, ranks: Ranks,
     );
   };
 
+  const isRecalled = resumed !== undefined && resumed.step > resumed.checkpointStep;
+  if (!isRecalled) await kept.begin(stepsDone, history.forCheckpoint, checkpoints.identities);
+  // The end may have come between the step and its checkpoint.
+  else if (stepsDone === totalSteps) await checkpoints.save(stepsDone, history.forCheckpoint);
+  else if (isCheckpointDue(stepsDone, config, stepsPerEpoch)) await checkpoints.begin(stepsDone, history.forCheckpoint);
   start.end('loading');
 
   // ---- The loop ----
   let stopped = false;
   let loggedAt = performance.now();
+  /** What the state of the step before took to be kept. */
+  let keepingMs = 0;
   show('Training');
   while (stepsDone < totalSteps && !stopped) {
     const learningRate = learningRateAt(stepsDone, schedule);
@@ -118,7 +127,7 @@ async function trainIn(folders: JobFolders, config: TrainerConfig, ranks: Ranks,
       checkpoint: checkpoints.isOverdue(),
       writing: checkpoints.voteWriting(),
     });
-    const seconds = (performance.now() - stepStart) / 1000;
+    const seconds = (performance.now() - stepStart + keepingMs) / 1000;
     history.add({ step: stepsDone, loss, learningRate, sampleRate, seconds, stageSeconds });
     if (stageSeconds) progress.addStep(stageSeconds);
     if (result.skippedSteps !== skippedSteps) {
@@ -127,6 +136,9 @@ async function trainIn(folders: JobFolders, config: TrainerConfig, ranks: Ranks,
     }
     badPictures.add(replaced);
     stepsDone += 1;
+    const keepStart = performance.now();
+    await kept.keep(stepsDone, history.forCheckpoint);
+    keepingMs = performance.now() - keepStart;
     if (start.end('step')) log.info({ step: stepsDone, startSeconds: start.seconds }, 'first step');
     progress.update({ learningRate, sampleRate });
     show('Training');

@@ -1,5 +1,5 @@
 /** What a finished training writes: model/backbone.onnx, train-report.html, and train-report.json last. */
-import { type AnyCheckpointManifest, INPUT_RANGES, OUTPUT, type TrainerConfig, type TrainReport } from '@facetrain/api';
+import { INPUT_RANGES, OUTPUT, type TrainerConfig, type TrainReport } from '@facetrain/api';
 import type { Graph, TrainingSessionContract } from '@facetrain/native';
 import type { Preflight } from '../dataset/dataset-preflight.ts';
 import { CHANNEL_ORDER_METADATA, type ChannelOrder } from '../onnx/channel-order.ts';
@@ -15,7 +15,7 @@ import type { OutputPlace } from '../storage/output-place.ts';
 import type { BadPictures } from './bad-pictures.ts';
 import type { Evaluator } from './evaluator.ts';
 import type { History } from './history.ts';
-import type { JobCheckpoints } from './job-checkpoints.ts';
+import type { JobCheckpoints, ResumedState } from './job-checkpoints.ts';
 
 /**
  * Writes the model to the fenced place. The report of an earlier training goes first: it describes another model.
@@ -48,8 +48,8 @@ export interface FinishedTraining {
   session: Pick<TrainingSessionContract, 'device' | 'precision'>;
   /** Over all attempts; undefined unless the precision is fp16. */
   skippedSteps: number | undefined;
-  /** The checkpoint that this attempt started from. */
-  resumed: AnyCheckpointManifest | undefined;
+  /** The state that this process started from. */
+  resumed: ResumedState | undefined;
   history: History;
   evaluator: Evaluator;
   badPictures: Pick<BadPictures, 'report'>;

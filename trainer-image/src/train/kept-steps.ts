@@ -1,0 +1,175 @@
+/**
+ * `checkpoint.inMemory`: each rank keeps the state after its last two steps in a folder in memory, which outlives a
+ * restart of its container in its pod. A gang that is started again goes on from there, not from its newest checkpoint.
+ *
+ * The newest steps that ranks have kept differ by one at most (native/train/kept_steps.h). They go on from the newest
+ * one that all have. A rank without it, whose pod is new or whose file is another job's, sends all to the checkpoint.
+ */
+import { createHash, randomUUID } from 'node:crypto';
+import { mkdir, readFile, writeFile } from 'node:fs/promises';
+import { join } from 'node:path';
+import { type CheckpointManifest, FacetrainError, type Precision, type TrainerConfig } from '@facetrain/api';
+import { addonDigest, type KeptStep, type TrainingSessionContract } from '@facetrain/native';
+import type { Identities } from '../checkpoint/retired.ts';
+import { gatherJson } from '../program/gather-json.ts';
+import type { Program } from '../program/program.ts';
+import type { Ranks } from '../program/ranks.ts';
+
+type History = CheckpointManifest['history'];
+
+/** Of Note and the file of identities. Files of another format are forgotten. */
+const FORMAT = 1;
+
+/** What is kept with a step beside the state. */
+interface Note {
+  /**
+   * Drawn when the state was first kept. States of different trainings of one job are never mixed: on a GPU two of them
+   * need not be equal.
+   */
+  lineage: string;
+  precision: Precision;
+  hasIdentities: boolean;
+  history: History;
+}
+
+export interface RecalledState {
+  step: number;
+  history: History;
+  /** Of the checkpoint that the training began with; undefined if it began without one. */
+  identities: Identities | undefined;
+}
+
+/** The newest step that all ranks have of one training; null if there is none. @param ranks what each has */
+export function newestCommonStep(ranks: readonly Pick<Note & KeptStep, 'step' | 'lineage'>[][]): number | null {
+  const [first = [], ...others] = ranks;
+  const common = first.filter(({ step, lineage }) =>
+    others.every((kept) => kept.some((other) => other.step === step && other.lineage === lineage)),
+  );
+  return common.length === 0 ? null : Math.max(...common.map(({ step }) => step));
+}
+
+export class KeptSteps {
+  readonly #session: TrainingSessionContract;
+  readonly #program: Pick<Program, 'log'>;
+  readonly #path: string;
+  readonly #rank: number;
+  /** What this rank has of a former process. */
+  #found: KeptStep[] = [];
+  #isKeeping: boolean;
+  #note: Omit<Note, 'history'> | undefined;
+
+  private constructor(
+    session: TrainingSessionContract,
+    directory: string | null,
+    { rank }: Ranks,
+    program: Pick<Program, 'log'>,
+  ) {
+    this.#session = session;
+    this.#program = program;
+    this.#rank = rank;
+    this.#path = join(directory ?? '', `rank-${rank}`);
+    this.#isKeeping = directory !== null;
+  }
+
+  /** A collective if the configuration names a folder: to be called on every rank. */
+  static async open(
+    session: TrainingSessionContract,
+    config: TrainerConfig,
+    size: { numClasses: number; totalSteps: number },
+    ranks: Ranks,
+    program: Pick<Program, 'log'>,
+  ): Promise<KeptSteps> {
+    const { memoryDirectory } = config.checkpoint;
+    const kept = new KeptSteps(session, memoryDirectory, ranks, program);
+    if (memoryDirectory !== null) await kept.#open(memoryDirectory, config, size, ranks);
+    return kept;
+  }
+
+  async #open(
+    directory: string,
+    config: TrainerConfig,
+    size: { numClasses: number; totalSteps: number },
+    ranks: Ranks,
+  ): Promise<void> {
+    const facts = { format: FORMAT, config, size, ranks: [ranks.rank, ranks.size], addon: addonDigest() };
+    const identity = createHash('sha256').update(JSON.stringify(facts)).digest('hex');
+    try {
+      await mkdir(directory, { recursive: true });
+      this.#found = await this.#session.openKeptSteps(this.#path, identity);
+    } catch (error) {
+      this.#stop(error);
+    }
+    const keeping = await gatherJson(this.#session, this.#isKeeping);
+    if (this.#isKeeping && !keeping.every(Boolean)) {
+      this.#isKeeping = false;
+      this.#program.log.warn({ rank: keeping.indexOf(false) }, 'no steps are kept in memory: a rank cannot keep them');
+    }
+  }
+
+  /**
+   * Goes back to the newest step that all ranks have kept, if it is newer than the newest checkpoint. A collective: to
+   * be called on every rank.
+   * @param checkpoint the step of that checkpoint; null if there is none
+   */
+  async recall(checkpoint: number | null): Promise<RecalledState | undefined> {
+    if (!this.#isKeeping) return undefined;
+    const notes = new Map(this.#found.map(({ step, note }) => [step, JSON.parse(note) as Note]));
+    const own = [...notes].map(([step, { lineage }]) => ({ step, lineage }));
+    const step = newestCommonStep(await gatherJson(this.#session, own));
+    const { log } = this.#program;
+    const level = this.#rank === 0 ? 'info' : 'debug';
+    if (step === null || step <= (checkpoint ?? 0)) {
+      log[level]({ kept: own.map((one) => one.step), checkpoint }, 'no newer steps in the memory of all ranks');
+      return undefined;
+    }
+    const { history, ...note } = notes.get(step)!;
+    const identities = note.hasIdentities ? await this.#readIdentities(note.lineage) : undefined;
+    // First: it resets the loss scale, which recall() sets.
+    await this.#session.usePrecision(note.precision);
+    await this.#session.recall(step);
+    this.#note = note;
+    log[level]({ step, checkpoint }, 'went on from memory');
+    return { step, history, identities };
+  }
+
+  /** Keeps the state after `step` steps, which is not a recalled one. A collective: to be called on every rank. */
+  async begin(step: number, history: History, identities: Identities | undefined): Promise<void> {
+    if (!this.#isKeeping) return;
+    const [lineage] = await gatherJson(this.#session, randomUUID());
+    const note = { lineage: lineage!, precision: this.#session.precision, hasIdentities: identities !== undefined };
+    try {
+      // Its name is new: what a former training has kept stays whole until keepAll() forgets it.
+      if (identities) await writeFile(this.#identitiesPath(note.lineage), JSON.stringify(identities));
+      await this.#session.keepAll({ step, note: JSON.stringify({ ...note, history } satisfies Note) });
+      this.#note = note;
+    } catch (error) {
+      this.#stop(error);
+    }
+  }
+
+  /** Keeps the state after `step` steps: the step after the one that was begun with, kept or recalled last. */
+  async keep(step: number, history: History): Promise<void> {
+    if (!this.#isKeeping) return;
+    try {
+      await this.#session.keep({ step, note: JSON.stringify({ ...this.#note!, history } satisfies Note) });
+    } catch (error) {
+      this.#stop(error);
+    }
+  }
+
+  /** The training goes on: it has its checkpoints. */
+  #stop(error: unknown): void {
+    const isOfStorage = error instanceof FacetrainError && ['StorageFailed', 'DiskFull'].includes(error.code);
+    if (!isOfStorage && !(error instanceof Error && 'syscall' in error)) throw error;
+    this.#isKeeping = false;
+    this.#program.log.warn({ folder: this.#path }, `no more steps are kept in memory: ${error.message}`);
+  }
+
+  async #readIdentities(lineage: string): Promise<Identities> {
+    return JSON.parse(await readFile(this.#identitiesPath(lineage), 'utf8')) as Identities;
+  }
+
+  #identitiesPath(lineage: string): string {
+    return `${this.#path}-identities-${lineage}.json`;
+  }
+}
