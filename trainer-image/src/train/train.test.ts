@@ -67,6 +67,7 @@ async function job(
 }
 
 const model = (config: TrainerConfig) => readFile(join(config.outputDirectory, 'model/backbone.onnx'));
+
 function failure(rank: Rank): Record<string, unknown> {
   const line = rank.lines.findLast(({ level }) => level === 'error' || level === 'fatal');
   assert(line, `the rank reported no error:\n${rank.text}`);
@@ -209,44 +210,46 @@ test('kill -9 at random moments: the peer exits 4, and the job ends with the sam
   assert((await model(config)).equals(await model(whole.config)), 'another model');
 });
 
-test('ranks that are started again in one attempt meet, also if one is back before the other has ended', async () => {
+/**
+ * A gang of two that has a checkpoint. One rank stands still while the other is killed, and then started again.
+ * @param frozen the rank that stands still
+ */
+async function frozenAndStartedAgain(frozen: 0 | 1): Promise<{ config: TrainerConfig; still: Rank; again: Rank }> {
   const { folder, config } = await job((base) => ({
     checkpoint: { ...base.checkpoint, everySteps: 1 },
     rendezvousTimeoutSeconds: 300,
   }));
-  const [first, second] = await startGang(folder, config, 2);
+  const ranks = await startGang(folder, config, 2);
+  const [still, killed] = [ranks[frozen]!, ranks[1 - frozen]!];
   await until(async () => ((await completeSteps(config.checkpoint.directory))[0] ?? 0) >= 1);
-  first!.kill('SIGSTOP');
-  await first!.isFrozen();
-  second!.kill('SIGKILL');
-  assert.equal(await second!.ended, 137);
-  const secondAgain = second!.startAgain();
-  await secondAgain.logged('meeting the other ranks', 300_000);
-  first!.kill('SIGCONT');
-  assert.equal(await first!.ended, ExitCode.peerLost, first!.text);
-  const firstAgain = first!.startAgain();
-  assert.deepEqual(await Promise.all([firstAgain.ended, secondAgain.ended]), [0, 0], secondAgain.text);
-  assert((await readReport(config)).resumedFromStep! >= 1);
-  assert((await model(config)).equals(await model(whole.config)), 'another model');
+  still.kill('SIGSTOP');
+  await still.isFrozen();
+  killed.kill('SIGKILL');
+  assert.equal(await killed.ended, 137);
+  return { config, still, again: killed.startAgain() };
+}
+
+/** The rank that stood still loses its peer, and both end after it has started again, too. */
+async function endTogether({ still, again }: { still: Rank; again: Rank }): Promise<void> {
+  still.kill('SIGCONT');
+  assert.equal(await still.ended, ExitCode.peerLost, still.text);
+  const stillAgain = still.startAgain();
+  const codes = await Promise.all([stillAgain.ended, again.ended]);
+  assert.deepEqual(codes, [0, 0], `${again.text}\n${stillAgain.text}`);
+}
+
+test('ranks that are started again in one attempt meet, also if one is back before the other has ended', async () => {
+  const gang = await frozenAndStartedAgain(0);
+  await gang.again.logged('meeting the other ranks', 300_000);
+  await endTogether(gang);
+  assert((await readReport(gang.config)).resumedFromStep! >= 1);
+  assert((await model(gang.config)).equals(await model(whole.config)), 'another model');
 });
 
 test('a rank that finds rank 0 started again in its attempt has lost a peer, and is not fenced off', async () => {
-  const { folder, config } = await job((base) => ({
-    checkpoint: { ...base.checkpoint, everySteps: 1 },
-    rendezvousTimeoutSeconds: 300,
-  }));
-  const [first, second] = await startGang(folder, config, 2);
-  await until(async () => ((await completeSteps(config.checkpoint.directory))[0] ?? 0) >= 1);
-  second!.kill('SIGSTOP');
-  await second!.isFrozen();
-  first!.kill('SIGKILL');
-  assert.equal(await first!.ended, 137);
-  const firstAgain = first!.startAgain();
-  await firstAgain.logged('claimed the folders of checkpoints and output', 300_000);
-  second!.kill('SIGCONT');
-  assert.equal(await second!.ended, ExitCode.peerLost, second!.text);
-  const secondAgain = second!.startAgain();
-  assert.deepEqual(await Promise.all([firstAgain.ended, secondAgain.ended]), [0, 0], secondAgain.text);
+  const gang = await frozenAndStartedAgain(1);
+  await gang.again.logged('claimed the folders of checkpoints and output', 300_000);
+  await endTogether(gang);
 });
 
 /** All class centres of a checkpoint, in row order. */
