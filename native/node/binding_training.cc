@@ -591,19 +591,13 @@ class TrainingSession : public Napi::ObjectWrap<TrainingSession> {
   }
 
   // keepAll(step, note), keep(step, note), recall(step)
-  Napi::Value keep_all(const Napi::CallbackInfo& info) {
+  Napi::Value keep_all(const Napi::CallbackInfo& info) { return keep_by(info, &Session::keep_all); }
+  Napi::Value keep(const Napi::CallbackInfo& info) { return keep_by(info, &Session::keep); }
+  Napi::Value keep_by(const Napi::CallbackInfo& info, void (Session::*way)(int64_t, const std::string&)) {
     return owner_.post(info.Env(),
-                       [step = info[0].As<Napi::Number>().Int64Value(),
+                       [way, step = info[0].As<Napi::Number>().Int64Value(),
                         note = info[1].As<Napi::String>().Utf8Value()](Session& session) -> Worker::Reply {
-                         session.keep_all(step, note);
-                         return {};
-                       });
-  }
-  Napi::Value keep(const Napi::CallbackInfo& info) {
-    return owner_.post(info.Env(),
-                       [step = info[0].As<Napi::Number>().Int64Value(),
-                        note = info[1].As<Napi::String>().Utf8Value()](Session& session) -> Worker::Reply {
-                         session.keep(step, note);
+                         (session.*way)(step, note);
                          return {};
                        });
   }

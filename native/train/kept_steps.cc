@@ -54,6 +54,16 @@ std::string identity_of(const KeptLayout& layout) {
 
 }  // namespace
 
+void copy_rows(uint8_t* to, const int64_t* to_rows, const uint8_t* from, const int64_t* from_rows, int64_t count,
+               int64_t bytes) {
+  at::parallel_for(0, count, kRowsAtOnce, [&](int64_t first, int64_t end) {
+    for (int64_t i = first; i < end; ++i) {
+      const int64_t to_row = to_rows == nullptr ? i : to_rows[i], from_row = from_rows == nullptr ? i : from_rows[i];
+      std::memcpy(to + to_row * bytes, from + from_row * bytes, static_cast<size_t>(bytes));
+    }
+  });
+}
+
 // What is said about a mark holds for a process that is killed after any instruction: what was written before the mark
 // is there if the mark is.
 struct KeptSteps::Header {
@@ -227,13 +237,7 @@ void KeptSteps::begin(int64_t step, std::span<const int64_t> rows) {
 
   std::memcpy(logged_rows(), rows.data(), rows.size_bytes());
   for (size_t i = 0; i < layout_.row_bytes.size(); ++i) {
-    const int64_t bytes = layout_.row_bytes[i];
-    uint8_t* const to = logged(i);
-    const uint8_t* const from = this->rows(i).data();
-    at::parallel_for(0, count, kRowsAtOnce, [&](int64_t first, int64_t end) {
-      for (int64_t row = first; row < end; ++row)
-        std::memcpy(to + row * bytes, from + rows[row] * bytes, static_cast<size_t>(bytes));
-    });
+    copy_rows(logged(i), nullptr, this->rows(i).data(), rows.data(), count, layout_.row_bytes[i]);
   }
   header().log_rows = count;
   Header::set(header().log_step, step - 1);
@@ -254,13 +258,7 @@ void KeptSteps::rewind(int64_t step) {
   Header::set(header().copy_step, kNone);
   const int64_t* const rows = logged_rows();
   for (size_t i = 0; i < layout_.row_bytes.size(); ++i) {
-    const int64_t bytes = layout_.row_bytes[i];
-    uint8_t* const to = this->rows(i).data();
-    const uint8_t* const from = logged(i);
-    at::parallel_for(0, header().log_rows, kRowsAtOnce, [&](int64_t first, int64_t end) {
-      for (int64_t row = first; row < end; ++row)
-        std::memcpy(to + rows[row] * bytes, from + row * bytes, static_cast<size_t>(bytes));
-    });
+    copy_rows(this->rows(i).data(), rows, logged(i), nullptr, header().log_rows, layout_.row_bytes[i]);
   }
   Header::set(header().copy_step, step);
 }

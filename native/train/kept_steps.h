@@ -34,6 +34,10 @@ struct KeptLayout {
   std::vector<int64_t> parts;      // bytes of what each step changes as a whole
 };
 
+// Copies `count` rows of `bytes` each: number i from row from_rows[i] to row to_rows[i]. Null: row i.
+void copy_rows(uint8_t* to, const int64_t* to_rows, const uint8_t* from, const int64_t* from_rows, int64_t count,
+               int64_t bytes);
+
 class KeptSteps {
  public:
   static constexpr int64_t kLongestNote = 16384, kLongestIdentity = 2048;  // bytes

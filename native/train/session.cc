@@ -1,7 +1,6 @@
 #include "train/session.h"
 
 #include <ATen/DeviceAccelerator.h>
-#include <ATen/Parallel.h>
 #include <ATen/TensorOperators.h>
 #include <ATen/ops/cat.h>
 #include <ATen/ops/empty.h>
@@ -386,13 +385,8 @@ void Session::keep(int64_t step, const std::string& note) {
   kept_->begin(step, {rows, static_cast<size_t>(changed.rows.numel())});
   for (size_t i = 0; i < changed.tensors.size(); ++i) {
     const int64_t bytes = changed.tensors[i].size(1) * changed.tensors[i].element_size();
-    const int64_t* const places = changed.places.const_data_ptr<int64_t>();
-    const auto* const from = static_cast<const uint8_t*>(changed.tensors[i].const_data_ptr());
-    uint8_t* const to = kept_->rows(i).data();
-    at::parallel_for(0, changed.rows.numel(), 64, [&](int64_t first, int64_t end) {
-      for (int64_t row = first; row < end; ++row)
-        std::memcpy(to + rows[row] * bytes, from + places[row] * bytes, static_cast<size_t>(bytes));
-    });
+    copy_rows(kept_->rows(i).data(), rows, static_cast<const uint8_t*>(changed.tensors[i].const_data_ptr()),
+              changed.places.const_data_ptr<int64_t>(), changed.rows.numel(), bytes);
   }
   keep_parts(step, note);
 }
