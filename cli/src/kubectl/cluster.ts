@@ -24,6 +24,7 @@ export interface QuantizeJob extends KubernetesObject {
 
 interface ContainerState {
   waiting?: { reason?: string; message?: string };
+  running?: object;
   terminated?: { exitCode: number; reason?: string; message?: string };
 }
 
@@ -40,7 +41,13 @@ export interface Pod extends KubernetesObject {
     reason?: string;
     message?: string;
     conditions?: { type: string; status: string; reason?: string; message?: string }[];
-    containerStatuses?: { name: string; state?: ContainerState; restartCount?: number }[];
+    containerStatuses?: {
+      name: string;
+      state?: ContainerState;
+      /** Of the container before. */
+      lastState?: ContainerState;
+      restartCount?: number;
+    }[];
   };
 }
 

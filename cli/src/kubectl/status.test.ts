@@ -1,5 +1,5 @@
 import assert from 'node:assert/strict';
-import { test } from 'node:test';
+import { describe, test } from 'node:test';
 import { columns, draw, stateOf } from './status.ts';
 
 test('a message of several lines is one line of the tree, and of the table', () => {
@@ -18,17 +18,59 @@ test('a message of several lines is one line of the tree, and of the table', () 
   );
 });
 
-test('a trainer that the kubelet has started again in its pod is told', () => {
-  const pod = (restartCount: number) => ({
-    metadata: { name: 'faces-0-0', uid: 'u', resourceVersion: '1', creationTimestamp: '' },
-    spec: {},
-    status: {
-      phase: 'Running',
-      conditions: [{ type: 'Ready', status: 'True' }],
-      containerStatuses: [{ name: 'facetrain', state: {}, restartCount }],
-    },
+describe('a trainer that the kubelet starts again in its pod', () => {
+  const stateWith = (container: object, status: object = { phase: 'Running' }) =>
+    stateOf({
+      metadata: { name: 'faces-0-0', uid: 'u', resourceVersion: '1', creationTimestamp: '' },
+      spec: {},
+      status: { ...status, containerStatuses: [{ name: 'facetrain', ...container }] },
+    });
+  const running = { running: {} };
+  const killed = { terminated: { exitCode: 137, reason: 'Error' } };
+  /** What a kubelet writes about a container of which it finds nothing any more. */
+  const unknown = { terminated: { exitCode: 137, reason: 'ContainerStatusUnknown' } };
+  const created = { waiting: { reason: 'ContainerCreating' } };
+  const evicted = { phase: 'Failed', reason: 'Evicted' };
+
+  test('is told', () => {
+    assert.equal(stateWith({ state: running, restartCount: 0 }), 'Running, not ready');
+    assert.equal(
+      stateWith({ state: running, lastState: killed, restartCount: 1 }),
+      'Running, not ready, started again once',
+    );
+    assert.equal(
+      stateWith({ state: running, lastState: killed, restartCount: 2 }),
+      'Running, not ready, started again 2 times',
+    );
+    assert.equal(
+      stateWith({ state: running, lastState: unknown, restartCount: 1 }),
+      'Running, not ready, started again once',
+    );
+    assert.equal(
+      stateWith({ state: killed, lastState: unknown, restartCount: 1 }, evicted),
+      'Failed, Evicted, exit code 137, started again once',
+    );
   });
-  assert.equal(stateOf(pod(0)), 'Running, ready');
-  assert.equal(stateOf(pod(1)), 'Running, ready, started again once');
-  assert.equal(stateOf(pod(2)), 'Running, ready, started again 2 times');
+
+  test('is not told of a container that is gone, although the kubelet counts it', () => {
+    assert.equal(
+      stateWith({ state: created, lastState: unknown, restartCount: 1 }),
+      'Running, not ready, its container is gone',
+    );
+    assert.equal(
+      stateWith({ state: unknown, lastState: unknown, restartCount: 1 }, evicted),
+      'Failed, Evicted, exit code 137',
+    );
+  });
+
+  test('is told of the restarts before, which the kubelet leaves as they are', () => {
+    assert.equal(
+      stateWith({ state: created, lastState: killed, restartCount: 1 }),
+      'Running, not ready, its container is gone, started again once',
+    );
+    assert.equal(
+      stateWith({ state: unknown, lastState: killed, restartCount: 1 }, evicted),
+      'Failed, Evicted, exit code 137, started again once',
+    );
+  });
 });

@@ -1,4 +1,5 @@
 /** `kubectl facetrain status` and `top`: what jobs do, and what they wait for. */
+import { isGone, timesStartedAgain } from '@facetrain/planner/gone-containers';
 import type { Outcome } from '../command-action.ts';
 import { duration, oneLine } from '../terminal-output.ts';
 import {
@@ -133,14 +134,14 @@ export function stateOf({ metadata, status = {} }: Pod): string {
   const unscheduled = conditions.find(({ type, status: value }) => type === 'PodScheduled' && value === 'False');
   const container = containerStatuses.find(({ name }) => name === 'facetrain');
   const { state } = container ?? {};
-  const starts = container?.restartCount ?? 0;
+  const starts = container ? timesStartedAgain(container) : 0;
   const words = (why: { reason?: string; message?: string }) => [why.reason, why.message].filter(Boolean).join(': ');
   const details = [
     metadata.deletionTimestamp === undefined ? '' : 'being deleted',
     phase === 'Running' ? (isReady ? 'ready' : 'not ready') : '',
     words({ ...(reason && { reason }), ...(message && { message }) }),
     phase === 'Pending' && unscheduled ? words(unscheduled) : '',
-    state?.waiting ? words(state.waiting) : '',
+    container && isGone(container) ? 'its container is gone' : state?.waiting ? words(state.waiting) : '',
     state?.terminated ? `exit code ${state.terminated.exitCode}` : '',
     starts > 0 ? `started again ${starts === 1 ? 'once' : `${starts} times`}` : '',
   ];

@@ -1,6 +1,7 @@
 /** Objects of the API server, translated to what the planners take. Pure functions of one object each. */
 import { API_VERSION } from '@facetrain/api';
 import { INITIALIZING, isAlive } from '@facetrain/planner/attempt';
+import { isGone, NORMAL_START } from '@facetrain/planner/gone-containers';
 import { CONTAINER, type JobKind, Label } from '@facetrain/planner/names';
 import type { JobIdentity, ObservedObject, ObservedPod } from '@facetrain/planner/observed';
 import { isFetchContainer } from '@facetrain/planner/pod-storage';
@@ -145,16 +146,13 @@ function restartsOf({ spec, status }: PodObject): Pick<ObservedPod, 'containerRe
   if (exitCodes.length === 0) return {};
   const container = status?.containerStatuses?.find(({ name }) => name === CONTAINER);
   const lastEnd = container?.lastState?.terminated;
-  const waiting = container?.state?.waiting;
-  // The kubelet gives a container for which it has no other words the state of one that was never started.
-  const isGone = lastEnd !== undefined && waiting !== undefined && NORMAL_START.has(waiting.reason ?? '');
   return {
     containerRestarts: {
       exitCodes,
       count: container?.restartCount ?? 0,
       isRunning: container?.state?.running !== undefined,
       ...(lastEnd && { lastEnd: endOfProgram(lastEnd) }),
-      ...(isGone && { isGone }),
+      ...(container && isGone(container) && { isGone: true }),
     },
   };
 }
@@ -249,9 +247,6 @@ function ownWaiting({ spec, status = {} }: PodObject): ObservedPod['waiting'] {
   const running = initContainerStatuses.find(({ name, state }) => state?.running && !isSidecar(spec, name));
   return running && { reason: INITIALIZING, message: `${label(running)} runs` };
 }
-
-/** Reasons that every container waits for while its pod starts. */
-const NORMAL_START = new Set(['ContainerCreating', INITIALIZING]);
 
 /** @returns null for a label that is no number of ours: anybody who may create pods can write one */
 function numberIn(label: string | undefined): number | null {
