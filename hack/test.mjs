@@ -25,6 +25,7 @@ npm test -- [...] -t PATTERN      only the tests of node:test whose name matches
 `;
 
 const MINUTES_PER_TEST = 10;
+const hooks = join(root, 'hack', 'lib', 'hooks.mjs');
 /** The limit for a file of e2e/. Its first test waits for the builds of images. */
 const MINUTES_PER_CLUSTER = 60;
 
@@ -85,9 +86,7 @@ async function nodeTests(files, { minutes, atOnce, pattern }) {
         '--test-reporter-destination=stdout',
         `--test-reporter=${join(root, 'hack', 'lib', 'count-reporter.mjs')}`,
         `--test-reporter-destination=${counts}`,
-        // The hooks of a file without such a test run at once, not one after the other: what the first starts, the
-        // last does not stop, and the file would never end.
-        ...(pattern === undefined ? [] : [`--test-name-pattern=${pattern}`, '--test-force-exit']),
+        ...(pattern === undefined ? [] : [`--test-name-pattern=${pattern}`, `--import=${hooks}`]),
         ...files,
       ],
       { cwd: root, env: environment },
