@@ -102,6 +102,25 @@ export const Progress = z.object({
 });
 export type Progress = z.infer<typeof Progress>;
 
+/** Of a program that has not done any work yet. */
+export function progressAtStart(job: Progress['job'], stage: Progress['stage']): Progress {
+  return {
+    schemaVersion: 1,
+    job,
+    stage,
+    step: 0,
+    totalSteps: 0,
+    epoch: 0,
+    imagesPerSecond: null,
+    loss: null,
+    learningRate: null,
+    etaSeconds: null,
+    evaluations: [],
+    checkpoint: null,
+    activity: 0,
+  };
+}
+
 /** Longest `message` of a TerminationMessage, in characters. */
 export const MAX_TERMINATION_TEXT = 3500;
 

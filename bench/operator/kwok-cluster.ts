@@ -11,7 +11,7 @@ import { createServer, type Server, type ServerResponse } from 'node:http';
 import type { AddressInfo } from 'node:net';
 import { networkInterfaces, tmpdir } from 'node:os';
 import { join } from 'node:path';
-import type { FaceTrainJobStatus, Progress } from '@facetrain/api';
+import { type FaceTrainJobStatus, type Progress, progressAtStart } from '@facetrain/api';
 import { faceTrainJobs, type JobObject, type PodObject, pods } from '@facetrain/operator/controllers/resources';
 import { isApiError } from '@facetrain/operator/runtime/api-error';
 import { Cache } from '@facetrain/operator/runtime/cache';
@@ -397,21 +397,7 @@ class ProgressServers {
   #answer(name: string, response: ServerResponse): void {
     const job = this.#jobs.get(name);
     if (!job) return void response.writeHead(503).end();
-    const progress: Progress = {
-      schemaVersion: 1,
-      job,
-      stage: 'Loading',
-      step: 0,
-      totalSteps: 100,
-      epoch: 0,
-      activity: 0,
-      imagesPerSecond: null,
-      loss: null,
-      learningRate: null,
-      etaSeconds: null,
-      evaluations: [],
-      checkpoint: null,
-    };
+    const progress = { ...progressAtStart(job, 'Loading'), totalSteps: 100 };
     response.writeHead(200, { 'content-type': 'application/json' }).end(JSON.stringify(progress));
   }
 }

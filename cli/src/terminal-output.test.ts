@@ -1,6 +1,6 @@
 import assert from 'node:assert/strict';
 import { test } from 'node:test';
-import type { Progress } from '@facetrain/api';
+import { progressAtStart } from '@facetrain/api';
 import { bytes, duration, oneLine, progressDetail, StatusLine } from './terminal-output.ts';
 
 test('durations are rounded to seconds, from an hour on cut to minutes', () => {
@@ -28,20 +28,9 @@ test('sizes are in powers of 1000', () => {
 });
 
 test('progress says how much of a step waits for pictures, from 5 % on', () => {
-  const progress: Progress = {
-    schemaVersion: 1,
-    job: { name: 'job', uid: 'u', attempt: 0 },
-    stage: 'Training',
-    step: 120,
-    totalSteps: 200,
-    epoch: 4.8,
-    imagesPerSecond: 35,
-    loss: 12.31,
-    learningRate: 0.1,
-    etaSeconds: 80,
-    evaluations: [],
-    checkpoint: null,
-    activity: 1,
+  const progress = {
+    ...progressAtStart({ name: 'job', uid: 'u', attempt: 0 }, 'Training'),
+    ...{ step: 120, totalSteps: 200, epoch: 4.8, imagesPerSecond: 35, loss: 12.31, learningRate: 0.1, etaSeconds: 80 },
   };
   const text = 'step 120 of 200, epoch 4.8, loss 12.31, 35.0 images/s, 1 min 20 s left';
   const detail = (data: number) => {

@@ -4,7 +4,7 @@
  * `CheckpointFolder`, which has the rules of the real one, or to a real object store; both note what must never happen.
  * A process may outlive its pod.
  */
-import { ExitCode, FacetrainError, type Progress } from '@facetrain/api';
+import { ExitCode, FacetrainError, type Progress, progressAtStart } from '@facetrain/api';
 import { CheckpointFolder, STEPS, type WriterProcess } from '@facetrain/planner/testing/checkpoint-folder';
 import type { Random } from './random.ts';
 import { type Store, StoredCheckpoints } from './stored-checkpoints.ts';
@@ -121,17 +121,10 @@ export class Trainers {
     const step = process.writer?.step ?? 0;
     const saved = this.saved.get(job.uid);
     return {
-      schemaVersion: 1,
-      job: { name: job.name, uid: job.uid, attempt },
-      stage: process.writer ? 'Training' : 'Rendezvous',
+      ...progressAtStart({ name: job.name, uid: job.uid, attempt }, process.writer ? 'Training' : 'Rendezvous'),
       step,
       totalSteps: STEPS * SAVES,
       epoch: step / STEPS,
-      imagesPerSecond: null,
-      loss: null,
-      learningRate: null,
-      etaSeconds: null,
-      evaluations: [],
       checkpoint: saved === undefined ? null : { step: saved, time: new Date().toISOString() },
       activity: process.activity,
     };

@@ -3,7 +3,7 @@ import assert from 'node:assert/strict';
 import { createServer } from 'node:http';
 import type { AddressInfo } from 'node:net';
 import { after, before, test } from 'node:test';
-import { FaceTrainJob, type Progress, QuantizeJob } from '@facetrain/api';
+import { FaceTrainJob, type Progress, progressAtStart, QuantizeJob } from '@facetrain/api';
 import { changes, type Document, fixtures, trainSpec } from '@facetrain/api/testing/manifest-fixtures';
 import { isRefusal } from '../runtime/api-error.ts';
 import { events } from '../runtime/event-recorder.ts';
@@ -164,16 +164,8 @@ test('progress is polled from rank 0 while it runs, and read from its terminatio
   const ns = await open(t, 'progress', { progressSeconds: 0.1 });
   const job = { name: 'faces', uid: 'another', attempt: 0 };
   const { rank, port } = await serveProgress(t, {
-    schemaVersion: 1,
-    job,
-    stage: 'Training',
-    step: 40,
-    totalSteps: 100,
-    epoch: 4,
-    imagesPerSecond: 50,
-    loss: 7.5,
-    learningRate: 0.1,
-    etaSeconds: 60,
+    ...progressAtStart(job, 'Training'),
+    ...{ step: 40, totalSteps: 100, epoch: 4, imagesPerSecond: 50, loss: 7.5, learningRate: 0.1, etaSeconds: 60 },
     evaluations: [{ set: 'lfw', step: 30, accuracy: 0.9 }],
     checkpoint: { step: 30, time: '2026-01-01T00:00:00.000Z' },
     activity: 44,
@@ -360,19 +352,8 @@ test('why a pod cannot start is reported from the events about it, until the pod
 test('trainers that the kubelet starts again in their pods are counted once, and the pods stay', async (t) => {
   const ns = await open(t, 'in-place', { progressSeconds: 0.1 });
   const { rank, port } = await serveProgress(t, {
-    schemaVersion: 1,
-    job: { name: 'faces', uid: '', attempt: 0 },
-    stage: 'Training',
-    step: 0,
+    ...progressAtStart({ name: 'faces', uid: '', attempt: 0 }, 'Training'),
     totalSteps: 100,
-    epoch: 0,
-    imagesPerSecond: null,
-    loss: null,
-    learningRate: null,
-    etaSeconds: null,
-    evaluations: [],
-    checkpoint: null,
-    activity: 0,
   });
   const { metadata } = await ns.applyFaceTrainJob('faces', { trainers: { replicas: 2, progressPort: port } });
   await ns.waitForPods('faces-0-0', 'faces-0-1');
@@ -737,20 +718,10 @@ test('a suspended job has no pods and keeps its last checkpoint; resumed, it sta
       /^Suspending: of an earlier attempt faces-0-0 and 1 more pods have not ended$/,
     ),
   );
-  const progress: Progress = {
-    schemaVersion: 1,
-    job: { name: 'faces', uid: metadata.uid, attempt: 0 },
-    stage: 'Training',
+  const progress = {
+    ...progressAtStart({ name: 'faces', uid: metadata.uid, attempt: 0 }, 'Training'),
     step: 12,
-    totalSteps: 100,
-    epoch: 1,
-    imagesPerSecond: null,
-    loss: null,
-    learningRate: null,
-    etaSeconds: null,
-    evaluations: [],
     checkpoint: { step: 12, time: '2026-01-01T00:00:00.000Z' },
-    activity: 13,
   };
   await ns.setPodStatus('faces-0-0', 'Failed', { exitCode: 143, message: { progress } });
   await ns.setPodStatus('faces-0-1', 'Failed', { exitCode: 143 });

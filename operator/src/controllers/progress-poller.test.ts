@@ -2,25 +2,15 @@ import assert from 'node:assert/strict';
 import { createServer, type ServerResponse } from 'node:http';
 import type { AddressInfo } from 'node:net';
 import { test } from 'node:test';
-import { MAX_PROGRESS_BYTES, type Progress } from '@facetrain/api';
+import { MAX_PROGRESS_BYTES, type Progress, progressAtStart } from '@facetrain/api';
 import { pino } from 'pino';
 import { eventually } from '../testing/eventually.ts';
 import { ProgressPoller } from './progress-poller.ts';
 
 const VALID: Progress = {
-  schemaVersion: 1,
-  job: { name: 'faces', uid: 'u', attempt: 0 },
-  stage: 'Training',
-  step: 4,
-  totalSteps: 10,
-  epoch: 0.5,
-  imagesPerSecond: 10,
-  loss: 1,
-  learningRate: 0.1,
-  etaSeconds: 6,
-  evaluations: [],
+  ...progressAtStart({ name: 'faces', uid: 'u', attempt: 0 }, 'Training'),
+  ...{ step: 4, totalSteps: 10, epoch: 0.5, imagesPerSecond: 10, loss: 1, learningRate: 0.1, etaSeconds: 6 },
   checkpoint: { step: 4, time: '2026-01-01T00:00:00.123Z' },
-  activity: 4,
 };
 
 /** A rank 0, and a poller that asks it. */

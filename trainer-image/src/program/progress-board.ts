@@ -1,5 +1,5 @@
 /** The progress board: the current Progress, and the time of the last activity. Modes write it, the server reads it. */
-import { type Progress, type StageSeconds, stepStages } from '@facetrain/api';
+import { type Progress, progressAtStart, type StageSeconds, stepStages } from '@facetrain/api';
 import type { ProgressBoard } from './program.ts';
 
 export interface Board extends ProgressBoard {
@@ -17,21 +17,7 @@ export function createBoard(
 ): Board {
   let lastActivity = now();
   const board = {
-    current: {
-      schemaVersion: 1,
-      job,
-      stage,
-      step: 0,
-      totalSteps: 0,
-      epoch: 0,
-      imagesPerSecond: null,
-      loss: null,
-      learningRate: null,
-      etaSeconds: null,
-      evaluations: [],
-      checkpoint: null,
-      activity: 0,
-    } as Progress,
+    current: progressAtStart(job, stage),
     update(change: Parameters<ProgressBoard['update']>[0]) {
       board.current = { ...board.current, ...change };
       board.tick();
