@@ -10,19 +10,16 @@ import { z } from 'zod';
 import { API_VERSION, MAX_FACETRAINJOB_NAME } from './identifiers.ts';
 import {
   ArtifactStatus,
-  conditions,
   evaluationSets,
   failurePolicy,
+  firstStatusFields,
   labelKey,
   MANAGED_BY_RULE,
   managedBy,
   objectMeta,
-  pendingTime,
   podFields,
   QUEUE_RULE,
   queue,
-  queuedSeconds,
-  queuedTime,
   Refusal,
   Restarts,
   seconds,
@@ -870,21 +867,7 @@ export type Scaling = z.infer<typeof Scaling>;
 
 export const FaceTrainJobStatus = z
   .strictObject({
-    observedGeneration: z
-      .int()
-      .min(0)
-      .optional()
-      .describe('The generation of the spec that this status was computed from.'),
-    phase: FaceTrainPhase.optional().describe('Summary in one word, for people; programs read the conditions.'),
-    conditions: conditions.optional(),
-    attempt: z.int32().min(0).optional().describe('Number of the current attempt, from 0. Each attempt has new pods.'),
-    startTime: Time.optional().describe(
-      'When pods of the job were first wanted, also if a quota refused them; activeDeadlineSeconds counts from here. ' +
-        'Set anew when a suspended job is resumed.',
-    ),
-    queuedTime,
-    queuedSeconds,
-    pendingTime,
+    ...firstStatusFields(FaceTrainPhase),
     attemptStartTime: Time.optional().describe('When all pods of the current attempt had been created.'),
     trainingCompletionTime: Time.optional().describe('When training succeeded; quantization may follow.'),
     completionTime: Time.optional().describe('When the job succeeded or failed.'),

@@ -315,7 +315,7 @@ export const Condition = z.strictObject({
 });
 export type Condition = z.infer<typeof Condition>;
 
-export const conditions = z
+const conditions = z
   .array(Condition)
   .max(32)
   .meta({ 'x-kubernetes-list-type': 'map', 'x-kubernetes-list-map-keys': ['type'] })
@@ -364,24 +364,36 @@ export const Restarts = z
   .describe('Restarts so far, and the last one.');
 export type Restarts = z.infer<typeof Restarts>;
 
-/** `status.queuedTime`. */
-export const queuedTime = Time.optional().describe(
-  'Since when a job that has run waits in its queue for its quota again. No deadline runs meanwhile.',
-);
-/** `status.queuedSeconds`. */
-export const queuedSeconds = z
-  .int()
-  .min(0)
-  .optional()
-  .describe(
-    'Seconds since startTime for which the job has waited in its queue after evictions. activeDeadlineSeconds does ' +
-      'not count them.',
-  );
-/** `status.pendingTime`. */
-export const pendingTime = Time.optional().describe(
-  'When the pods of the current attempt were first wanted; pendingDeadlineSeconds counts from here. It stays when a ' +
-    'gang lets go of its pods, and when one that was not whole yet has a restart that does not count.',
-);
+/** The fields that the status of both kinds begins with. */
+export const firstStatusFields = <Phase extends z.ZodEnum>(phase: Phase) => ({
+  observedGeneration: z
+    .int()
+    .min(0)
+    .optional()
+    .describe('The generation of the spec that this status was computed from.'),
+  phase: phase.optional().describe('Summary in one word, for people; programs read the conditions.'),
+  conditions: conditions.optional(),
+  attempt: z.int32().min(0).optional().describe('Number of the current attempt, from 0. Each attempt has new pods.'),
+  startTime: Time.optional().describe(
+    'When pods of the job were first wanted, also if a quota refused them; activeDeadlineSeconds counts from here. ' +
+      'Set anew when a suspended job is resumed.',
+  ),
+  queuedTime: Time.optional().describe(
+    'Since when a job that has run waits in its queue for its quota again. No deadline runs meanwhile.',
+  ),
+  queuedSeconds: z
+    .int()
+    .min(0)
+    .optional()
+    .describe(
+      'Seconds since startTime for which the job has waited in its queue after evictions. activeDeadlineSeconds does ' +
+        'not count them.',
+    ),
+  pendingTime: Time.optional().describe(
+    'When the pods of the current attempt were first wanted; pendingDeadlineSeconds counts from here. It stays when ' +
+      'a gang lets go of its pods, and when one that was not whole yet has a restart that does not count.',
+  ),
+});
 
 /** `status.refusal`. */
 export const Refusal = z

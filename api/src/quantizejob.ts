@@ -3,18 +3,15 @@ import { z } from 'zod';
 import { API_VERSION, MAX_QUANTIZEJOB_NAME } from './identifiers.ts';
 import {
   ArtifactStatus,
-  conditions,
   evaluationSets,
   failurePolicy,
+  firstStatusFields,
   MANAGED_BY_RULE,
   managedBy,
   objectMeta,
-  pendingTime,
   podFields,
   QUEUE_RULE,
   queue,
-  queuedSeconds,
-  queuedTime,
   Refusal,
   Restarts,
   seconds,
@@ -237,21 +234,7 @@ export type QuantizePhase = z.infer<typeof QuantizePhase>;
 
 export const QuantizeJobStatus = z
   .strictObject({
-    observedGeneration: z
-      .int()
-      .min(0)
-      .optional()
-      .describe('The generation of the spec that this status was computed from.'),
-    phase: QuantizePhase.optional().describe('Summary in one word, for people; programs read the conditions.'),
-    conditions: conditions.optional(),
-    attempt: z.int32().min(0).optional().describe('Number of the current attempt, from 0.'),
-    startTime: Time.optional().describe(
-      'When the job’s pod was first wanted, also if a quota refused it; activeDeadlineSeconds counts from here. ' +
-        'Set anew when a suspended job is resumed.',
-    ),
-    queuedTime,
-    queuedSeconds,
-    pendingTime,
+    ...firstStatusFields(QuantizePhase),
     attemptStartTime: Time.optional().describe('When the pod of the current attempt had been created.'),
     completionTime: Time.optional().describe('When the job succeeded or failed.'),
     restarts: Restarts.optional(),
