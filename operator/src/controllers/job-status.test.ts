@@ -384,9 +384,17 @@ test('trainers that the kubelet starts again in their pods are counted once, and
     assert.deepEqual([phase, attempt, trainers?.containerRestarts], ['Restarting', 0, 1]);
     assert.partialDeepStrictEqual(restarts, { count: 1, inPlace: 1, disruptions: 0, lastReason: 'ProcessKilled' });
   });
+  // What rank 0 answers until it follows is no progress since the restart. A checkpoint would be written at once.
+  const step = rank.progress.step + 1;
+  const checkpoint = { step, time: '2026-01-01T00:01:00.000Z' };
+  rank.progress = { ...rank.progress, step, activity: step, checkpoint };
+  const requests = rank.requests;
+  await eventually(() => assert(rank.requests >= requests + 5));
+  assert((await ns.statusOf('faces')).progress!.step < step);
   await ns.setPodStatus('faces-0-0', 'Running', { podIP, exitCode: 4 });
   await ns.setPodStatus('faces-0-0', 'Running', { podIP, restarted: { count: 1, exitCode: 4 } });
   await ns.waitForPhase('faces', 'Running');
+  await eventually(async () => assert.equal((await ns.statusOf('faces')).progress!.step, step));
   const { attempt, restarts } = await ns.statusOf('faces');
   assert.deepEqual([attempt, restarts!.count, restarts!.disruptions], [0, 1, 0]);
   await ns.waitForPods('faces-0-0', 'faces-0-1');

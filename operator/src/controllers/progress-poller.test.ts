@@ -118,6 +118,25 @@ test('the next attempt is reported anew, and a valid answer is kept', async (t) 
   assert.equal(seen.changes, 1);
 });
 
+test('an answer of the program before the present one is dropped, also one that is under way', async (t) => {
+  const held: ServerResponse[] = [];
+  const { poller, url } = await start(t, (response, count) => {
+    if (count === 1) response.end(JSON.stringify(VALID));
+    else held.push(response);
+  });
+  poller.setTarget('n/faces', { uid: 'u', attempt: 0, start: 0, url });
+  await eventually(() => assert.equal(poller.latest('n/faces')?.step, 4));
+  await eventually(() => assert.equal(held.length, 1));
+  poller.setTarget('n/faces', { uid: 'u', attempt: 0, start: 1, url });
+  assert.equal(poller.latest('n/faces'), undefined);
+  held[0]!.end(JSON.stringify(VALID));
+  // The next request begins when this answer has been read.
+  await eventually(() => assert.equal(held.length, 2));
+  assert.equal(poller.latest('n/faces'), undefined);
+  held[1]!.end(JSON.stringify({ ...VALID, step: 2 }));
+  await eventually(() => assert.equal(poller.latest('n/faces')?.step, 2));
+});
+
 test('many ranks that answer byte by byte, or never, do not delay another job, nor the end', async (t) => {
   const slow = await start(t, (response, count) => {
     if (count % 2 === 0) return;

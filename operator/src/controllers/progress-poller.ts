@@ -3,7 +3,7 @@
  * have no credentials to write progress anywhere. A job is reconciled when an answer differs from the one before.
  *
  * Any image may answer. So the size and the time of an answer are bounded, no redirect is followed, what is not a
- * Progress is reported once for each attempt, and a rank that gives no answer is asked less and less often, so that it
+ * Progress is reported once for each start, and a rank that gives no answer is asked less and less often, so that it
  * does not delay those of other jobs.
  */
 import { setTimeout as delay } from 'node:timers/promises';
@@ -13,7 +13,7 @@ import { observedProgress } from '@facetrain/planner/observed-progress';
 import type { Logger } from 'pino';
 import { Agent, request } from 'undici';
 
-/** What is polled for a job: one attempt of it. */
+/** What is polled for a job: one attempt of it, from one start of rank 0 on. */
 export interface ProgressTarget {
   uid: string;
   attempt: number;
@@ -25,7 +25,7 @@ export interface ProgressTarget {
 
 interface Entry extends ProgressTarget {
   latest?: ObservedProgress;
-  /** The invalid answer of this attempt was reported. */
+  /** An invalid answer was reported. */
   isReported?: boolean;
   /** Requests without a valid answer since the last one that had it. */
   failures: number;
@@ -38,7 +38,7 @@ export interface PollerOptions {
   everyMilliseconds: number;
   /** Called with the key of a job whose answer differs from the one before. */
   onChange: (key: string) => void;
-  /** Called once for each attempt whose rank 0 answers with something else than progress. */
+  /** Called once for each start of a rank 0 that answers with something else than progress. */
   onInvalid: (key: string, target: ProgressTarget, problem: string) => void;
 }
 
@@ -66,15 +66,14 @@ export class ProgressPoller {
   }
 
   /**
-   * Sets what is polled for a job from now on. One that has not answered is asked at once when it is started again. The
-   * answer of another job of this name, or of another attempt, is
-   * dropped.
+   * Sets what is polled for a job from now on. One that is started again is asked at once. The answer of another job of
+   * this name, of another attempt, or of the program before, is dropped.
    */
   setTarget(key: string, target: ProgressTarget): void {
     const before = this.#entries.get(key);
-    if (before?.uid === target.uid && before.attempt === target.attempt) {
-      const { url, start } = target;
-      if (before.url !== url || before.start !== start) Object.assign(before, { url, start, failures: 0, nextAt: 0 });
+    const { uid, attempt, start, url } = target;
+    if (before?.uid === uid && before.attempt === attempt && before.start === start) {
+      if (before.url !== url) Object.assign(before, { url, failures: 0, nextAt: 0 });
     } else this.#entries.set(key, { ...target, failures: 0, nextAt: 0 });
   }
 

@@ -239,7 +239,11 @@ function reconcilerOf<Spec extends QueueSpec>(options: ReconcilerOptions, kindOp
   return reconcile;
 }
 
-/** Makes the poller request progress from rank 0 of the job's attempt. @returns the latest progress of that attempt */
+/**
+ * Makes the poller request progress from rank 0 of the job's attempt.
+ * @returns the latest progress since the last restart that is counted: what the trainers did before it, the status
+ *   would take for a sign that they work again
+ */
 function pollProgress(
   poller: ProgressPoller,
   job: JobObject,
@@ -247,13 +251,15 @@ function pollProgress(
   port: number,
 ): ObservedProgress | undefined {
   const key = keyOf(job);
+  const start = rankZero?.status?.containerStatuses?.find(({ name }) => name === CONTAINER)?.restartCount ?? 0;
   poller.setTarget(key, {
     uid: job.metadata.uid,
     attempt: job.status?.attempt ?? 0,
-    start: rankZero?.status?.containerStatuses?.find(({ name }) => name === CONTAINER)?.restartCount ?? 0,
+    start,
     url: rankZero ? progressUrl(rankZero, port) : null,
   });
-  return poller.latest(key);
+  const { trainers } = (job.status ?? {}) as FaceTrainJobStatus;
+  return start < (trainers?.containerRestarts ?? 0) ? undefined : poller.latest(key);
 }
 
 /** Link-local addresses (RFC 3927, RFC 4291): no pod has one, and clouds serve the credentials of a node there. */
