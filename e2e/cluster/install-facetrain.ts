@@ -19,9 +19,12 @@ export const s3 = (cluster: Cluster): S3Client =>
     credentials: { accessKeyId: 'facetrain', secretAccessKey: 'facetrain-secret' },
   });
 
-/** Installs or upgrades the chart. @param values in the form of Helm's `--set` */
+/**
+ * Installs or upgrades the chart. Progress is asked for each second: what waits for a step does not wait for longer.
+ * @param values in the form of Helm's `--set`
+ */
 export async function installChart(cluster: Cluster, ...values: string[]): Promise<void> {
-  const sets = values.flatMap((value) => ['--set', value]);
+  const sets = ['progressSeconds=1', ...values].flatMap((value) => ['--set', value]);
   await cluster.run('helm', [
     'upgrade',
     '--install',

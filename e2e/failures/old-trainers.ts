@@ -9,7 +9,15 @@ import { join } from 'node:path';
 import { CheckpointManifest, ExitCode } from '@facetrain/api';
 import { eventually } from '@facetrain/operator/testing/eventually';
 import type { Cluster } from '../cluster/cluster.ts';
-import { applyExample, ON_WORKERS, reachesStep, stepOf, trainLongWithoutEvaluation } from '../testing/example-job.ts';
+import {
+  applyExample,
+  BEGUN,
+  CHECKPOINT_STEPS,
+  ON_WORKERS,
+  reachesStep,
+  stepOf,
+  trainLongWithoutEvaluation,
+} from '../testing/example-job.ts';
 import { condition, MINUTE, type Namespace, restartsOf } from '../testing/namespace.ts';
 import { kubeletOf, processesOf, signal } from '../testing/processes.ts';
 
@@ -34,9 +42,9 @@ export async function trainersOutliveTheirPods(ns: Namespace, worker: string): P
       spec.trainers.replicas = name === 'frozen' ? 2 : 1;
       spec.trainers.podTemplate = { spec: ON_WORKERS };
       spec.failurePolicy = { maxRestarts: 0, nodeLostSeconds: NODE_LOST_SECONDS };
-      spec.checkpoint.keep = 100;
+      spec.checkpoint.keep = 1000;
     });
-  const begun = await Promise.all(names.map((name) => reachesStep(ns, name, { attempt: 0, step: 12 })));
+  const begun = await Promise.all(names.map((name) => reachesStep(ns, name, { attempt: 0, step: BEGUN })));
   const old = (await ns.list<Pod>('pod')).filter(({ spec }) => spec.nodeName === worker);
   assert.equal(old.length, 3);
 
@@ -47,7 +55,7 @@ export async function trainersOutliveTheirPods(ns: Namespace, worker: string): P
   await signal(cluster, worker, 'STOP', [await kubeletOf(cluster, worker)]);
   // The status of rank 0 that trains on is still polled: nothing but its node's silence ends the attempt.
   const next = await Promise.all(
-    names.map((name, i) => reachesStep(ns, name, { attempt: 1, step: stepOf(begun[i]!) + 5 })),
+    names.map((name, i) => reachesStep(ns, name, { attempt: 1, step: stepOf(begun[i]!) + CHECKPOINT_STEPS })),
   );
   const silentSince = await readyUnknownSince(cluster, worker);
   for (const job of next) {
@@ -69,7 +77,7 @@ export async function trainersOutliveTheirPods(ns: Namespace, worker: string): P
   }
   for (const name of names) {
     const { status } = await ns.get('facetrainjob', name);
-    await reachesStep(ns, name, { attempt: 1, step: status!.progress.step + 5 });
+    await reachesStep(ns, name, { attempt: 1, step: status!.progress.step + CHECKPOINT_STEPS });
     const job = await ns.get('facetrainjob', name);
     assert.equal(condition(job, 'Failed'), undefined);
     await assertCheckpointsWhole(join(ns.folder, name, 'checkpoints'));

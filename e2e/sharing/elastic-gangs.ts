@@ -105,10 +105,10 @@ export async function fourChangesGiveTheSameTraining(ns: Namespace): Promise<voi
   const { step } = stopped!.checkpoint;
   await applyExample(ns, 'steady', (spec) => {
     trainTheSame(spec);
-    spec.checkpoint = { everySteps: step };
+    spec.checkpoint = { everySteps: step, keep: 100 };
     spec.trainers.replicas = 1;
   });
-  await ns.waitFor('steady', ({ status }) => assert.equal(status!.checkpoint?.step, step), {
+  await ns.waitFor('steady', ({ status }) => assert(status!.checkpoint?.step >= step), {
     milliseconds: 30 * MINUTE,
   });
   const checkpoint = (name: string, at: number) => openAt(join(ns.folder, name, 'checkpoints', checkpointFolder(at)));

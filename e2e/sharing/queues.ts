@@ -89,7 +89,7 @@ export const queues: Record<string, (ns: Namespace) => Promise<void>> = {
     await applyExample(ns, 'first', (spec) => {
       trainLongWithoutEvaluation(spec);
       spec.globalBatchSize = 9;
-      spec.epochs = 1;
+      spec.epochs = 3;
       spec.trainers.replicas = 3;
       spec.queue = queueOf(ns, 'low');
     });
