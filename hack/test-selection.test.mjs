@@ -9,6 +9,7 @@ import { isTest, select } from './lib/test-selection.mjs';
 const files = [
   'api/src/crd.test.ts',
   'e2e/facetrain.test.ts',
+  'e2e/soak/soak.test.ts',
   'hack/layers.test.mjs',
   'native/kernels/kernels_test.cc',
   'native/pfc/margin_test.cc',
@@ -27,7 +28,7 @@ const cases = {
       cuda: true,
       fuzz: true,
       native: ['native/kernels/kernels_test.cc', 'native/pfc/margin_test.cc'],
-      node: files.filter((file) => /\.test\./.test(file) && !file.startsWith('e2e/')),
+      node: files.filter((file) => /\.test\./.test(file) && file !== 'e2e/facetrain.test.ts'),
       e2e: ['e2e/facetrain.test.ts'],
       all: true,
     },
@@ -44,6 +45,7 @@ const cases = {
     { only: 'native/' },
     { native: ['native/kernels/kernels_test.cc', 'native/pfc/margin_test.cc'], node: ['native/src/data.test.ts'] },
   ],
+  'a folder of e2e needs no cluster': [{ names: ['e2e/soak'] }, { node: ['e2e/soak/soak.test.ts'] }],
   'the suite e2e': [{ only: 'e2e' }, { e2e: ['e2e/facetrain.test.ts'] }],
   'a folder': [{ only: 'planner' }, { node: ['planner/src/facetrainjob/gang.test.ts', 'planner/src/failure.test.ts'] }],
   'a folder below': [{ only: './planner/src/facetrainjob/' }, { node: ['planner/src/facetrainjob/gang.test.ts'] }],
@@ -58,7 +60,7 @@ const cases = {
   'a pattern in e2e': [{ only: 'e2e', pattern: 'x' }, { e2e: ['e2e/facetrain.test.ts'] }],
   'a pattern alone: no cluster is started': [
     { pattern: 'x' },
-    { node: files.filter((file) => /\.test\./.test(file) && !file.startsWith('e2e/')) },
+    { node: files.filter((file) => /\.test\./.test(file) && file !== 'e2e/facetrain.test.ts') },
   ],
 };
 for (const [title, [chosen, expected]] of Object.entries(cases)) {

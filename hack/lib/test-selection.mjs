@@ -8,8 +8,8 @@ export const SUITES = ['lint', 'native', 'arm64', 'cuda', 'fuzz', 'node', 'e2e']
 /** The suites without files: checks of the whole repository. */
 const CHECKS = ['lint', 'arm64', 'cuda', 'fuzz'];
 
-/** The suite that a test file belongs to. */
-const suiteOf = (file) => (file.endsWith('_test.cc') ? 'native' : file.startsWith('e2e/') ? 'e2e' : 'node');
+/** The suite that a test file belongs to. What is in folders of e2e/ starts no containers. */
+const suiteOf = (file) => (file.endsWith('_test.cc') ? 'native' : /^e2e\/[^/]+$/.test(file) ? 'e2e' : 'node');
 
 export const isTest = (file) => /\.test\.(ts|mjs)$|_test\.cc$/.test(file);
 
@@ -23,8 +23,8 @@ export const programOf = (file) => basename(file, '.cc');
  * @property {boolean} cuda the code for CUDA is compiled and linked
  * @property {boolean} fuzz damaged models are read under sanitizers
  * @property {string[]} native the chosen files `*_test.cc`
- * @property {string[]} node the chosen files of node:test outside of e2e/
- * @property {string[]} e2e
+ * @property {string[]} node the chosen files of node:test that need no Docker
+ * @property {string[]} e2e those that do
  * @property {boolean} all nothing was chosen: every suite runs
  *
  * @param {string[]} files all test files, relative to the repository
