@@ -39,6 +39,8 @@ export interface ClusterOptions {
   folder?: string;
   /** Seconds without a sign of a node until Kubernetes calls its state unknown; absent: 10, for quick tests. */
   nodeGraceSeconds?: number;
+  /** The node, pods and Services have addresses of both families, IPv6 first; absent: of IPv4 alone. */
+  ipv6First?: boolean;
 }
 
 interface Node {
@@ -93,6 +95,7 @@ export class Cluster {
         PAUSE: await archive(PAUSE_IMAGE),
         SERVER: `https://127.0.0.1:${API_PORT}`,
         NODE_GRACE_SECONDS: String(options.nodeGraceSeconds ?? NODE_GRACE_SECONDS),
+        ...(options.ipv6First && { POD_CIDR6: 'fd00:244::/64' }),
         TOKEN_ADMIN: tokens.admin,
         TOKEN_CONTROLLER_MANAGER: randomUUID(),
         TOKEN_SCHEDULER: randomUUID(),
@@ -145,6 +148,7 @@ export class Cluster {
 
   /** Adds a worker, and routes between its pods and those of the other nodes. @returns the node's name */
   async addNode(): Promise<string> {
+    assert(!this.#options.ipv6First, 'with IPv6 a cluster has one node');
     const index = WORKERS.findIndex((name) => !this.#nodes.has(name));
     const name = WORKERS[index];
     assert(name, `a cluster has at most ${WORKERS.length} workers`);

@@ -15,11 +15,12 @@ $TOKEN_PROXY,system:kube-proxy,proxy
 $KUBELET_TOKENS
 CSV
 cp /opt/facetrain/service-accounts.key $state/
+services=${POD_CIDR6:+fd00:96::/112,}10.96.0.0/16
 
 start etcd "$programs/etcd" --data-dir=/var/lib/etcd --unsafe-no-fsync
 start kube-apiserver "$programs/kube-apiserver" --etcd-servers=http://127.0.0.1:2379 \
-  --secure-port=6443 --cert-dir=$state/certificates --advertise-address="$(hostname -i)" \
-  --service-cluster-ip-range=10.96.0.0/16 --kubelet-preferred-address-types=InternalIP \
+  --secure-port=6443 --cert-dir=$state/certificates --advertise-address="${addresses%%,*}" \
+  --service-cluster-ip-range="$services" --kubelet-preferred-address-types=InternalIP \
   --authorization-mode=Node,RBAC --token-auth-file=$state/tokens.csv --allow-privileged \
   --service-account-issuer=https://kubernetes.default.svc \
   --service-account-key-file=$state/service-accounts.key \

@@ -1,5 +1,5 @@
 # Functions of both kinds of node. Sourced. NODE, POD_CIDR, SERVER, PAUSE, NODE_GRACE_SECONDS
-# and TOKEN_* come from ../cluster.ts.
+# and TOKEN_* come from ../cluster.ts; POD_CIDR6 as well, if IPv6 is the first family of the cluster.
 # shellcheck shell=bash
 programs=/opt/kubernetes
 logs=/var/log/facetrain
@@ -65,11 +65,32 @@ make_cgroup_root() {
   done
 }
 
+# The addresses of this node, those of the cluster's first family first.
+addresses=$(hostname -i)
+if [ -n "${POD_CIDR6:-}" ]; then
+  # No other node of the cluster has this last number in its IPv4 address.
+  address6=fd00:fa::${addresses##*.}
+  addresses=$address6,$addresses
+fi
+
+# Docker's network has IPv4 alone.
+enable_ipv6() {
+  sysctl -qw net.ipv6.conf.all.disable_ipv6=0 net.ipv6.conf.default.disable_ipv6=0 net.ipv6.conf.all.forwarding=1
+  ip -6 address add "$address6/64" dev eth0 nodad
+  sed -i "s#^clusterCIDR: .*#&,$POD_CIDR6#" /etc/facetrain/kube-proxy.yaml
+}
+
 container_runtime() {
+  # shellcheck disable=SC2153 # POD_CIDR is not a misspelt POD_CIDR6
+  local ranges='[{"subnet": "'$POD_CIDR'"}]' routes='{"dst": "0.0.0.0/0"}'
+  if [ -n "${POD_CIDR6:-}" ]; then
+    ranges+=', [{"subnet": "'$POD_CIDR6'"}]'
+    routes+=', {"dst": "::/0"}'
+  fi
   cat >/etc/cni/net.d/10-bridge.conflist <<JSON
 {"cniVersion": "0.4.0", "name": "bridge", "plugins": [
   {"type": "bridge", "bridge": "cni0", "isGateway": true, "ipMasq": true, "hairpinMode": true,
-   "ipam": {"type": "host-local", "ranges": [[{"subnet": "$POD_CIDR"}]], "routes": [{"dst": "0.0.0.0/0"}]}},
+   "ipam": {"type": "host-local", "ranges": [$ranges], "routes": [$routes]}},
   {"type": "portmap", "capabilities": {"portMappings": true}}]}
 JSON
   start containerd containerd
@@ -86,7 +107,7 @@ node_agents() {
   kubeconfig /etc/kubernetes/kube-proxy.conf "$SERVER" "$TOKEN_PROXY"
   echo "cgroupRoot: $cgroup_root" >>/etc/facetrain/kubelet.yaml
   start kubelet "$programs/kubelet" --config=/etc/facetrain/kubelet.yaml \
-    --kubeconfig=/etc/kubernetes/kubelet.conf --hostname-override="$NODE" --node-ip="$(hostname -i)" \
+    --kubeconfig=/etc/kubernetes/kubelet.conf --hostname-override="$NODE" --node-ip="$addresses" \
     --node-labels="$labels" "$@"
   start kube-proxy "$programs/kube-proxy" --config=/etc/facetrain/kube-proxy.yaml --hostname-override="$NODE"
 }
