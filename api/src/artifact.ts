@@ -131,7 +131,10 @@ export const QuantizedLayer = z.strictObject({
   kind: z.enum(['conv', 'fc', 'pointwise', 'add', 'pool', 'node']),
   bits: z
     .union([z.literal(7), z.literal(8), z.literal(32)])
-    .describe('Bits of the layer’s input: 7 if multiplied by weights, 8 if only added or mapped, 32 if it stays real.'),
+    .describe(
+      'Bits of the layer’s input: 7 if multiplied by weights, or 8 within search.budget; 8 if only added or mapped; ' +
+        '32 if it stays real.',
+    ),
   macs: z.int().min(0).describe('Multiply-accumulate operations for one picture.'),
   cosineStart: z
     .number()
@@ -147,7 +150,7 @@ export const QuantizedLayer = z.strictObject({
     .int()
     .min(0)
     .nullable()
-    .describe('Largest sum of |weight| over one output channel: 63 × it bounds the accumulator.'),
+    .describe('Largest sum of |weight| over one output channel: 63 × it bounds the accumulator, with 8 bits 127 ×.'),
 });
 export type QuantizedLayer = z.infer<typeof QuantizedLayer>;
 
@@ -157,7 +160,7 @@ export const ErrorSplit = z
     source: z.enum(['heldOut', 'calibration']).describe('As in measuredOn.'),
     pictures: z.int().positive(),
     weights: z.number().describe('Only the weights and biases of convolutions are those of the INT7 model.'),
-    operands: z.number().describe('Only the tensors that convolutions multiply are rounded, to 7 bits.'),
+    operands: z.number().describe('Only the tensors that convolutions multiply are rounded, to 7 or 8 bits.'),
     others: z.number().describe('Only the other tensors are rounded, to 8 bits: what is added or mapped.'),
     all: z.number().describe('The INT7 model on the same pictures.'),
   })
@@ -236,6 +239,7 @@ export const QuantizeReport = z.strictObject({
     zeroPoints: z.boolean().optional().describe('Absent in artifacts from before it, when all were 0.'),
     equalize: z.boolean(),
     biasCorrection: z.boolean(),
+    budget: z.number().optional().describe('Absent in artifacts from before it, when it was 0.'),
     strict: z.boolean().optional().describe('Absent in artifacts from before it, when nothing could stay FP32.'),
   }),
   realNodes: z

@@ -15,6 +15,7 @@ import {
   MAX_SETS,
   maxBadPictures,
   modelOutput,
+  searchBudget,
   searchCandidates,
   searchLower,
   searchRounds,
@@ -63,6 +64,9 @@ export const QuantizeConfig = z.strictObject({
     biasCorrection: z
       .boolean()
       .describe('After the search, remove the mean error of each output channel through its bias.'),
+    budget: searchBudget
+      .default(DEFAULT_SEARCH.budget)
+      .describe('Share of the multiply-accumulates of which the activations may have 8 bits instead of 7.'),
     strict: z.boolean().describe('Refuse a model of which a node would stay FP32.'),
   }),
   evaluation: z.strictObject({ sets: z.array(VerificationSet).max(MAX_SETS) }),

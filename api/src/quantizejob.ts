@@ -27,6 +27,7 @@ import {
   inputSide,
   inputStd,
   modelOutput,
+  searchBudget,
   searchCandidates,
   searchLower,
   searchRounds,
@@ -89,6 +90,13 @@ const search = section(
       .boolean()
       .default(DEFAULT_SEARCH.biasCorrection)
       .describe('After the search, remove the mean error of each output channel through its bias.'),
+    budget: searchBudget
+      .default(DEFAULT_SEARCH.budget)
+      .describe(
+        'Share of the network’s multiply-accumulates of which the activations may have 8 bits instead of 7; weights ' +
+          'keep 7. Given to the layers whose activations get the most finer for their multiplications. More is ' +
+          'closer to FP32, and slower on CPUs without VNNI or the dot product of ARMv8.2.',
+      ),
     strict: z
       .boolean()
       .default(DEFAULT_SEARCH.strict)

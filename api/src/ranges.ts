@@ -127,4 +127,6 @@ export const searchRounds = z.int32().min(0).max(100);
 export const searchCandidates = z.int32().min(2).max(10_000);
 export const searchLower = z.number().min(0.01).max(1);
 export const searchUpper = z.number().min(1).max(16);
+/** A share of multiply-accumulates. */
+export const searchBudget = z.number().min(0).max(1);
 export const accuracyDrop = z.number().min(0).max(1);

@@ -55,6 +55,7 @@ export const DEFAULT_SEARCH = {
   zeroPoints: true,
   equalize: true,
   biasCorrection: true,
+  budget: 0,
   strict: false,
 } as const;
 

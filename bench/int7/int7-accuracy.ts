@@ -30,6 +30,7 @@ has not seen.
 --people N      whom the pairs are of, with two pictures or more each; default 1300
 --images N      calibration pictures, of other people; default ${DEFAULT_CALIBRATION.images}
 --seed N        of the people, the pairs and the calibration pictures; default ${DEFAULT_CALIBRATION.seed}
+--budget SHARE  of the multiplications whose operands may have 8 bits; default ${DEFAULT_SEARCH.budget}
 --threads N     default 2
 --json          one object instead of the table
 `;
@@ -42,6 +43,7 @@ const { values: options } = parseArgs({
     people: { type: 'string', default: '1300' },
     images: { type: 'string', default: `${DEFAULT_CALIBRATION.images}` },
     seed: { type: 'string', default: `${DEFAULT_CALIBRATION.seed}` },
+    budget: { type: 'string', default: `${DEFAULT_SEARCH.budget}` },
     threads: { type: 'string', default: '2' },
     json: { type: 'boolean', default: false },
     help: { type: 'boolean', default: false },
@@ -106,7 +108,7 @@ const { graph } = withInputRange(parseOnnx(source, options.model), { subject: op
 const layers = fold(graph);
 const found = await searchScales(layers, await readAll(folder, calibration), {
   ...DEFAULT_SEARCH,
-  ...{ memoryBytes: 2 ** 31, temporaryDirectory: tmpdir(), computeThreads },
+  ...{ budget: Number(options.budget), memoryBytes: 2 ** 31, temporaryDirectory: tmpdir(), computeThreads },
 });
 const subject = 'the INT7 model';
 const file = modelFile(found.graph, found.scales, { source: '', calibration: '', channelOrder: 'rgb' });

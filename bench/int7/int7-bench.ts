@@ -41,6 +41,7 @@ Without --model: a pretrained MobileFaceNet and an IResNet-50 with random weight
 --threads N         for one picture; default 1
 --isa SET           of our INT7: auto (default), portable, avx2, avx512vnni; on ARM neon, neondot. With avx2 also
                     without sums in int16, as INT8 would be (avx2int32)
+--budget SHARE      also our INT7 with operands of 8 bits, as search.budget gives them; default 0, none
 --rounds N          turns of five pictures; default 15 for MobileFaceNet, 4 to 5 for others
 --layers            also GMAC/s of each step of our runtime
 --reference PYTHON  the Python that has ncnn; none: without ncnn
@@ -53,6 +54,7 @@ const { values: options } = parseArgs({
     model: { type: 'string' },
     threads: { type: 'string', default: '1' },
     isa: { type: 'string', default: 'auto' },
+    budget: { type: 'string', default: '0' },
     rounds: { type: 'string' },
     layers: { type: 'boolean', default: false },
     reference: { type: 'string', default: 'none' },
@@ -73,6 +75,11 @@ if (isa !== 'auto' && peaks[isa] === undefined) {
 }
 if (!(Number.isInteger(threads) && threads >= 1 && threads <= 64)) {
   console.error(`--threads: ${options.threads}; 1 to 64`);
+  process.exit(2);
+}
+const budget = Number(options.budget);
+if (!(budget >= 0 && budget <= 1)) {
+  console.error(`--budget: ${options.budget}; 0 to 1`);
   process.exit(2);
 }
 const say = options.json ? () => undefined : console.log;
@@ -177,20 +184,23 @@ async function measure(title: string, graph: Graph, rounds: number): Promise<Rec
   const layers = fold(graph);
   const pictures = randomPictures(layers.input, 2);
   // The values of the scales do not affect the time, so the search has no rounds.
-  const quantized = await searchScales(layers, pictures, {
-    ...{ rounds: 0, candidates: 2, lower: 0.5, upper: 2, zeroPoints: false, equalize: false, biasCorrection: false },
-    ...{ memoryBytes: 2 ** 31, temporaryDirectory: tmpdir(), computeThreads: 2 },
-  });
+  const search = (budget: number) =>
+    searchScales(layers, pictures, {
+      ...{ rounds: 0, candidates: 2, lower: 0.5, upper: 2, zeroPoints: false, equalize: false, biasCorrection: false },
+      ...{ budget, memoryBytes: 2 ** 31, temporaryDirectory: tmpdir(), computeThreads: 2 },
+    });
+  const quantized = await search(0);
   const one = randomPictures(layers.input, 1);
-  const int7 = await Int7Model.open(quantized.graph, quantized.scales, { computeThreads: threads, isa });
-  const int32 =
-    isa === 'avx2'
-      ? await Int7Model.open(quantized.graph, quantized.scales, { computeThreads: threads, isa: 'avx2int32' })
-      : undefined;
+  const open = ({ graph, scales }: SearchResult, set = isa) =>
+    Int7Model.open(graph, scales, { computeThreads: threads, isa: set });
+  const int7 = await open(quantized);
+  const int32 = isa === 'avx2' ? await open(quantized, 'avx2int32') : undefined;
+  const wide = budget > 0 ? await open(await search(budget)) : undefined;
   const real = threads === 1 ? await LayerModel.open(layers, { computeThreads: 1 }) : undefined;
   const contenders: Record<string, Contender> = {
     'facetrain INT7': () => timed(() => int7.embed(one)),
     ...(int32 && { 'facetrain INT7, int32 sums': () => timed(() => int32.embed(one)) }),
+    ...(wide && { 'facetrain INT7, 8-bit operands': () => timed(() => wide.embed(one)) }),
     ...(real && { 'facetrain FP32': () => timed(() => real.embed(one)) }),
     'ONNX Runtime FP32': await onnxRuntime(graph),
     'ONNX Runtime FP32, no PRelu': await onnxRuntime(splitPRelus(graph)),

@@ -14,7 +14,6 @@ import {
   inputMean,
   inputSide,
   inputStd,
-  maxBadPictures,
   parseQuantity,
   searchRounds,
   seed,
@@ -91,13 +90,15 @@ function classId(text: string): number {
 /** Class ids with commas between them, without repetition. */
 const classIds = (text: string) => [...new Set(text.split(',').map(classId))];
 
+function share(text: string): number {
+  const value = Number(text);
+  if (text.trim() !== '' && value >= 0 && value <= 1) return value;
+  throw new InvalidArgumentError('Must be a share from 0 to 1.');
+}
+
 const maxBadPicturesOption = () =>
   new Option('--max-bad-pictures <share>', 'share of the pictures that may be unusable, rounded up')
-    .argParser((text: string) => {
-      const value = maxBadPictures.safeParse(text.trim() === '' ? NaN : Number(text));
-      if (value.success) return value.data;
-      throw new InvalidArgumentError('Must be a share from 0 to 1.');
-    })
+    .argParser(share)
     .default(DEFAULT_MAX_BAD_PICTURES);
 
 function bytes(text: string): number {
@@ -400,6 +401,11 @@ inputRange(command('quantize', 'quantize an ONNX face model to INT7 by EasyQuant
     new Option('--rounds <n>', 'rounds over all weights, then all activations; 0: scales from the maximum')
       .argParser(wholeNumber(searchRounds))
       .default(DEFAULT_SEARCH.rounds),
+  )
+  .addOption(
+    new Option('--budget <share>', 'share of the multiplications of which activations may have 8 bits instead of 7')
+      .argParser(share)
+      .default(DEFAULT_SEARCH.budget),
   )
   .addOption(maxBadPicturesOption())
   .option('--pairs <set...>', 'verification sets to compare FP32 and INT7 on')

@@ -116,6 +116,7 @@ const COMMANDS: Record<string, Command> = {
       maxBadPictures: 0,
       seed: 0,
       rounds: 0,
+      budget: 0,
       channelOrder: 'rgb',
       threads: 1,
       fresh: false,

@@ -26,8 +26,14 @@ InputRange inputs_of(const ConvShape& s, int channel, int outputs) {
 }
 
 // Longer chunks of int16 sums are not looked for. The time to look for one grows with its square, and only weights of
-// which most are 0 would allow it: those of one sign may add up to 258 (kInt16Weights).
+// which most are 0 would allow it: those of one sign may add up to 258 (Int16Weights).
 constexpr int kLongestChunk = 256;
+
+// Of a convolution that multiplies its input as it is stored.
+Int16Weights int16_weights(const StepContext& context, const Group& group) {
+  const int input = context.network.layers[group.head].inputs[0];
+  return Int16Weights::of(context.stored[input].zero, context.network.tensors[input].range.high);
+}
 
 // What a convolution does with its sums: the epilogue, or real numbers.
 class Sums {
@@ -66,6 +72,7 @@ class ConvStep final : public Step {
       : layer_(context.network.layers[group.head]),
         kernels_(context.kernels),
         x_(&context.stored[layer_.inputs[0]]),
+        int16_weights_(int16_weights(context, group)),
         sums_(context, group) {
     const ConvShape& s = layer_.shape;
     rows_ = s.out_height();
@@ -99,7 +106,7 @@ class ConvStep final : public Step {
     const int64_t stride = int64_t{x_->pitch} * s.strides[1];
     for (int i = first_panel; i < last_panel; ++i) {
       const Panel& panel = panels_[i];
-      const ConvTile* const tiles = kernels_.tiles[panel.vectors / 2];
+      const ConvTile* const tiles = panel.kernels->tiles[panel.vectors / 2];
       const int count = (right - left + panel.pixels - 1) / panel.pixels;
       for (int y = first_row; y < last_row; ++y) {
         const uint8_t* row = memory.arena + x_->at(y * s.strides[0] - s.pads[0], -s.pads[1]);
@@ -121,17 +128,18 @@ class ConvStep final : public Step {
   // Output channels that are computed together.
   struct Panel {
     int channel = 0, vectors = 0;
-    int pixels = 0;                 // of the largest tile
-    std::vector<int32_t> segments;  // stretches of input bytes: see ConvTile
+    const Kernels* kernels = nullptr;  // of its tiles
+    int pixels = 0;                    // of the largest tile
+    std::vector<int32_t> segments;     // stretches of input bytes: see ConvTile
     int steps = 0;
     std::vector<int32_t> chunks;  // see safe_chunks
     std::vector<int8_t> weights;
     std::vector<int32_t> bias;
   };
 
-  int largest_tile(int vectors) const {
+  static int largest_tile(const Kernels& kernels, int vectors) {
     int pixels = 0;
-    while (pixels < kTilePixels && kernels_.tiles[vectors / 2][pixels]) ++pixels;
+    while (pixels < kTilePixels && kernels.tiles[vectors / 2][pixels]) ++pixels;
     return pixels;
   }
 
@@ -143,7 +151,7 @@ class ConvStep final : public Step {
     int best = 1;
     double least = std::numeric_limits<double>::infinity();
     for (int v = 1; v <= std::min(vectors, 4); v *= 2) {
-      const int largest = largest_tile(v);
+      const int largest = largest_tile(kernels_, v);
       if (largest == 0) continue;
       const int tiles = (width_ + largest - 1) / largest;
       const double pixels = static_cast<double>(width_) / tiles;
@@ -162,7 +170,6 @@ class ConvStep final : public Step {
     Panel panel;
     panel.channel = channel;
     panel.vectors = vectors;
-    panel.pixels = largest_tile(vectors);
     const int outputs = std::min(vectors * kVector, s.out_channels - channel);
     const auto [first, last] = inputs_of(s, channel, outputs);
     // Neighboring taps of all channels follow each other in memory.
@@ -190,26 +197,33 @@ class ConvStep final : public Step {
       }
       panel.bias[o] = without_zero(layer_.bias[channel + o], x_->zero, sum);
     }
-    if (kernels_.int16_products > 0) panel.chunks = safe_chunks(panel, width, kernels_.int16_products);
+    panel.kernels = &kernels_;
+    if (kernels_.int16_products > 0) {
+      panel.chunks = safe_chunks(panel, width, kernels_.int16_products);
+      const double steps = static_cast<double>(panel.segments.size()) * panel.steps;
+      if (kernels_.int32_sums && steps < kernels_.shortest_chunks * static_cast<double>(panel.chunks.size()))
+        panel.kernels = kernels_.int32_sums;
+    }
+    panel.pixels = largest_tile(*panel.kernels, vectors);
     panels_.push_back(std::move(panel));
   }
 
   // The steps of every segment in chunks, as long as an int16 holds the products of `together` neighboring bytes,
   // whatever the input.
-  static std::vector<int32_t> safe_chunks(const Panel& panel, int width, int together) {
+  std::vector<int32_t> safe_chunks(const Panel& panel, int width, int together) const {
     const int sums = width * 4 / together;
     std::vector<int32_t> chunks;
     std::vector<int> up(sums), down(sums);  // sums of the chunk's weights by sign
     const auto add = [&](const int8_t* w) {
-      int largest = 0;
+      bool safe = true;
       for (int sum = 0; sum < sums; ++sum) {
         for (int i = 0; i < together; ++i) {
           const int value = w[sum * together + i];
           (value > 0 ? up : down)[sum] += std::abs(value);
         }
-        largest = std::max({largest, up[sum], down[sum]});
+        safe = safe && int16_weights_.allow(up[sum], down[sum]);
       }
-      return largest <= kInt16Weights;
+      return safe;
     };
     const int8_t* w = panel.weights.data();
     for (size_t segment = 0; segment < panel.segments.size(); ++segment) {
@@ -230,6 +244,7 @@ class ConvStep final : public Step {
   const LayerSpec& layer_;
   const Kernels& kernels_;
   const Stored* x_;
+  Int16Weights int16_weights_;
   Sums sums_;
   int rows_, width_;
   bool flat_;
@@ -242,6 +257,7 @@ class DepthwiseStep final : public Step {
       : layer_(context.network.layers[group.head]),
         kernels_(context.kernels),
         x_(&context.stored[layer_.inputs[0]]),
+        int16_weights_(int16_weights(context, group)),
         sums_(context, group) {
     const ConvShape& s = layer_.shape;
     for (int t = 0; t < s.taps(); ++t) {
@@ -321,7 +337,7 @@ class DepthwiseStep final : public Step {
         const int value = order_[i] < 0 ? 0 : layer_.weights[layer_.shape.weight_index(channel, 0, order_[i])];
         (value > 0 ? up : down) += std::abs(value);
       }
-      if (std::max(up, down) > kInt16Weights) return false;
+      if (!int16_weights_.allow(up, down)) return false;
     }
     return true;
   }
@@ -329,6 +345,7 @@ class DepthwiseStep final : public Step {
   const LayerSpec& layer_;
   const Kernels& kernels_;
   const Stored* x_;
+  Int16Weights int16_weights_;
   Sums sums_;
   std::vector<int32_t> taps_;
   std::vector<int> order_;  // of the weights: taps, -1 for a weight of 0

@@ -19,7 +19,8 @@
  *
  * Versions. FT_INT7_ABI_VERSION is the number behind the library's name (libfacetrain_int7.so.2). It changes when a
  * struct or a function changes, so a program never runs with a library of another version. Every version reads all
- * files that older ones read.
+ * files that older ones read. One from before files with activations of 8 bits (search.budget) refuses these: "has
+ * scales along another axis than that of the outputs".
  */
 #ifndef FACETRAIN_INT7_H
 #define FACETRAIN_INT7_H

@@ -24,11 +24,12 @@ float random_real(float low, float high) { return std::uniform_real_distribution
 
 int8_t negative(int8_t q, IntegerRange range) { return static_cast<int8_t>(std::clamp(-q, range.low, range.high)); }
 
-// Of a tensor that a convolution reads.
+// Of a tensor that a convolution reads; or, in place of it, that the tensor has eight bits.
+constexpr int kEightBits = 1000;
 int random_zero_point() {
-  constexpr int kZeroPoints[] = {0, -63, 63};
-  const int choice = random_int(0, 3);
-  return choice < 3 ? kZeroPoints[choice] : random_int(-63, 63);
+  constexpr int kZeroPoints[] = {0, -63, 63, kEightBits};
+  const int choice = random_int(0, 4);
+  return choice < 4 ? kZeroPoints[choice] : random_int(-63, 63);
 }
 
 // An operator that reads the layer's input `times` times.
@@ -106,9 +107,10 @@ class Builder {
     for (size_t t = 0; t < is_operand.size(); ++t) {
       if (!is_operand[t]) continue;
       const int zero = zero_point();
-      network_.tensors[t].range = {63, zero};
+      const bool wide = zero == kEightBits;
+      network_.tensors[t].range = wide ? IntegerRange(127) : IntegerRange(63, zero);
       if (t > 0) continue;
-      for (auto& q : network_.pixels) q = static_cast<int8_t>(q - zero);
+      for (auto& q : network_.pixels) q = static_cast<int8_t>(wide ? std::clamp(q * 127 / 63, -127, 127) : q - zero);
     }
     return network_;
   }
@@ -269,7 +271,8 @@ void test_extremes() {
     for (const int sign : {-1, 0, 1}) {
       for (const ConvShape& shape :
            {shape_of(33, 1, 3, 1, 1), shape_of(70, 70, 3, 1, 1), shape_of(70, 70, 7, 1, 3), shape_of(64, 1, 1, 1, 0)}) {
-        for (int (*zero_point)() : {+[] { return -63; }, +[] { return 0; }, +[] { return 63; }}) {
+        for (int (*zero_point)() :
+             {+[] { return -63; }, +[] { return 0; }, +[] { return 63; }, +[] { return kEightBits; }}) {
           Builder b(70, 9, 9);
           b.conv(0, shape);
           Network network = b.finish(zero_point);
@@ -296,25 +299,32 @@ void test_chunks_of_channels() {
 }
 
 // Every chunk length that weights can prove: 258 / w products of the weight w, and 127 times their sum is up to 32766.
+// For operands of eight bits 128 / w, and 255 times their sum is up to 32640; or 258 / w where bytes are signed.
+void check_int16_bounds(int w, int sign, int (*zero_point)(), int weights) {
+  Builder b(w < 5 ? 2100 / w : 520, 2, 2);
+  b.conv(0, shape_of(17, 1, 1, 1, 0));
+  Network dense = b.finish(zero_point);
+  for (auto& weight : dense.layers[0].weights) weight = static_cast<int8_t>(sign * w);
+  // Of one output channel: the longest run, and one weight more that the same int16 does not hold.
+  const int64_t inputs = dense.layers[0].shape.group_in();
+  for (int64_t i = 0; i < inputs; ++i) {
+    const int64_t product = i / 4;
+    dense.layers[0].weights[i] = static_cast<int8_t>(product < weights / w ? sign * w : i % 3);
+  }
+  Builder by_channel(20, 9, 9);
+  by_channel.conv(0, shape_of(20, 20, 9, 1, 4));
+  Network depthwise = by_channel.finish(zero_point);
+  for (auto& weight : depthwise.layers[0].weights) weight = static_cast<int8_t>(sign * w);
+  compare(dense, "an int16 of a convolution is full", 255);
+  compare(depthwise, "an int16 of a depthwise convolution is full", 255);
+}
+
 void test_int16_bounds() {
+  constexpr auto kWide = +[] { return kEightBits; };
   for (int w = 1; w <= 63; ++w) {
     for (const int sign : {-1, 1}) {
-      Builder b(w < 5 ? 2100 / w : 520, 2, 2);
-      b.conv(0, shape_of(17, 1, 1, 1, 0));
-      Network dense = b.finish();
-      for (auto& weight : dense.layers[0].weights) weight = static_cast<int8_t>(sign * w);
-      // Of one output channel: the longest run, and one weight more that the same int16 does not hold.
-      const int64_t inputs = dense.layers[0].shape.group_in();
-      for (int64_t i = 0; i < inputs; ++i) {
-        const int64_t product = i / 4;
-        dense.layers[0].weights[i] = static_cast<int8_t>(product < 258 / w ? sign * w : i % 3);
-      }
-      compare(dense, "an int16 of a convolution is full", 255);
-      Builder by_channel(20, 9, 9);
-      by_channel.conv(0, shape_of(20, 20, 9, 1, 4));
-      Network depthwise = by_channel.finish();
-      for (auto& weight : depthwise.layers[0].weights) weight = static_cast<int8_t>(sign * w);
-      compare(depthwise, "an int16 of a depthwise convolution is full", 255);
+      check_int16_bounds(w, sign, random_zero_point, 258);
+      for (const int weights : {128, 258}) check_int16_bounds(w, sign, kWide, weights);
     }
   }
 }
@@ -558,8 +568,10 @@ void test_instruction_sets() {
 void test_refusals() {
   Builder b(3, 4, 4);
   Network network = seen(b, b.conv(0, shape_of(5, 1, 1, 1, 0)));
-  network.tensors[1].range = 127;
-  CHECK_THROWS(Runtime(network, Isa::portable), std::invalid_argument, "its input has more than 127 integers");
+  for (const int zero_point : {-1, 1}) {
+    network.tensors[1].range = {127, zero_point};
+    CHECK_THROWS(Runtime(network, Isa::portable), std::invalid_argument, "its input has integers beyond 127");
+  }
   // 640 outputs of one group each: the packed weights are 64 times those of the layer.
   Builder groups(3, 4, 4);
   const int x = groups.conv(0, shape_of(640 * 16, 1, 1, 1, 0));

@@ -2,10 +2,12 @@
 // kernels/reference.h bit for bit.
 //
 // Tensors in memory are [rows][columns][channels] of bytes, channels padded to whole vectors of 16. A tensor that a
-// convolution multiplies holds q + zero, an unsigned byte from 1 to 127 (zero: 64 and the tensor's zero point); other
-// tensors hold q as a signed byte. So the unsigned operand of vpdpbusd and vpmaddubsw is the activation as it lies in
-// memory, and the signed one the weight. The zero adds zero * (sum of the filter's weights) to each sum; the packed
-// bias is less by that.
+// convolution multiplies holds q + zero, an unsigned byte: from 1 to 127 with seven bits (zero: 64 and the tensor's
+// zero point), from 1 to 255 with eight (zero: 128). So the unsigned operand of vpdpbusd and vpmaddubsw is the
+// activation as it lies in memory, and the signed one the weight. The zero adds zero * (sum of the filter's weights) to
+// each sum; the packed bias is less by that. Other tensors hold q as a signed byte, and so do operands of eight bits
+// where products are those of signed bytes (`signed_bytes`): their zero is 0. What reads q takes the byte less the
+// zero, modulo 256, as a signed byte.
 #pragma once
 
 #include <cstdint>
@@ -17,10 +19,21 @@ namespace facetrain::int7 {
 inline constexpr int kVector = 16;      // channels that tensors are padded to
 inline constexpr int kBlock = 64;       // channels that a call for a depthwise convolution computes
 inline constexpr int kTilePixels = 24;  // pixels that any tile computes at most
-// The byte reaches 127, so this bound on a sum of weights of one sign keeps a sum of products within an int16: four
-// products of weights of 63. Without the 64 eight would fit (EasyQuant, arXiv 2006.16669, section 3.4), and weights of
-// both signs might add up to 520; here those of each sign may add up to 258, nearly the same for real filters.
-inline constexpr int kInt16Weights = 32767 / 127;
+// What an int16 sum of products may have: the weights of each sign may add up to `each`, those of both to `both`.
+//
+// The byte of seven bits reaches 127, so 258 of one sign keep a sum of products within an int16: four products of
+// weights of 63. Without the 64 eight would fit (EasyQuant, arXiv 2006.16669, section 3.4), and weights of both signs
+// might add up to 520; 258 of each are nearly the same for real filters. The byte of eight bits reaches 255 if it is
+// unsigned: two products of weights of 63. As a signed byte it reaches 127 either way, so signs do not matter.
+struct Int16Weights {
+  int each, both;
+
+  static constexpr Int16Weights of(int zero, int largest) {
+    return zero == 0 ? Int16Weights{INT16_MAX, INT16_MAX / largest}
+                     : Int16Weights{INT16_MAX / (zero + largest), INT16_MAX};
+  }
+  bool allow(int up, int down) const { return up <= each && down <= each && up + down <= both; }
+};
 
 // Sums of P pixels for V * 16 output channels (P and V belong to the function): sums [P][V * 16] = bias [V * 16] + sum
 // over segments and steps of four bytes * four weights. Segment s of pixel p begins at x + segments[s] + p *
@@ -93,6 +106,11 @@ struct Kernels {
   Depthwise depthwise;
   Depthwise depthwise3x3;  // for stride 1 and taps in three rows of three neighbors, in that order; null: none
   int int16_products;      // that a tile's step adds to one int16; 0: sums are int32, and chunks do not matter
+  bool signed_bytes;       // products are of signed bytes: operands of eight bits are stored without a zero
+  // Whose tiles have int32 sums, and are faster where the chunks of int16 sums have fewer than `shortest_chunks` steps
+  // on average; null: none.
+  const Kernels* int32_sums;
+  double shortest_chunks;
   void (*epilogue)(const Epilogue&, const EpilogueRow&);
   // Products of registers alone, `rounds` times; returns their number. For measurements; null if there is none.
   int64_t (*bare_products)(int64_t rounds);

@@ -19,8 +19,9 @@ struct Vector {
   static Real load(const float* x) { return _mm512_loadu_ps(x); }
   static Real load_sums(const int32_t* x) { return _mm512_cvtepi32_ps(_mm512_loadu_si512(x)); }
   static Real load_bytes(const uint8_t* x, int zero) {
-    const __m512i q = _mm512_cvtepi8_epi32(_mm_loadu_si128(reinterpret_cast<const __m128i*>(x)));
-    return _mm512_cvtepi32_ps(_mm512_sub_epi32(q, _mm512_set1_epi32(zero)));
+    const __m128i bytes = _mm_loadu_si128(reinterpret_cast<const __m128i*>(x));
+    const __m128i q = _mm_sub_epi8(bytes, _mm_set1_epi8(static_cast<char>(zero)));
+    return _mm512_cvtepi32_ps(_mm512_cvtepi8_epi32(q));
   }
   static void store_bytes(uint8_t* y, Real q, int zero) {
     const __m512i biased = _mm512_add_epi32(_mm512_cvtps_epi32(q), _mm512_set1_epi32(zero));

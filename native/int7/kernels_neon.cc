@@ -1,6 +1,7 @@
 // NEON of ARMv8.0: SMLAL adds eight products of bytes to eight int16. Sums of several steps stay in int16, as many as
 // the weights prove safe, before SADDLP widens them (EasyQuant, arXiv 2006.16669 section 3.4, where eight products of
-// seven-bit operands are summed before SADALP). The operand as it lies in memory, 1 to 127, is a signed byte, too.
+// seven-bit operands are summed before SADALP). The operand of seven bits as it lies in memory, 1 to 127, is a signed
+// byte, too; one of eight bits is stored as its integer.
 #if defined(__aarch64__)
 #include <arm_neon.h>
 
@@ -181,6 +182,7 @@ Kernels make_kernels(std::integer_sequence<int, P...>) {
   kernels.depthwise_lanes = 1;
   kernels.depthwise = depthwise;
   kernels.int16_products = 1;
+  kernels.signed_bytes = true;
   kernels.epilogue = epilogue_of<Vector>;
   kernels.bare_products = bare_products;
   return kernels;

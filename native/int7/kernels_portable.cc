@@ -18,7 +18,7 @@ struct Number {
   static Real all(float x) { return x; }
   static Real load(const float* x) { return *x; }
   static Real load_sums(const int32_t* x) { return static_cast<float>(*x); }
-  static Real load_bytes(const uint8_t* x, int zero) { return static_cast<float>(static_cast<int8_t>(*x) - zero); }
+  static Real load_bytes(const uint8_t* x, int zero) { return static_cast<float>(static_cast<int8_t>(*x - zero)); }
   static void store_bytes(uint8_t* y, Real q, int zero) {
     *y = static_cast<uint8_t>(static_cast<int>(round(q)) + zero);
   }

@@ -2,9 +2,9 @@
 // without names of files, without torch.
 //
 // Real value = integer * scale. The integers of operands, which convolutions multiply, are 127 neighboring ones around
-// 0: [-63, 63] less the zero point that a file has. Those of other tensors lie in [-127, 127]. The arithmetic is that
-// of kernels/reference.h and nodes/: every tensor that is not real is rounded to integers, whether it is ever written
-// to memory or not.
+// 0: [-63, 63] less the zero point that a file has; or [-127, 127], of eight bits, as those of other tensors. The
+// arithmetic is that of kernels/reference.h and nodes/: every tensor that is not real is rounded to integers, whether
+// it is ever written to memory or not.
 #pragma once
 
 #include <array>

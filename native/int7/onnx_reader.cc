@@ -32,6 +32,7 @@ constexpr int64_t kMostColors = 4;       // channels of a picture: ft_int7_info 
 struct Weights {
   const Constant* values;
   std::vector<float> scales;
+  bool from_end;  // their only axis is counted from the end
 };
 
 // A value that nodes read: a tensor with the dimensions that it has for them; or a function of an integer tensor, of
@@ -294,10 +295,12 @@ class Reader {
         if (zero != 0) refuse(node.name, "has a zero point that is not 0");
       }
     }
-    const auto axis = node.numbers.find("axis");  // The default is 1.
-    if (axis == node.numbers.end() || (!axis->second.empty() && axis->second[0] != 0))
-      refuse(node.name, "has scales along another axis than that of the outputs");
-    weights_[output(node)] = {&values, scales(input(node, 1), values.dims[0])};
+    const auto found_axis = node.numbers.find("axis");
+    if (found_axis == node.numbers.end()) refuse(node.name, "has scales along another axis than that of the outputs");
+    const double axis = found_axis->second.empty() ? 0 : found_axis->second[0];
+    const bool from_end = axis == -1 && values.dims.size() == 1;
+    if (axis != 0 && !from_end) refuse(node.name, "has scales along another axis than that of the outputs");
+    weights_[output(node)] = {&values, scales(input(node, 1), values.dims[0]), from_end};
   }
 
   // ---- Values ----
@@ -382,6 +385,8 @@ class Reader {
       new_layer(node.name);
       layer.name = std::string(node.name);
       network_.layers.back() = std::move(layer);
+      wide_reads_.resize(network_.layers.size());
+      wide_reads_.back() = weights_.at(input(node, 2)).from_end;
       values_[output(node)] = finish_layer(dims);
       return;
     }
@@ -721,9 +726,10 @@ class Reader {
   // As LayerGraph::share_scales: what only moves numbers reads and writes integers of one scale and one range.
   void set_ranges() {
     zero_points_.resize(network_.tensors.size());
+    wide_reads_.resize(network_.layers.size());
     std::vector<int> first(network_.tensors.size());
     for (size_t t = 0; t < first.size(); ++t) first[t] = static_cast<int>(t);
-    std::vector<bool> multiplied(first.size());
+    std::vector<int> bits(first.size());  // of what convolutions multiply, by its first tensor; 0: none does
     for (const LayerSpec& layer : network_.layers) {
       const int x = layer.inputs[0], y = layer.output;
       const bool moves = layer.kind == LayerSpec::Kind::node && layer.inputs.size() == 1 &&
@@ -734,14 +740,22 @@ class Reader {
           refuse(layer.name, "moves numbers, and changes their scale or zero point");
       }
     }
-    for (const LayerSpec& layer : network_.layers) {
+    for (size_t l = 0; l < network_.layers.size(); ++l) {
+      const LayerSpec& layer = network_.layers[l];
       if (layer.kind != LayerSpec::Kind::conv) continue;
-      multiplied[first[layer.inputs[0]]] = true;
-      if (zero_points_[layer.inputs[0]] != 0 && layer.shape.filter() > kLargestFilterOfZeroPoint)
-        refuse(layer.name, "has a filter that is too large for an input with a zero point");
+      const bool zero_point = zero_points_[layer.inputs[0]] != 0;
+      int& known = bits[first[layer.inputs[0]]];
+      const int read = wide_reads_[l] ? 8 : 7;
+      if (known != 0 && known != read) refuse(layer.name, "reads integers of other bits than another layer");
+      known = read;
+      if (read == 8 && zero_point) refuse(layer.name, "reads integers of 8 bits with a zero point");
+      if ((read == 8 || zero_point) && layer.shape.filter() > kLargestFilterOfWideOperand)
+        refuse(layer.name, "has a filter that is too large for an input with a zero point or of 8 bits");
     }
     for (size_t t = 0; t < first.size(); ++t) {
-      if (multiplied[first[t]]) {
+      if (bits[first[t]] == 8) {
+        network_.tensors[t].range = kLargestWideOperand;
+      } else if (bits[first[t]] == 7) {
         network_.tensors[t].range = {kLargestOperand, zero_points_[t]};
       } else if (zero_points_[t] != 0) {
         refuse("the graph", "has a zero point of a tensor that no convolution reads");
@@ -812,6 +826,8 @@ class Reader {
   std::vector<FunctionNode> functions_;
   std::vector<RealRead> real_reads_;
   std::vector<int> zero_points_;  // by tensor; those of the last tensors may lack
+  // By layer, of convolutions: what a file says by the axis of the bias (qdq.ts). Those of the last layers may lack.
+  std::vector<bool> wide_reads_;
 };
 
 }  // namespace

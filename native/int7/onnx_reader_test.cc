@@ -114,6 +114,49 @@ void test_relu() {
   }
 }
 
+// The axis of a bias says that what it is added to are products of eight bits.
+void test_eight_bits() {
+  const Network network = read(testing::onnx_file({.bias_axis = -1})).network;
+  for (const TensorSpec& tensor : network.tensors) {
+    if (tensor.real) continue;
+    CHECK_EQ(tensor.range.low, -127);
+    CHECK_EQ(tensor.range.high, 127);
+  }
+  // As in test_reads, without the bound of seven bits.
+  CHECK_EQ(int{network.pixels[255]}, 64);
+  CHECK_THROWS(read(testing::onnx_file({.zero_point = 127, .bias_axis = -1})), std::invalid_argument,
+               "to_c: reads integers of 8 bits with a zero point");
+  for (const int axis : {-2, 1}) {
+    CHECK_THROWS(read(testing::onnx_file({.bias_axis = axis})), std::invalid_argument, "scales along another axis");
+  }
+  // Two convolutions that read one tensor, after a Slice the second.
+  const auto two_readers = [](int first, int second) {
+    testing::Message graph;
+    graph.message(11, testing::value_info("data", {1, 3, 4, 4}));
+    for (const char* output : {"a", "b"}) graph.message(12, testing::value_info(output, {1, 2, 4, 4}));
+    graph.message(5, testing::constant<uint8_t>("zero", 2, {}, {128}));
+    testing::add_pair(graph, "data", 1.0f / 128);
+    const auto whole = [&](const std::string& name, int64_t value) {
+      graph.message(5, testing::constant<int64_t>(name, 7, {1}, {value}));
+    };
+    whole("begin", 0);
+    whole("end", 2);
+    whole("axes", 1);
+    graph.message(1, testing::node("slice", "Slice", {"data.dq", "begin", "end", "axes"}, "s"));
+    testing::add_pair(graph, "s", 1.0f / 128);
+    testing::add_weights(graph, "v", {2, 3, 1, 1}, 1.0f / 128, {.bias_axis = first});
+    testing::add_weights(graph, "w", {2, 2, 1, 1}, 1.0f / 128, {.bias_axis = second});
+    graph.message(1, testing::node("to_a", "Conv", {"data.dq", "v.weight", "v.bias"}, "a"));
+    graph.message(1, testing::node("to_b", "Conv", {"s.dq", "w.weight", "w.bias"}, "b"));
+    return testing::int7_file(graph);
+  };
+  for (const int axis : {0, -1}) {
+    CHECK_EQ(read(two_readers(axis, axis)).network.tensors[1].range.high, axis == 0 ? 63 : 127);
+    CHECK_THROWS(read(two_readers(axis, -1 - axis)), std::invalid_argument,
+                 "to_b: reads integers of other bits than another layer");
+  }
+}
+
 // Whatever a file holds, it is read or refused.
 void test_damaged() {
   const std::string file = testing::onnx_file();
@@ -266,6 +309,7 @@ int main() {
   test_zero_points();
   test_prelu_in_parts();
   test_relu();
+  test_eight_bits();
   test_damaged();
   test_refusals();
   test_nodes();

@@ -54,12 +54,16 @@ void Runtime::store_tensors() {
     constexpr int kOperands = 2 * kLargestOperand + 1;
     const bool is_operand = tensor.range.size() <= kOperands;
     stored.zero = is_operand ? 1 - tensor.range.low : 0;
+    // A wider one is signed bytes, which a convolution may want unsigned.
+    const int wide_zero = kernels_.signed_bytes ? 0 : 1 + kLargestWideOperand;
     bool only_mixed = t == 0;
     for (const LayerSpec& layer : network_.layers) {
       if (std::find(layer.inputs.begin(), layer.inputs.end(), static_cast<int>(t)) == layer.inputs.end()) continue;
       only_mixed = only_mixed && mixes_channels(layer);
       if (layer.kind != LayerSpec::Kind::conv) continue;
-      if (!is_operand) throw std::invalid_argument("layer '" + layer.name + "': its input has more than 127 integers");
+      if (tensor.range.low < -kLargestWideOperand || tensor.range.high > kLargestWideOperand)
+        throw std::invalid_argument("layer '" + layer.name + "': its input has integers beyond 127");
+      if (!is_operand) stored.zero = wide_zero;
       stored.top = std::max(stored.top, layer.shape.pads[0]);
       stored.left = std::max(stored.left, layer.shape.pads[1]);
       stored.bottom = std::max(stored.bottom, layer.shape.pads[2]);

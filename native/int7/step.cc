@@ -96,7 +96,7 @@ class PoolStep final : public Step {
       for (int row = 0; row < source_->height; ++row) {
         const uint8_t* x = memory.arena + source_->at(row, 0) + v * kVector;
         for (int p = 0; p < source_->width; ++p, x += source_->pitch) {
-          for (int c = 0; c < kVector; ++c) sums[c] += static_cast<int8_t>(x[c]) - source_->zero;
+          for (int c = 0; c < kVector; ++c) sums[c] += static_cast<int8_t>(x[c] - source_->zero);
         }
       }
       for (int c = 0; c < kVector; ++c) {

@@ -1,12 +1,12 @@
-// The integer convolution of the INT7 runtime: weights in [-63, 63], activations of seven bits, int32 sums. Every
-// instruction set gives the sums of reference.h exactly.
+// The integer convolution of the INT7 runtime: weights in [-63, 63], activations of seven or eight bits, int32 sums.
+// Every instruction set gives the sums of reference.h exactly.
 //
-// Activations are integers less their tensor's zero point, so 127 neighboring integers within [-126, 126] (all
-// [-63, 63] if that is 0). Padding is the integer 0.
+// Activations of seven bits are integers less their tensor's zero point, so 127 neighboring integers within [-126, 126]
+// (all [-63, 63] if that is 0). Those of eight bits have no zero point: [-127, 127]. Padding is the integer 0.
 //
 // Why seven bits: an int16 holds the sum of eight products of 63 * 63, and the sum of two products of an unsigned and a
 // signed byte (127 * 63 each). So the fast x86 instructions cannot overflow (EasyQuant, arXiv 2006.16669, on INT7
-// inference). Here, less the zero point, four products fit; int7/ has the zero point in its bytes.
+// inference). Here, less the zero point or with eight bits, four products fit; int7/ has the zero point in its bytes.
 //
 // Two kinds of loop:
 // - Depthwise (one channel per group): one vector holds the channels of a pixel. Products of four taps are summed in
@@ -15,7 +15,7 @@
 //   its taps ("indirect convolution": Dukhan, arXiv 1907.02129), so there is no im2col copy. Weights are stored
 //   as unsigned w + 64, in panels of 16 output channels by 4 input channels. Four bytes of activations are broadcast
 //   and multiplied with 16 channels at once, by vpdpbusd (AVX512-VNNI) or vpmaddubsw (AVX2). The latter's 16-bit pair
-//   sums cannot saturate: 2 * 127 * 126 < 2^15. The offset of 64 adds 64 times the sum of the pixel's activations,
+//   sums cannot saturate: 2 * 127 * 127 < 2^15. The offset of 64 adds 64 times the sum of the pixel's activations,
 //   which is subtracted at the end.
 //
 // Cost: AVX512-VNNI does 64 multiply-accumulates in one instruction, AVX2 32 in three. One more pass over the
@@ -32,25 +32,26 @@
 
 namespace facetrain {
 
-// The largest integer of a weight, and of an operand before its zero point is subtracted; and how many products of two
-// of them a sum may have: with a bias of up to 2^30 it fits an int32. LayerGraph (quant/layer_graph.h) refuses
-// convolutions with more weights in a filter.
+// The largest integer of a weight, and of an operand of seven bits before its zero point is subtracted; and how many
+// products of two of them a sum may have: with a bias of up to 2^30 it fits an int32. LayerGraph (quant/layer_graph.h)
+// refuses convolutions with more weights in a filter.
 inline constexpr int kLargestOperand = 63;
 inline constexpr int64_t kLargestFilter = 1 << 18;
 inline constexpr int64_t kLargestBias = 1 << 30;
 static_assert(kLargestFilter * kLargestOperand * kLargestOperand + kLargestBias <= INT32_MAX);
 // run() with weights of w + 64, and the sum that it subtracts for them.
 static_assert(kLargestFilter * kLargestOperand * (kLargestOperand + 64) <= INT32_MAX);
-// The same for activations with a zero point, which may be up to 63: they reach 126. Convolutions with larger filters
-// read only tensors without one.
-inline constexpr int64_t kLargestFilterOfZeroPoint = 1 << 17;
-static_assert(kLargestFilterOfZeroPoint * kLargestOperand * (2 * kLargestOperand) + kLargestBias <= INT32_MAX);
-static_assert(kLargestFilterOfZeroPoint * 2 * kLargestOperand * (kLargestOperand + 64) <= INT32_MAX);
+// The same for activations that reach farther: with a zero point, which may be up to 63, or of eight bits. Convolutions
+// with larger filters read only tensors of seven bits without a zero point.
+inline constexpr int kLargestWideOperand = 127;
+inline constexpr int64_t kLargestFilterOfWideOperand = 1 << 17;
+static_assert(kLargestFilterOfWideOperand * kLargestOperand * kLargestWideOperand + kLargestBias <= INT32_MAX);
+static_assert(kLargestFilterOfWideOperand * kLargestWideOperand * (kLargestOperand + 64) <= INT32_MAX);
 
 // Instruction sets that have their own kernel, the better ones of a processor last. `portable` runs on every machine;
 // `avx2int32` is AVX2 that widens every sum of two products, as INT8 has to: int7/ has it to compare with, and never
-// chooses it by itself. `neondot` is NEON with the dot product of ARMv8.2. In this folder `portable` computes for ARM
-// too: only int7/ has kernels for it.
+// chooses it by itself, but `avx2` takes its tiles where they are faster. `neondot` is NEON with the dot product of
+// ARMv8.2. In this folder `portable` computes for ARM too: only int7/ has kernels for it.
 enum class Isa { portable, avx2int32, avx2, avx512vnni, neon, neondot };
 inline constexpr Isa kIsas[] = {Isa::portable, Isa::avx2int32, Isa::avx2, Isa::avx512vnni, Isa::neon, Isa::neondot};
 

@@ -20,7 +20,7 @@ using ConvTile = void (*)(const int8_t* const* taps, int tap_count, int64_t offs
 using DepthwisePixel = void (*)(const int8_t* const* taps, int tap_count, int channels, const int16_t* weights,
                                 const int32_t* bias, int32_t* y);
 
-inline constexpr int kTapsInInt16 = 4;  // products that fit an int16: floor((2^15 - 1) / (63 * 126))
+inline constexpr int kTapsInInt16 = 4;  // products that fit an int16: floor((2^15 - 1) / (63 * 127))
 
 void conv_tile_portable(const int8_t* const* taps, int tap_count, int64_t offset, int channels, const uint8_t* weights,
                         int pixels, int32_t (*y)[kPanel]);

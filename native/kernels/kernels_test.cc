@@ -96,18 +96,19 @@ void test_conv_equals_reference() {
   shapes.push_back(conv_shape(3, 2, 2, 5, 1, 3, 1, 4));                       // pixels that see only padding
   for (const auto& shape : shapes) {
     const int64_t in = int64_t{shape.in_channels} * shape.in_height * shape.in_width;
-    // Activations as they are with zero points 0, 63 and -63.
+    // Activations of seven bits as they are with zero points 0, 63 and -63, and of eight.
     for (const int middle : {0, -63, 63}) {
       auto x = random_integers(in, 63);
       for (auto& q : x) q = static_cast<int8_t>(q + middle);
       compare_conv(shape, x, random_integers(shape.weights(), 63));
     }
+    compare_conv(shape, random_integers(in, 127), random_integers(shape.weights(), 63));
   }
 }
 
 // The largest possible sums, of either sign: no intermediate value may saturate or wrap around.
 void test_conv_extremes() {
-  for (const int x : {-126, -63, 63, 126}) {
+  for (const int x : {-127, -126, -63, 63, 126, 127}) {
     for (const int w : {-63, 63}) {
       for (const auto& shape : {conv_shape(70, 5, 5, 33, 1, 3, 1, 1), conv_shape(33, 9, 9, 33, 33, 7, 1, 3)}) {
         std::vector<int8_t> input(int64_t{shape.in_channels} * shape.in_height * shape.in_width + kOverread,

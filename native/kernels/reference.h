@@ -2,10 +2,10 @@
 // kernel with it. Slow; not part of the runtime.
 //
 // A tensor holds integers q; the real value is q * scale. Weights lie in [-63, 63], operands that they multiply in 127
-// neighboring integers around 0, those of other tensors in [-127, 127]. A convolution sums products in int32, from an
-// int32 bias at weight scale * input scale on; one float32 multiplication, rounding half to even and saturation at the
-// output's range follow. These are the results of ONNX Runtime's QLinearConv, and of its float operators between
-// DequantizeLinear and QuantizeLinear for pointwise, add and pool.
+// neighboring integers around 0 or, with eight bits, in [-127, 127], as other tensors. A convolution sums products in
+// int32, from an int32 bias at weight scale * input scale on; one float32 multiplication, rounding half to even and
+// saturation at the output's range follow. These are the results of ONNX Runtime's QLinearConv, and of its float
+// operators between DequantizeLinear and QuantizeLinear for pointwise, add and pool.
 //
 // Tensors here are [channels, height, width], as in ONNX; `area` is height * width.
 #pragma once

@@ -220,7 +220,7 @@ Napi::Object scales_to(Napi::Env env, const LayerGraph& graph, const Scales& sca
     if (!graph.quantized(t)) continue;
     Napi::Object tensor = Napi::Object::New(env);
     tensor.Set("scale", scales.tensors[t]);
-    tensor.Set("limit", graph.tensors[t].limit());
+    tensor.Set("limit", scales.limits[t]);
     tensor.Set("zeroPoint", scales.zero_points[t]);
     tensors.Set(graph.tensors[t].name, tensor);
   }
@@ -258,7 +258,8 @@ Napi::Object result_to(Napi::Env env, const LayerGraph& graph, const Scales& sca
   const bool conv = layer.kind == Layer::Kind::conv;
   Napi::Object result = Napi::Object::New(env);
   result.Set("name", layer.name);
-  result.Set("bits", conv ? 7 : layer.real ? 32 : 8);
+  const bool narrow = conv && scales.limits[layer.input] == kOperandLimit;
+  result.Set("bits", narrow ? 7 : layer.real ? 32 : 8);
   result.Set("macs", conv ? static_cast<double>(layer.shape.macs()) : 0.0);
   result.Set("cosineStart", from.cosine_start);
   result.Set("cosine", from.cosine);
@@ -304,7 +305,8 @@ Napi::Value search_scales_call(const Napi::CallbackInfo& info) {
                               .upper = static_cast<float>(number_of(from, "upper")),
                               .zero_points = flag_of(from, "zeroPoints"),
                               .equalize = flag_of(from, "equalize"),
-                              .bias_correction = flag_of(from, "biasCorrection")};
+                              .bias_correction = flag_of(from, "biasCorrection"),
+                              .budget = number_of(from, "budget")};
   const auto space_from = info[4].As<Napi::Object>();
   const ActivationSpace space{.memory_bytes = integer_of(space_from, "memoryBytes"),
                               .directory = text_of(space_from, "directory")};

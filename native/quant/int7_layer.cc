@@ -25,7 +25,7 @@ Int7Layer::Int7Layer(const LayerGraph& graph, int l, const Scales& scales)
       input_area_(graph.tensors[layer_->input].area()),
       output_channels_(graph.tensors[layer_->output].channels),
       output_area_(graph.tensors[layer_->output].area()),
-      output_range_(scales.range(graph, layer_->output)),
+      output_range_(scales.range(layer_->output)),
       input_scale_(scales.tensors[layer_->input]),
       second_scale_(layer_->second < 0 ? 0 : scales.tensors[layer_->second]),
       output_scale_(scales.tensors[layer_->output]) {
@@ -34,7 +34,7 @@ Int7Layer::Int7Layer(const LayerGraph& graph, int l, const Scales& scales)
       NodeTensor result = graph.tensors[tensor].real_node();
       result.real = !graph.quantized(tensor);
       result.scale = scales.tensors[tensor];
-      result.range = scales.range(graph, tensor);
+      result.range = scales.range(tensor);
       return result;
     };
     std::vector<NodeTensor> inputs;

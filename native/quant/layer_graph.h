@@ -15,8 +15,9 @@
 
 namespace facetrain {
 
-// Of a tensor that a convolution multiplies: integers in [-63, 63], less its zero point.
-inline constexpr int kOperandLimit = kLargestOperand;
+// Of a tensor that a convolution multiplies: integers in [-63, 63], less its zero point. With eight bits: [-127, 127],
+// without a zero point.
+inline constexpr int kOperandLimit = kLargestOperand, kWideOperandLimit = kLargestWideOperand;
 // Of any other tensor, which has no zero point: integers in [-127, 127].
 inline constexpr int kOtherLimit = 127;
 
@@ -55,6 +56,7 @@ struct Tensor {
 
   int area() const { return height * width; }
   int64_t size() const { return int64_t{channels} * area(); }
+  // Unless the tensor is an operand of eight bits.
   int limit() const { return operand ? kOperandLimit : kOtherLimit; }
   // Unquantized: how nodes in FP32 read it.
   NodeTensor real_node() const { return {.channels = channels, .height = height, .width = width, .real = true}; }

@@ -89,7 +89,7 @@ class RealModel final : public Model {
  private:
   void round(int tensor, float* values, int64_t count) const {
     if (scales_.tensors.empty() || scales_.tensors[tensor] == 0) return;
-    round_to(scales_.tensors[tensor], scales_.range(*graph_, tensor), values, count);
+    round_to(scales_.tensors[tensor], scales_.range(tensor), values, count);
   }
 
   BufferPlan plan_;
@@ -115,7 +115,7 @@ int7::Network network_of(const std::shared_ptr<const LayerGraph>& graph, const S
                                .height = from.height,
                                .width = from.width,
                                .scale = scales.tensors[t],
-                               .range = scales.range(*graph, t),
+                               .range = scales.range(t),
                                .real = !graph->quantized(t)});
   }
   for (int l = 0; l < static_cast<int>(graph->layers.size()); ++l) {
@@ -189,8 +189,7 @@ std::vector<float> pixel_values(const LayerGraph& graph) {
 std::vector<int8_t> pixel_integers(const LayerGraph& graph, const Scales& scales) {
   const std::vector<float> values = pixel_values(graph);
   std::vector<int8_t> integers(values.size());
-  quantize(values.data(), static_cast<int64_t>(values.size()), scales.tensors[0], scales.range(graph, 0),
-           integers.data());
+  quantize(values.data(), static_cast<int64_t>(values.size()), scales.tensors[0], scales.range(0), integers.data());
   return integers;
 }
 
@@ -207,7 +206,7 @@ std::unique_ptr<Model> make_real_model(std::shared_ptr<const LayerGraph> graph, 
 std::unique_ptr<Model> make_partly_quantized_model(const LayerGraph& graph, const Scales& scales, QuantizedPart part,
                                                    int threads) {
   auto partly = std::make_shared<LayerGraph>(graph);
-  Scales rounded{std::vector<float>(graph.tensors.size()), scales.zero_points, {}};
+  Scales rounded{std::vector<float>(graph.tensors.size()), scales.limits, scales.zero_points, {}};
   if (part == QuantizedPart::weights) {
     for (size_t l = 0; l < graph.layers.size(); ++l) {
       Layer& layer = partly->layers[l];

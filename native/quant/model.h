@@ -66,7 +66,7 @@ std::unique_ptr<Model> make_real_model(std::shared_ptr<const LayerGraph> graph, 
 // What an INT7 network rounds: the three parts of its error.
 enum class QuantizedPart {
   weights,   // of convolutions, and their biases
-  operands,  // the tensors that convolutions multiply, with 7 bits
+  operands,  // the tensors that convolutions multiply
   others,    // the other tensors that are integers: what is added, and what a PReLU reads
 };
 // In FP32, with one part of the network as its scales say.

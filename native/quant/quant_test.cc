@@ -153,7 +153,8 @@ constexpr SearchOptions kOptions{.rounds = 1,
                                  .upper = 2.0f,
                                  .zero_points = true,
                                  .equalize = true,
-                                 .bias_correction = true};
+                                 .bias_correction = true,
+                                 .budget = 0};
 
 std::vector<float> embed(Model& model, const PictureView& pictures, bool flip = false) {
   ThreadPool pool(2);
@@ -240,8 +241,8 @@ void test_network_equals_reference(const std::string& tail) {
   std::vector<std::vector<int8_t>> expected(graph.tensors.size());
   for (int c = 0; c < 3; ++c) {
     for (int i = 0; i < 144; ++i) {
-      expected[0].push_back(reference::quantize(graph.range(pictures.picture(1)[i * 3 + c], c), scales.tensors[0],
-                                                scales.range(graph, 0)));
+      expected[0].push_back(
+          reference::quantize(graph.range(pictures.picture(1)[i * 3 + c], c), scales.tensors[0], scales.range(0)));
     }
   }
   std::vector<float> embedding;
@@ -249,7 +250,7 @@ void test_network_equals_reference(const std::string& tail) {
     const Layer& layer = graph.layers[l];
     const Tensor &in = graph.tensors[layer.input], &out = graph.tensors[layer.output];
     const float in_scale = scales.tensors[layer.input], out_scale = scales.tensors[layer.output];
-    const IntegerRange out_range = scales.range(graph, layer.output);
+    const IntegerRange out_range = scales.range(layer.output);
     auto& y = expected[layer.output];
     y.resize(out.size());
     const int8_t* x = expected[layer.input].data();
@@ -349,7 +350,7 @@ void check_integers(const LayerGraph& graph, const Scales& scales, const Picture
   for (int64_t n = 0; n < pictures.count; ++n) {
     const auto tensors = run_layers(graph, scales, pictures.picture(n));
     for (size_t t = 0; t < tensors.size(); ++t) {
-      const IntegerRange range = scales.range(graph, static_cast<int>(t));
+      const IntegerRange range = scales.range(static_cast<int>(t));
       for (const int8_t q : tensors[t]) CHECK(q >= range.low && q <= range.high);
     }
   }
@@ -381,7 +382,7 @@ void test_search() {
         if (!graph.quantized(t)) continue;
         // How far the tensor's longer side reaches.
         const auto bound = [&](const Scales& scales) {
-          const IntegerRange range = scales.range(graph, static_cast<int>(t));
+          const IntegerRange range = scales.range(static_cast<int>(t));
           const bool up = start.scales.zero_points[t] <= 0;
           return scales.tensors[t] * static_cast<float>(up ? range.high : -range.low);
         };
@@ -436,6 +437,51 @@ void test_zero_points() {
     cosine[zero_points] = found.layers.back().cosine;
   }
   CHECK(cosine[true] > cosine[false]);
+}
+
+// A budget gives operands eight bits: never more of the multiply-accumulates than it says, and fewer errors for them.
+void test_operand_bits() {
+  auto pixels = Builder(8).pictures(10, 12, 12);
+  const PictureView pictures{pixels.data(), 10, 12, 12};
+  for (LayerGraph (*const make)() : {+[] { return small_network(11); }, +[] { return network_of_nodes(11); }}) {
+    double narrow_error = 0;
+    for (const double budget : {0.0, 0.2, 0.6, 1.0}) {
+      SearchOptions options = kOptions;
+      options.zero_points = false;  // so that eight bits are finer for every operand
+      options.budget = budget;
+      LayerGraph graph = make(), again = make();
+      const SearchResult found = run_search(graph, pictures, options, 1);
+      int64_t wide = 0, all = 0;
+      for (const Layer& layer : graph.layers) {
+        if (layer.kind != Layer::Kind::conv) continue;
+        all += layer.shape.macs();
+        if (found.scales.limits[layer.input] == kWideOperandLimit) wide += layer.shape.macs();
+      }
+      CHECK(static_cast<double>(wide) <= budget * static_cast<double>(all));
+      CHECK_EQ(wide > 0, budget > 0);
+      if (budget == 1) CHECK_EQ(wide, all);
+      for (size_t t = 0; t < graph.tensors.size(); ++t)
+        CHECK_EQ(found.scales.limits[t], found.scales.limits[graph.tensors[t].scale_of]);
+      check_integers(graph, found.scales, pictures);
+      CHECK(run_search(again, pictures, options, 4).scales.limits == found.scales.limits);
+      double error = 0;
+      for (const int output : graph.outputs) error += 1 - found.layers[graph.tensors[output].producer].cosine;
+      if (budget == 0) narrow_error = error;
+      if (budget == 1) CHECK(error < narrow_error);
+    }
+  }
+  // With zero points, an operand that is all positive has no finer steps with eight bits.
+  Builder b(3);
+  b.conv("data", "c1", 3, 8, 3, 1, 1);
+  std::fill(b.layers[0].weight.begin(), b.layers[0].weight.end(), 0.1f);
+  b.layers[0].bias.assign(8, 3);
+  b.conv("c1", "y", 8, 4, 1, 1, 1);
+  LayerGraph positive(picture_tensor(12, 12), std::move(b.layers), {"y"});
+  SearchOptions options = kOptions;
+  options.budget = 1;
+  const SearchResult found = run_search(positive, pictures, options);
+  CHECK_EQ(found.scales.limits[0], kWideOperandLimit);
+  CHECK_EQ(found.scales.limits[1], kOperandLimit);
 }
 
 // Activations that do not fit into memory lie in a file, and nothing else changes.
@@ -659,8 +705,8 @@ void test_bounds() {
   const auto unchanged = [](ConvShape&) {};
   CHECK_EQ(one_conv(4, 256, unchanged).tensors.size(), size_t{2});  // 2^18 weights
   // Of half as many, so that sums of products with 126 fit an int32.
-  CHECK(!may_have_zero_point(one_conv(4, 256, unchanged), 0));
-  CHECK(may_have_zero_point(one_conv(2, 256, unchanged), 0));
+  CHECK(!may_be_wide_operand(one_conv(4, 256, unchanged), 0));
+  CHECK(may_be_wide_operand(one_conv(2, 256, unchanged), 0));
   CHECK_THROWS(one_conv(5, 256, unchanged), Error, "layer 'wide': filters of 327680 weights; at most 262144");
   // Integers that would overflow, or divide by zero, in the sizes of outputs.
   CHECK_THROWS(one_conv(3, 2, [](ConvShape& s) { s.strides[1] = 0; }), Error, "layer 'wide': a stride of 0; 1 to");
@@ -724,35 +770,39 @@ void test_resumed_search() {
   options.candidates = 8;
   auto pixels = Builder(2).pictures(3, 12, 12);
   const PictureView pictures{pixels.data(), 3, 12, 12};
-  for (LayerGraph (*const make)() : {+[] { return small_network(7); }, +[] { return network_of_nodes(7); }}) {
-    const auto run = [&](const std::vector<Decision>& decided, std::vector<Decision>& made) {
-      LayerGraph graph = make();
-      ThreadPool pool(2);
-      return search_scales(
-          graph, pictures, options, kInMemory, pool,
-          {kNever, [](SearchStage, int, int) {}, decided, [&](const Decision& decision) { made.push_back(decision); }});
-    };
-    std::vector<Decision> all;
-    const SearchResult whole = run({}, all);
-    CHECK(all.size() > 10);
-    for (size_t known = 0; known <= all.size(); ++known) {
-      std::vector<Decision> made(all.begin(), all.begin() + static_cast<std::ptrdiff_t>(known));
-      const std::vector<Decision> decided = made;
-      const SearchResult resumed = run(decided, made);
-      CHECK(made == all);
-      CHECK(resumed.scales.tensors == whole.scales.tensors);
-      CHECK(resumed.scales.zero_points == whole.scales.zero_points);
-      for (size_t l = 0; l < whole.layers.size(); ++l) {
-        const ConvScales &a = resumed.scales.convs[l], &b = whole.scales.convs[l];
-        CHECK(a.weight == b.weight && a.weights == b.weights && a.bias == b.bias);
-        CHECK_EQ(resumed.layers[l].cosine, whole.layers[l].cosine);
-        CHECK_EQ(resumed.layers[l].cosine_start, whole.layers[l].cosine_start);
-        CHECK_EQ(resumed.layers[l].saturation, whole.layers[l].saturation);
+  for (const double budget : {0.0, 0.5}) {
+    options.budget = budget;
+    for (LayerGraph (*const make)() : {+[] { return small_network(7); }, +[] { return network_of_nodes(7); }}) {
+      const auto run = [&](const std::vector<Decision>& decided, std::vector<Decision>& made) {
+        LayerGraph graph = make();
+        ThreadPool pool(2);
+        return search_scales(graph, pictures, options, kInMemory, pool,
+                             {kNever, [](SearchStage, int, int) {}, decided,
+                              [&](const Decision& decision) { made.push_back(decision); }});
+      };
+      std::vector<Decision> all;
+      const SearchResult whole = run({}, all);
+      CHECK(all.size() > 10);
+      for (size_t known = 0; known <= all.size(); ++known) {
+        std::vector<Decision> made(all.begin(), all.begin() + static_cast<std::ptrdiff_t>(known));
+        const std::vector<Decision> decided = made;
+        const SearchResult resumed = run(decided, made);
+        CHECK(made == all);
+        CHECK(resumed.scales.tensors == whole.scales.tensors);
+        CHECK(resumed.scales.limits == whole.scales.limits);
+        CHECK(resumed.scales.zero_points == whole.scales.zero_points);
+        for (size_t l = 0; l < whole.layers.size(); ++l) {
+          const ConvScales &a = resumed.scales.convs[l], &b = whole.scales.convs[l];
+          CHECK(a.weight == b.weight && a.weights == b.weights && a.bias == b.bias);
+          CHECK_EQ(resumed.layers[l].cosine, whole.layers[l].cosine);
+          CHECK_EQ(resumed.layers[l].cosine_start, whole.layers[l].cosine_start);
+          CHECK_EQ(resumed.layers[l].saturation, whole.layers[l].saturation);
+        }
       }
+      std::vector<Decision> others = all;
+      others[1].push_back(0);
+      CHECK_THROWS(run(others, all), Error, "decision 2: ");
     }
-    std::vector<Decision> others = all;
-    others[1].push_back(0);
-    CHECK_THROWS(run(others, all), Error, "decision 2: ");
   }
 }
 
@@ -765,7 +815,7 @@ void test_resolve_scales() {
   NamedScales named;
   for (size_t t = 0; t < graph.tensors.size(); ++t) {
     if (graph.quantized(t))
-      named.tensors[graph.tensors[t].name] = {scales.tensors[t], graph.tensors[t].limit(), scales.zero_points[t]};
+      named.tensors[graph.tensors[t].name] = {scales.tensors[t], scales.limits[t], scales.zero_points[t]};
   }
   for (size_t l = 0; l < graph.layers.size(); ++l) {
     if (!scales.convs[l].weight.empty()) named.convs[graph.layers[l].name] = scales.convs[l];
@@ -777,7 +827,9 @@ void test_resolve_scales() {
     CHECK_THROWS(resolve_scales(graph, changed), Error, message);
   };
   refused([](NamedScales& s) { s.tensors.erase("p1"); }, "tensor 'p1': missing");
-  refused([](NamedScales& s) { s.tensors["p1"].limit = 127; }, "limit 127; 63");
+  refused([](NamedScales& s) { s.tensors["p1"].limit = 126; }, "limit 126; 63 or 127");
+  refused([](NamedScales& s) { s.tensors["c1"].limit = 63; }, "limit 63; 127");
+  refused([](NamedScales& s) { s.tensors["p1"] = {0.1f, 127, 1}; }, "zero point 1; 0");
   refused([](NamedScales& s) { s.tensors["p1"].zero_point = -64; }, "zero point -64; -63 to 63");
   refused([](NamedScales& s) { s.tensors["c1"].zero_point = 1; }, "zero point 1; 0");
   refused([](NamedScales& s) { s.tensors["p1"].scale = 0; }, "a positive number");
@@ -800,6 +852,7 @@ int main() {
   test_equalize();
   test_search();
   test_zero_points();
+  test_operand_bits();
   test_activations_in_a_file();
   test_known_optimum();
   test_odd_networks();

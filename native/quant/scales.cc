@@ -68,6 +68,7 @@ Scales resolve_scales(const LayerGraph& graph, const NamedScales& named) {
   };
   const auto positive = [](float scale) { return scale > 0 && std::isfinite(scale); };
   scales.tensors.resize(graph.tensors.size());
+  scales.limits = narrow_limits(graph);
   scales.zero_points.resize(graph.tensors.size());
   for (size_t t = 0; t < graph.tensors.size(); ++t) {
     if (!graph.quantized(t)) continue;
@@ -77,15 +78,23 @@ Scales resolve_scales(const LayerGraph& graph, const NamedScales& named) {
     if (found == named.tensors.end()) refuse(subject, "missing", "one scale");
     const auto& [scale, limit, zero_point] = found->second;
     if (!positive(scale)) refuse(subject, std::to_string(scale), "a positive number");
-    if (limit != tensor.limit()) refuse(subject, "limit " + std::to_string(limit), std::to_string(tensor.limit()));
-    const int largest = may_have_zero_point(graph, static_cast<int>(t)) ? kOperandLimit : 0;
+    const bool may_be_wide = may_be_wide_operand(graph, static_cast<int>(t));
+    const bool is_wide = may_be_wide && limit == kWideOperandLimit;
+    if (!is_wide && limit != tensor.limit())
+      refuse(subject, "limit " + std::to_string(limit),
+             std::to_string(tensor.limit()) + (may_be_wide ? " or " + std::to_string(kWideOperandLimit) : ""));
+    const int largest = may_be_wide && !is_wide ? kOperandLimit : 0;
     if (std::abs(zero_point) > largest)
       refuse(subject, "zero point " + std::to_string(zero_point), largest == 0 ? "0" : "-63 to 63");
     scales.tensors[t] = scale;
+    scales.limits[t] = limit;
     scales.zero_points[t] = zero_point;
-    if (scale != scales.tensors[tensor.scale_of] || zero_point != scales.zero_points[tensor.scale_of])
-      refuse(subject, std::to_string(scale) + " with zero point " + std::to_string(zero_point),
-             "the scale and zero point of '" + graph.tensors[tensor.scale_of].name + "'");
+    if (scale != scales.tensors[tensor.scale_of] || zero_point != scales.zero_points[tensor.scale_of] ||
+        limit != scales.limits[tensor.scale_of])
+      refuse(subject,
+             std::to_string(scale) + " with limit " + std::to_string(limit) + " and zero point " +
+                 std::to_string(zero_point),
+             "the scale, limit and zero point of '" + graph.tensors[tensor.scale_of].name + "'");
   }
   scales.convs.resize(graph.layers.size());
   for (size_t l = 0; l < graph.layers.size(); ++l) {
@@ -116,16 +125,30 @@ Scales resolve_scales(const LayerGraph& graph, const NamedScales& named) {
   return scales;
 }
 
-bool may_have_zero_point(const LayerGraph& graph, int tensor) {
+bool may_be_wide_operand(const LayerGraph& graph, int tensor) {
   if (!graph.tensors[tensor].operand) return false;
   for (const Tensor& shared : graph.tensors) {
     if (shared.scale_of != graph.tensors[tensor].scale_of) continue;
     for (const int reader : shared.readers) {
       const Layer& layer = graph.layers[reader];
-      if (layer.kind == Layer::Kind::conv && layer.shape.filter() > kLargestFilterOfZeroPoint) return false;
+      if (layer.kind == Layer::Kind::conv && layer.shape.filter() > kLargestFilterOfWideOperand) return false;
     }
   }
   return true;
+}
+
+std::vector<int> narrow_limits(const LayerGraph& graph) {
+  std::vector<int> limits;
+  for (const Tensor& tensor : graph.tensors) limits.push_back(tensor.limit());
+  return limits;
+}
+
+std::vector<int> wide_limits(const LayerGraph& graph) {
+  std::vector<int> limits = narrow_limits(graph);
+  for (size_t t = 0; t < limits.size(); ++t) {
+    if (may_be_wide_operand(graph, static_cast<int>(t))) limits[t] = kWideOperandLimit;
+  }
+  return limits;
 }
 
 float extent_scale(const Extent& extent, int limit, int zero_point) {
@@ -135,16 +158,18 @@ float extent_scale(const Extent& extent, int limit, int zero_point) {
   return bounded_scale((largest > 0 ? largest : 1.0f) / static_cast<float>(limit - (up ? zero_point : -zero_point)));
 }
 
-Scales scales_from_extents(const LayerGraph& graph, const std::vector<Extent>& extents, bool zero_points) {
+Scales scales_from_extents(const LayerGraph& graph, const std::vector<Extent>& extents, std::vector<int> limits,
+                           bool zero_points) {
   Scales scales;
+  scales.limits = std::move(limits);
   scales.tensors.resize(graph.tensors.size());
   scales.zero_points.resize(graph.tensors.size());
   scales.convs.resize(graph.layers.size());
   for (size_t t = 0; t < graph.tensors.size(); ++t) {
     if (!graph.quantized(t)) continue;
-    if (zero_points && may_have_zero_point(graph, static_cast<int>(t)))
+    if (zero_points && scales.limits[t] == kOperandLimit && may_be_wide_operand(graph, static_cast<int>(t)))
       scales.zero_points[t] = zero_point_of(extents[t]);
-    scales.tensors[t] = extent_scale(extents[t], graph.tensors[t].limit(), scales.zero_points[t]);
+    scales.tensors[t] = extent_scale(extents[t], scales.limits[t], scales.zero_points[t]);
   }
   for (size_t l = 0; l < graph.layers.size(); ++l) {
     const Layer& layer = graph.layers[l];

@@ -20,13 +20,12 @@ struct ConvScales {
 
 struct Scales {
   std::vector<float> tensors;     // by index of the tensor; 0 for one that stays real
-  std::vector<int> zero_points;   // by index of the tensor: -63 to 63 of an operand, else 0
+  std::vector<int> limits;        // by index of the tensor: see layer_graph.h; those with one scale have one limit
+  std::vector<int> zero_points;   // by index of the tensor: -63 to 63 of an operand of seven bits, else 0
   std::vector<ConvScales> convs;  // by index of the layer; empty except for convolutions
 
   // The integers of a quantized tensor.
-  IntegerRange range(const LayerGraph& graph, int tensor) const {
-    return {graph.tensors[tensor].limit(), zero_points[tensor]};
-  }
+  IntegerRange range(int tensor) const { return {limits[tensor], zero_points[tensor]}; }
 };
 
 // Scales by name, as files contain them; not validated.
@@ -43,8 +42,12 @@ struct NamedScales {
 // zeros. Such tensors are behind dead Relu layers of real networks.
 float bounded_scale(float scale);
 
-// Whether the tensor may have a zero point: an operand, and not of a filter so large that sums would not fit an int32.
-bool may_have_zero_point(const LayerGraph& graph, int tensor);
+// Whether the tensor may reach beyond [-63, 63], by a zero point or by eight bits: an operand, and not of a filter so
+// large that sums would not fit an int32.
+bool may_be_wide_operand(const LayerGraph& graph, int tensor);
+// Limits by index of the tensor: operands have seven bits, or eight where they may.
+std::vector<int> narrow_limits(const LayerGraph& graph);
+std::vector<int> wide_limits(const LayerGraph& graph);
 
 // Validates scales and resolves their names. Throws Error(InvalidArtifact) naming the tensor or layer whose scales are
 // missing, have another length, limit or zero point than allowed, or are out of range; the kernels rely on all of that.
@@ -64,9 +67,10 @@ struct Extent {
 float extent_scale(const Extent& extent, int limit, int zero_point);
 
 // Scales from the maximum, from which the search starts: for weights the largest |weight| of an output channel / 63,
-// for tensors the largest |x| / limit. With `zero_points`, an operand whose sides differ gets the zero point with which
-// both just fit.
-Scales scales_from_extents(const LayerGraph& graph, const std::vector<Extent>& extents, bool zero_points);
+// for tensors the largest |x| / limit. With `zero_points`, an operand of seven bits whose sides differ gets the zero
+// point with which both just fit.
+Scales scales_from_extents(const LayerGraph& graph, const std::vector<Extent>& extents, std::vector<int> limits,
+                           bool zero_points);
 
 // The integers of one output channel's weights: round_half_even(weight / scale), saturated at +-63.
 void quantize_weights(const float* weights, int64_t count, float scale, int8_t* integers);

@@ -10,6 +10,7 @@
 #include "quant/cosine.h"
 #include "quant/equalize.h"
 #include "quant/layerwise_pass.h"
+#include "quant/operand_bits.h"
 #include "quant/patches.h"
 #include "quant/real_tile.h"
 
@@ -171,7 +172,11 @@ void Search::find_extents() {
     shared.add(extents_[t].high);
   }
   for (size_t t = 0; t < extents_.size(); ++t) extents_[t] = extents_[graph_.tensors[t].scale_of];
-  start_ = scales_from_extents(graph_, extents_, options_.zero_points);
+  const auto scales = [&](std::vector<int> limits) {
+    return scales_from_extents(graph_, extents_, std::move(limits), options_.zero_points);
+  };
+  const Scales narrow = scales(narrow_limits(graph_)), wide = scales(wide_limits(graph_));
+  start_ = scales(choose_limits(graph_, narrow, wide, options_.budget));
 }
 
 // Sets what was chosen for a tensor and for those that share its scale, and requantizes the biases of the convolutions
@@ -333,7 +338,7 @@ Quantization Search::scan_activation(const LayerwisePass& pass, int t, const Unq
     pool_.parallel_for(static_cast<int64_t>(candidates.size()), [&](int64_t k, int) {
       if (control_.cancelled) throw Cancelled();
       const auto& [scale, zero_point] = candidates[k];
-      const IntegerRange range{tensor.limit(), zero_point};
+      const IntegerRange range{scales_.limits[t], zero_point};
       for (const Reader& reader : readers) add_reader_cosines(reader, scale, range, scores[k]);
       if (sampled) add_tensor_cosines(*sampled, tensor.channels, scale, range, scores[k]);
     });
@@ -341,7 +346,7 @@ Quantization Search::scan_activation(const LayerwisePass& pass, int t, const Unq
   };
 
   const Quantization current = quantization(t);
-  const float start = extent_scale(extents_[t], tensor.limit(), current.zero_point);
+  const float start = extent_scale(extents_[t], scales_.limits[t], current.zero_point);
   std::vector<Quantization> candidates;
   for (int k = 0; k <= options_.candidates; ++k)
     candidates.push_back({bounded_scale(candidate_scale(options_, k, start, current.scale)), current.zero_point});
@@ -491,7 +496,7 @@ Search::Evaluation Search::measure() const {
         return;
       }
       cosines[n] = tensor_cosine(pass.integers(output, n), real, tensor.area(), tensor.channels);
-      const IntegerRange range = scales_.range(graph_, output);
+      const IntegerRange range = scales_.range(output);
       const float scale = scales_.tensors[output];
       clipped[n] = detail::count_beyond(values, size, scale * (static_cast<float>(range.low) - 0.5f),
                                         scale * (static_cast<float>(range.high) + 0.5f));
@@ -526,7 +531,7 @@ SearchResult Search::run() {
   best_evaluation_ = evaluate();
   if (options_.zero_points) {
     // Zero points from the least and largest values are not always better. Begins with what is; the rounds try both.
-    scales_ = scales_from_extents(graph_, extents_, false);
+    scales_ = scales_from_extents(graph_, extents_, start_.limits, false);
     keep_if_better();
     scales_ = best_;
   }

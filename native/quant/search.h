@@ -13,6 +13,9 @@
 // reaches, while the bound of its longer side stays. A network starts with the zero points of the least and largest
 // values, or without any, whichever gives its outputs the better cosine.
 //
+// With a `budget`, some operands have eight bits instead of seven. Which ones is decided first, by the scales of the
+// maximum (operand_bits.h).
+//
 // After each half of a round the whole network is evaluated, and the scales with the best cosine of the output are
 // kept.
 //
@@ -40,6 +43,7 @@ struct SearchOptions {
   bool zero_points;      // search zero points of operands, too
   bool equalize;         // first equalize the channels (equalize.h)
   bool bias_correction;  // last correct the mean error of each output channel by its bias
+  double budget;         // share of the multiply-accumulates whose operands may have eight bits (operand_bits.h)
 };
 
 enum class SearchStage { equalizing, searching };

@@ -27,6 +27,7 @@ const options: SearchOptions = {
   zeroPoints: true,
   equalize: true,
   biasCorrection: true,
+  budget: 0,
   memoryBytes: 2 ** 30,
   temporaryDirectory: '/var/tmp',
   computeThreads: 1,

@@ -18,6 +18,8 @@ export interface SearchOptions {
   zeroPoints: boolean;
   equalize: boolean;
   biasCorrection: boolean;
+  /** Share of the multiply-accumulates whose operands may have eight bits: 0 to 1. */
+  budget: number;
   /** For the activations of all pictures; when they take more, they lie in a file without a name. */
   memoryBytes: number;
   /** Of that file. */
@@ -58,7 +60,7 @@ export type InstructionSet = 'portable' | 'avx2int32' | 'avx2' | 'avx512vnni' | 
 
 /**
  * The parts of an INT7 network's error: the weights and biases of convolutions; the tensors that convolutions multiply,
- * with 7 bits; the others, which are added or mapped, with 8.
+ * with 7 bits or 8; the others, which are added or mapped, with 8.
  */
 export const QUANTIZED_PARTS = ['weights', 'operands', 'others'] as const;
 export type QuantizedPart = (typeof QUANTIZED_PARTS)[number];
@@ -96,7 +98,7 @@ interface QuantizationAddon {
     count: number,
     options: Pick<
       SearchOptions,
-      'rounds' | 'candidates' | 'lower' | 'upper' | 'zeroPoints' | 'equalize' | 'biasCorrection'
+      'rounds' | 'candidates' | 'lower' | 'upper' | 'zeroPoints' | 'equalize' | 'biasCorrection' | 'budget'
     >,
     space: { memoryBytes: number; directory: string },
     computeThreads: number,

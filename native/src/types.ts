@@ -146,9 +146,10 @@ export interface LayerGraph {
  * half to even.
  *
  * A tensor that a conv or fc reads is an operand of products: its integers lie in [-63, 63] (`limit` 63), and so does
- * its zero point. Any other quantized tensor (before a PReLU, or inside the residual sum) is only added or mapped:
- * `limit` 127, zero point 0. Tensors between which numbers are only moved (MaxPool, Pad) have one scale, limit and zero
- * point. The graph's outputs stay real, and what only nodes in FP32 read.
+ * its zero point; or it has eight bits, `limit` 127 and zero point 0. Any other quantized tensor (before a PReLU, or
+ * inside the residual sum) is only added or mapped: `limit` 127, zero point 0. Tensors between which numbers are only
+ * moved (MaxPool, Pad) have one scale, limit and zero point. The graph's outputs stay real, and what only nodes in FP32
+ * read.
  *
  * Weights are integers in [-63, 63], one scale per output channel. Biases are int32 at scale weightScale * inputScale.
  */

@@ -27,6 +27,7 @@ test('an INT7 model becomes files for ncnn, and others are refused', async (t) =
   const pictures = { data, count: 2, height: 3, width: 3, channelOrder: 'bgr' as const };
   const found = await searchScales(fold(graph), pictures, {
     ...{ rounds: 0, candidates: 2, lower: 0.5, upper: 2, zeroPoints: true, equalize: false, biasCorrection: false },
+    budget: 0,
     ...{ memoryBytes: 2 ** 28, temporaryDirectory: folder, computeThreads: 1 },
   });
   const file = { scale: [1, 1, 1], offset: [0, 0, 0], mean: [127.5, 127.5, 127.5], std: [128, 128, 128] };

@@ -29,7 +29,7 @@ test('the model is read once, also for the order of its colors', async (t) => {
   t.after(syncBuiltinESMExports);
   const options = {
     ...{ model, calibration: join(folder, 'none'), out: join(folder, 'int7'), images: 1, seed: 0, rounds: 0 },
-    ...{ maxBadPictures: 0, strict: false, threads: 1, fresh: false },
+    ...{ budget: 0, maxBadPictures: 0, strict: false, threads: 1, fresh: false },
   };
   // Refused after the model was loaded: there are no calibration pictures.
   await assert.rejects(quantize(options, new StatusLine(), new AbortController().signal), /none/);
@@ -55,7 +55,7 @@ test('sets of one name in two folders are told apart', async (t) => {
   await writeSmallSet(few, 5);
   const options = {
     ...{ model, calibration: exampleFaces, out: join(folder, 'int7'), images: 2, seed: 0, rounds: 0 },
-    ...{ maxBadPictures: 0, strict: false, threads: 1, fresh: false },
+    ...{ budget: 0, maxBadPictures: 0, strict: false, threads: 1, fresh: false },
     pairs: [few, join(exampleFaces, 'lfw-small.bin')],
   };
   const { json } = await quantize(options, new StatusLine(), new AbortController().signal);

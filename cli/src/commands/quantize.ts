@@ -31,6 +31,8 @@ export interface QuantizeOptions extends InputRangeOptions {
   images: number;
   seed: number;
   rounds: number;
+  /** Share of the multiply-accumulates of which the activations may have 8 bits. */
+  budget: number;
   /** Share of the calibration pictures that may be bad. */
   maxBadPictures: number;
   /** Verification sets: .bin files. */
@@ -126,7 +128,7 @@ function isArtifact(manifest: string): boolean {
 
 /** What no option names is the default of spec.quantize. */
 async function makeConfig(options: QuantizeOptions, read: ReadModel | undefined): Promise<QuantizeConfig> {
-  const { model, calibration, out, images, seed, rounds, maxBadPictures } = options;
+  const { model, calibration, out, images, seed, rounds, budget, maxBadPictures } = options;
   const { pairs = [], groups = [], output, threads, memory, inputSize, strict } = options;
   const channelOrder = options.channelOrder ?? (read && channelOrderOf(read.metadata)) ?? DEFAULT_ORDER;
   // The report finds pictures by the name of their set.
@@ -154,7 +156,7 @@ async function makeConfig(options: QuantizeOptions, read: ReadModel | undefined)
       input: givenRange(options),
     },
     calibration: { datasetPath: resolve(calibration), images, seed, maxBadPictures },
-    search: { ...DEFAULT_SEARCH, rounds, strict },
+    search: { ...DEFAULT_SEARCH, rounds, budget, strict },
     evaluation: { sets },
     gate: { maxAccuracyDrop: null, minMeanCosine: null },
     publish: null,

@@ -73,6 +73,16 @@ void check(const Network& network) {
 
 // Of what convolutions multiply.
 uint8_t random_zero_point(testing::Source& source) { return static_cast<uint8_t>(65 + testing::below(source, 127)); }
+// Of biases: seven or eight bits.
+int random_axis(testing::Source& source) { return -static_cast<int>(testing::below(source, 2)); }
+
+// A file that can be read. What convolutions multiply has a zero point, or eight bits without one.
+std::string readable_file(testing::Source& source) {
+  const int axis = random_axis(source);
+  const int zero_point = axis == 0 ? random_zero_point(source) : 128;
+  return testing::below(source, 2) == 0 ? testing::detector_file(zero_point, axis)
+                                        : testing::onnx_file({.zero_point = zero_point, .bias_axis = axis});
+}
 
 // A file of one to five random nodes on a picture [1, 2, 6, 5] and on constants. Most are refused, and libFuzzer goes
 // on from those that reach further.
@@ -119,7 +129,7 @@ std::string random_nodes(testing::Source& source) {
     values.push_back("i" + std::to_string(count));
     graph.message(5, constant<int64_t>(values.back(), 7, {count}, numbers));
   }
-  testing::add_weights(graph, "w", {2, 2, 3, 3}, 1.0f / 128);
+  testing::add_weights(graph, "w", {2, 2, 3, 3}, 1.0f / 128, {.bias_axis = random_axis(source)});
   values.emplace_back("w.weight");
   const size_t constants = values.size();
   for (uint64_t nodes = 1 + below(source, 5); nodes > 0; --nodes) {
@@ -168,9 +178,7 @@ extern "C" size_t LLVMFuzzerCustomMutator(uint8_t* data, size_t size, size_t mos
   std::string file(reinterpret_cast<const char*>(data), size);
   const uint64_t choice = testing::below(source, 8);
   if (size < 8 || choice == 0) {
-    file = choice < 5   ? random_nodes(source)
-           : choice < 7 ? testing::detector_file(random_zero_point(source))
-                        : testing::onnx_file({.zero_point = random_zero_point(source)});
+    file = choice < 5 ? random_nodes(source) : readable_file(source);
   } else {
     file = testing::mutated(file, source);
   }

@@ -86,6 +86,7 @@ struct Changes {
   int channels = 3;
   std::vector<int> bias_dims{10};  // of the convolution
   int scale_axis = 0;              // of the weights
+  int bias_axis = 0;               // -1: what convolutions multiply has eight bits
   float input_scale = 1.0f / 128;
   float slope = 0.25f;
   int slope_layers = 1;          // PRelu layers that share their slopes
@@ -133,7 +134,8 @@ inline void add_weights(Message& graph, const std::string& name, std::vector<int
       5, constant<float>(name + ".bs", 1, {bias_dims[0]}, std::vector<float>(bias_dims[0], input_scale * 0.01f)));
   const Message axis = number("axis", changes.scale_axis);
   graph.message(1, node("", "DequantizeLinear", {name + ".w", name + ".s"}, name + ".weight").fields(axis));
-  graph.message(1, node("", "DequantizeLinear", {name + ".b", name + ".bs"}, name + ".bias").fields(axis));
+  const Message bias_axis = number("axis", changes.scale_axis == 0 ? changes.bias_axis : changes.scale_axis);
+  graph.message(1, node("", "DequantizeLinear", {name + ".b", name + ".bs"}, name + ".bias").fields(bias_axis));
 }
 
 // A file of a graph with the metadata of an INT7 model.
@@ -192,8 +194,8 @@ inline std::string onnx_file(const Changes& changes = {}) {
 
 // A file that reads bytes with channels last, and has what detectors have: a HardSwish of four nodes, MaxPool, Slice,
 // Resize and Concat of integers, a Softmax in FP32, and an output that layers read as integers. `zero_point` is that of
-// what convolutions multiply.
-inline std::string detector_file(int zero_point = 128) {
+// what convolutions multiply, and `bias_axis` as in Changes.
+inline std::string detector_file(int zero_point = 128, int bias_axis = 0) {
   Message graph;
   const auto add = [&](const std::string& op, std::vector<std::string> inputs, const std::string& y,
                        const Message& attributes = {}) {
@@ -215,7 +217,8 @@ inline std::string detector_file(int zero_point = 128) {
   add("Cast", {"data"}, "float", number("to", 1));
   add("Transpose", {"float"}, "x", lists("perm", {0, 3, 1, 2}));
   add_pair(graph, "x", 4.0f, "operand_zero");
-  add_weights(graph, "to_c", {8, 3, 3, 3}, 4.0f);
+  const Changes weights{.bias_axis = bias_axis};
+  add_weights(graph, "to_c", {8, 3, 3, 3}, 4.0f, weights);
   add("Conv", {"x.dq", "to_c.weight", "to_c.bias"}, "c", lists("strides", {2, 2}).fields(lists("pads", {1, 1, 1, 1})));
   add_pair(graph, "c", 0.1f);
   // HardSwish: c * clip(c + 3, 0, 6) / 6.
@@ -237,12 +240,12 @@ inline std::string detector_file(int zero_point = 128) {
           .fields(word("coordinate_transformation_mode", "asymmetric"))
           .fields(word("nearest_mode", "floor")));
   add_pair(graph, "r", 0.1f, "operand_zero");
-  add_weights(graph, "to_d", {4, 8, 1, 1}, 0.1f);
+  add_weights(graph, "to_d", {4, 8, 1, 1}, 0.1f, weights);
   add("Conv", {"h.dq", "to_d.weight", "to_d.bias"}, "d");
   add_pair(graph, "d", 0.05f);
   add("Concat", {"h.dq", "r.dq", "d.dq"}, "map", number("axis", 1));
   add_pair(graph, "map", 0.1f, "operand_zero");
-  add_weights(graph, "to_e", {2, 16, 1, 1}, 0.1f);
+  add_weights(graph, "to_e", {2, 16, 1, 1}, 0.1f, weights);
   add("Conv", {"map.dq", "to_e.weight", "to_e.bias"}, "e");
   add("Softmax", {"e"}, "scores", number("axis", 1));
   return int7_file(graph, {{"facetrain.input.mean", "[0,0,0]"},

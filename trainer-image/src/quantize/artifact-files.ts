@@ -31,7 +31,8 @@ export function modelFile(
   const { source, calibration, channelOrder } = origin;
   const metadata = {
     [FORMAT_METADATA]: runtime === 'onnxruntime' ? INT7_FORMAT : TENSORRT_FORMAT,
-    'facetrain.bits': '7',
+    // Of weights and of what they multiply.
+    'facetrain.bits': hasWideOperands(graph, scales) ? '7, 8' : '7',
     'facetrain.limit': String(WEIGHT_LIMIT),
     'facetrain.rounding': 'half to even',
     [CHANNEL_ORDER_METADATA]: channelOrder,
@@ -43,6 +44,13 @@ export function modelFile(
   const input = ['pictures in '.concat(channelOrder.toUpperCase()), range, layout, elementType].filter(Boolean);
   const doc = `Face embedding in 7-bit integers. Input: ${input.join(', ')}.`;
   return encodeOnnx(encodeInt7(graph, scales, { runtime }), { metadata, doc });
+}
+
+/** Whether a convolution multiplies activations of 8 bits. */
+function hasWideOperands({ layers }: LayerGraph, { tensors }: Scales): boolean {
+  return layers.some(
+    (layer) => (layer.kind === 'conv' || layer.kind === 'fc') && tensors[layer.input]!.limit !== WEIGHT_LIMIT,
+  );
 }
 
 export function scalesFile(scales: Scales): string {

@@ -30,6 +30,7 @@ before(async () => {
   pictures = { data, count: 2, height, width, channelOrder: 'bgr' };
   quantized = await searchScales(fold(graph), pictures, {
     ...{ rounds: 0, candidates: 2, lower: 0.5, upper: 2, zeroPoints: true, equalize: true, biasCorrection: true },
+    budget: 0.5,
     ...{ memoryBytes: 2 ** 30, temporaryDirectory: folder, computeThreads: 2 },
   });
   file = modelFile(quantized.graph, quantized.scales, { source: '', calibration: '', channelOrder: 'bgr' });

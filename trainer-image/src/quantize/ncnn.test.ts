@@ -72,6 +72,7 @@ for (const [name, build] of Object.entries(NETWORKS))
     const pictures = somePictures(12);
     const { graph: searched, scales } = await searchScales(layers, pictures, {
       ...{ rounds: 0, candidates: 2, lower: 0.5, upper: 2, zeroPoints: true, equalize: true, biasCorrection: true },
+      budget: 0.5,
       ...{ memoryBytes: 2 ** 28, temporaryDirectory: tmpdir(), computeThreads: 1 },
     });
     const embed = async (model: Int7Model | LayerModel) => {

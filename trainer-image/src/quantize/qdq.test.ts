@@ -91,10 +91,17 @@ const NETWORKS: Record<string, () => Graph> = {
 };
 
 describe('a written network is read back exactly', () => {
-  for (const [name, build] of Object.entries(NETWORKS)) {
-    test(name, () => {
+  for (const [[name, build], wide] of Object.entries(NETWORKS).flatMap((one) => [
+    [one, false] as const,
+    [one, true] as const,
+  ])) {
+    test(wide ? `${name}, with operands of 8 bits` : name, () => {
       const layers = fold(build());
-      const scales = plainScales(layers);
+      const scales = plainScales(layers, { wide });
+      const operands = layers.layers.flatMap((layer) =>
+        layer.kind === 'conv' || layer.kind === 'fc' ? [layer.input] : [],
+      );
+      assert.equal(scales.tensors[operands[0]!]!.limit, wide ? 127 : 63);
       const file = encodeInt7(layers, scales);
       const decoded = decodeInt7(throughFile(file));
       assert.deepEqual(decoded.scales, scales);
@@ -118,43 +125,44 @@ test('a file that says that it is INT7 is read with all its outputs and nodes', 
 test('onnx.checker accepts every written network', () => {
   checkWithOnnx(
     Object.fromEntries(
-      Object.entries(NETWORKS).map(([name, build]) => {
+      Object.entries(NETWORKS).map(([name, build], index) => {
         const layers = fold(build());
-        return [name, encodeOnnx(encodeInt7(layers, plainScales(layers)))];
+        return [name, encodeOnnx(encodeInt7(layers, plainScales(layers, { wide: index % 2 === 0 })))];
       }),
     ),
   );
 });
 
-test('ONNX Runtime computes it in integers', async () => {
-  const folder = await mkdtemp(join(tmpdir(), 'facetrain-qdq-'));
-  try {
-    const layers = fold(smallFaceNet());
-    const optimizedModelFilePath = join(folder, 'optimized.onnx');
-    const session = await ort.InferenceSession.create(encodeOnnx(encodeInt7(layers, plainScales(layers))), {
-      optimizedModelFilePath,
-      intraOpNumThreads: 1,
-      logSeverityLevel: 3,
-    });
-    await session.release();
-    const operators = decodeModel(await readFile(optimizedModelFilePath)).graph!.node.map(({ opType }) => opType);
-    const count = (operator: string) => operators.filter((other) => other === operator).length;
-    assert.deepEqual(
-      {
-        QLinearConv: count('QLinearConv'),
-        QLinearAdd: count('QLinearAdd'),
-        QGemm: count('QGemm'),
-        QLinearGlobalAveragePool: count('QLinearGlobalAveragePool'),
-      },
-      { QLinearConv: 7, QLinearAdd: 3, QGemm: 3, QLinearGlobalAveragePool: 1 },
-    );
-    for (const operator of ['Conv', 'FusedConv', 'Gemm', 'PRelu', 'GlobalAveragePool'])
-      assert.equal(count(operator), 0, `${operator} in float`);
-    assert.equal(count('Add'), 4, 'in float only the sums of the parts of four PRelus');
-  } finally {
-    await rm(folder, { recursive: true });
-  }
-});
+for (const wide of [false, true])
+  test(`ONNX Runtime computes it in integers${wide ? ', of 8 bits, too' : ''}`, async () => {
+    const folder = await mkdtemp(join(tmpdir(), 'facetrain-qdq-'));
+    try {
+      const layers = fold(smallFaceNet());
+      const optimizedModelFilePath = join(folder, 'optimized.onnx');
+      const session = await ort.InferenceSession.create(encodeOnnx(encodeInt7(layers, plainScales(layers, { wide }))), {
+        optimizedModelFilePath,
+        intraOpNumThreads: 1,
+        logSeverityLevel: 3,
+      });
+      await session.release();
+      const operators = decodeModel(await readFile(optimizedModelFilePath)).graph!.node.map(({ opType }) => opType);
+      const count = (operator: string) => operators.filter((other) => other === operator).length;
+      assert.deepEqual(
+        {
+          QLinearConv: count('QLinearConv'),
+          QLinearAdd: count('QLinearAdd'),
+          QGemm: count('QGemm'),
+          QLinearGlobalAveragePool: count('QLinearGlobalAveragePool'),
+        },
+        { QLinearConv: 7, QLinearAdd: 3, QGemm: 3, QLinearGlobalAveragePool: 1 },
+      );
+      for (const operator of ['Conv', 'FusedConv', 'Gemm', 'PRelu', 'GlobalAveragePool'])
+        assert.equal(count(operator), 0, `${operator} in float`);
+      assert.equal(count('Add'), 4, 'in float only the sums of the parts of four PRelus');
+    } finally {
+      await rm(folder, { recursive: true });
+    }
+  });
 
 /** The outputs for one picture of numbers between -1 and 1. */
 async function outputsOf(graph: Graph): Promise<number[]> {
@@ -234,7 +242,7 @@ describe('a graph that encodeInt7 did not write is refused', () => {
     },
     'a zero point of a tensor that is only mapped': {
       build: changed('zero_point', (data) => (data[0] = 127)),
-      expected: /^tensor "BatchNormalization_1:0": it has a zero point, and no convolution reads it; /,
+      expected: /^tensor "BatchNormalization_1:0": it has a zero point, and no convolution reads it with 7 bits; /,
     },
     'another zero point behind the quantization': {
       build: () => {
@@ -256,6 +264,36 @@ describe('a graph that encodeInt7 did not write is refused', () => {
     'a zero point of weights': {
       build: changed('.weight.zero_point', (data) => (data[0] = 1)),
       expected: /a zero point of its weights is not 0/,
+    },
+    'a zero point of an operand of 8 bits': {
+      build: () => {
+        const layers = fold(smallFaceNet());
+        const scales = plainScales(layers, { wide: true });
+        scales.tensors.data!.zeroPoint = 1;
+        return encodeInt7(layers, scales);
+      },
+      expected: /^tensor "data": it has a zero point, and no convolution reads it with 7 bits; /,
+    },
+    'integers that one layer reads with 8 bits, and another with 7': {
+      build: () => {
+        const graph = encodeInt7(fold(networkOfNodes()), plainScales(fold(networkOfNodes())));
+        const biases = graph.nodes.filter(({ name }) => name.endsWith('.bias'));
+        const inputOf = (bias: string) => graph.nodes.find(({ inputs }) => inputs[2] === bias)!.inputs[0];
+        const shared = biases.find(
+          ({ outputs: [one] }) => biases.filter(({ outputs: [other] }) => inputOf(other!) === inputOf(one!)).length > 1,
+        )!;
+        shared.attributes = { axis: -1 };
+        return graph;
+      },
+      expected: /^layer ".*": it reads integers of other bits than another layer; /,
+    },
+    'scales of a bias along another axis': {
+      build: () => {
+        const graph = file();
+        graph.nodes.find(({ name }) => name.endsWith('.bias'))!.attributes = { axis: -2 };
+        return graph;
+      },
+      expected: /: its input is not a constant with one scale per output channel; /,
     },
     'a bias at another scale': {
       build: changed('.bias.scale', (data) => (data[0]! *= 2)),

@@ -17,9 +17,12 @@
  *   does not read. Its integers are ours less the zero point: within ±126, so int8 holds them.
  * - Our runtime clamps the operands of convolutions at 7 bits. Other runtimes clamp them at 8 bits, which loses no more
  *   accuracy.
+ * - An operand may have 8 bits in our runtime, too (search.budget). Its zero point is 128, and the graph is no other.
+ *   The scales of the biases behind it have axis -1 instead of 0, which is the same for a bias: readers of before,
+ *   which would clamp at 7 bits, refuse it, and to ONNX Runtime it makes no difference.
  */
 import { FacetrainError } from '@facetrain/api';
-import type { Graph, GraphNode, LayerGraph, Scales, Tensor } from '@facetrain/native';
+import type { Graph, GraphNode, Layer, LayerGraph, Scales, Tensor } from '@facetrain/native';
 import { UniqueNames } from '../onnx/unique-names.ts';
 import { inputsOf } from './layer-shapes.ts';
 import { type WrittenLayers, writeLayers } from './layers-to-onnx.ts';
@@ -31,19 +34,29 @@ import { splitPRelus } from './prelu-parts.ts';
 export const WEIGHT_LIMIT = 63;
 /** The uint8 of the integer 0. */
 const UINT8_ZERO = 128;
+/** Of the biases of layers whose operands have 8 bits. */
+const WIDE_AXIS = -1;
 
 /**
  * The largest absolute value of each quantized tensor's integers: 63 where a conv or fc multiplies it, or a tensor that
  * has its scale, else 127. The tensors that only nodes in FP32 read are not quantized.
+ * @param wide the names of the conv and fc layers whose operands have 8 bits: 127
+ * @throws FacetrainError InvalidArtifact when one of two layers that read the same integers is wide
  */
-export function activationLimits(graph: LayerGraph): Map<string, 63 | 127> {
+export function activationLimits(graph: LayerGraph, wide: ReadonlySet<string> = new Set()): Map<string, 63 | 127> {
   const quantized = quantizedTensors(graph);
   const scaleOf = sharedScales(graph);
-  const operands = new Set(
-    graph.layers.flatMap((layer) => (layer.kind === 'conv' || layer.kind === 'fc' ? [scaleOf(layer.input)] : [])),
-  );
+  const operands = new Map<string, 63 | 127>();
+  for (const layer of graph.layers) {
+    if (layer.kind !== 'conv' && layer.kind !== 'fc') continue;
+    const limit = wide.has(layer.name) ? 127 : 63;
+    const first = scaleOf(layer.input);
+    if ((operands.get(first) ?? limit) !== limit)
+      throw invalidArtifact(`layer "${layer.name}"`, 'it reads integers of other bits than another layer');
+    operands.set(first, limit);
+  }
   const tensors = [graph.input.name, ...graph.layers.map(({ output }) => output)].filter((name) => quantized.has(name));
-  return new Map(tensors.map((name) => [name, operands.has(scaleOf(name)) ? 63 : 127]));
+  return new Map(tensors.map((name) => [name, operands.get(scaleOf(name)) ?? 127]));
 }
 
 /** The tensors that layers read as integers. */
@@ -175,21 +188,24 @@ class QdqWriter {
 
   private bias(layer: string, input: string, weightScales: Float32Array): string {
     const values = this.scales.biases[layer]!;
-    const scales = biasScales(this.scales.tensors[input]!.scale, weightScales);
+    const { scale, limit } = this.scales.tensors[input]!;
+    const scales = biasScales(scale, weightScales);
     const integers = { dims: [values.length], data: values };
     if (this.forTensorRt) {
       const real = Float32Array.from(values, (value, output) => value * scales[output]!);
       return this.constant(`${layer}.bias`, { dims: integers.dims, data: real });
     }
-    return this.perOutputChannel(`${layer}.bias`, integers, scales, new Int32Array(values.length));
+    const axis = limit === WEIGHT_LIMIT ? 0 : WIDE_AXIS;
+    return this.perOutputChannel(`${layer}.bias`, integers, scales, new Int32Array(values.length), axis);
   }
 
-  /** A constant of integers with one scale for each entry of its first axis. */
+  /** A constant of integers with one scale for each entry of its first axis. @param axis its number */
   private perOutputChannel(
     name: string,
     integers: Tensor,
     scales: Float32Array,
     zeroPoints: Int8Array | Int32Array,
+    axis = 0,
   ): string {
     const dims = [scales.length];
     const inputs = [
@@ -197,7 +213,7 @@ class QdqWriter {
       this.constant(`${name}.scale`, { dims, data: scales }),
       this.constant(`${name}.zero_point`, { dims, data: zeroPoints }),
     ];
-    return this.node(name, 'DequantizeLinear', inputs, { axis: 0 });
+    return this.node(name, 'DequantizeLinear', inputs, { axis });
   }
 
   /** The tensor that a value is, or is a view of. */
@@ -248,7 +264,9 @@ export function decodeInt7(graph: Graph): { layers: LayerGraph; scales: Scales }
   refuseTensorRtForm(graph);
   const { float, quantizationOf, integersOf, unquantized } = new QdqReader(graph).read();
   const layers = readLayers(float, new Set(quantizationOf.keys()));
-  const limits = activationLimits(layers);
+  const nodes = new Map(float.nodes.map((node) => [node.name, node]));
+  const isWide = ({ name }: Layer) => integersOf.get(nodes.get(name)?.inputs[2] ?? '')?.axis === WIDE_AXIS;
+  const limits = activationLimits(layers, new Set(layers.layers.filter(isWide).map(({ name }) => name)));
   for (const { node, value } of unquantized)
     if (limits.has(value)) throw invalidArtifact(`node "${node.name}" (${node.op})`, `it reads "${value}" unquantized`);
   const tensors: Scales['tensors'] = {};
@@ -256,7 +274,7 @@ export function decodeInt7(graph: Graph): { layers: LayerGraph; scales: Scales }
     const quantization = quantizationOf.get(tensor);
     if (!quantization) throw invalidArtifact(`tensor "${tensor}"`, 'it is not quantized');
     if (limit !== WEIGHT_LIMIT && quantization.zeroPoint !== 0)
-      throw invalidArtifact(`tensor "${tensor}"`, 'it has a zero point, and no convolution reads it');
+      throw invalidArtifact(`tensor "${tensor}"`, 'it has a zero point, and no convolution reads it with 7 bits');
     tensors[tensor] = { ...quantization, limit };
   }
   for (const { op, inputs, outputs } of float.nodes) {
@@ -267,7 +285,6 @@ export function decodeInt7(graph: Graph): { layers: LayerGraph; scales: Scales }
 
   const weights: Scales['weights'] = {};
   const biases: Scales['biases'] = {};
-  const nodes = new Map(float.nodes.map((node) => [node.name, node]));
   for (const layer of layers.layers) {
     if (layer.kind !== 'conv' && layer.kind !== 'fc') continue;
     const [, weightName, biasName] = nodes.get(layer.name)!.inputs as [string, string, string];
@@ -324,7 +341,7 @@ interface WithoutQdq {
   /** By FP32 value: a tensor, flattened or not. */
   quantizationOf: Map<string, Quantization>;
   /** Integers of weights and biases, by the name of their real values. */
-  integersOf: Map<string, { values: Int8Array | Int32Array; scales: Float32Array }>;
+  integersOf: Map<string, { values: Int8Array | Int32Array; scales: Float32Array; axis: number }>;
   /** Where a node reads a value as it is before quantization, in the nodes' order. */
   unquantized: { node: GraphNode; value: string }[];
 }
@@ -405,21 +422,22 @@ class QdqReader {
       this.realOf.set(output, source);
       return;
     }
-    const { dims, data: values } = this.graph.initializers[value] ?? {};
+    const { dims = [], data: values } = this.graph.initializers[value] ?? {};
+    const { axis } = node.attributes;
     const scales = this.graph.initializers[scaleName]?.data;
     const zeros = this.graph.initializers[zeroName]?.data;
     if (
       !(values instanceof Int8Array || values instanceof Int32Array) ||
       !(scales instanceof Float32Array) ||
-      scales.length !== dims![0] ||
-      node.attributes.axis !== 0
+      scales.length !== dims[0] ||
+      (axis !== 0 && !(axis === WIDE_AXIS && dims.length === 1))
     ) {
       throw invalidArtifact(`node "${node.name}"`, 'its input is not a constant with one scale per output channel');
     }
     if (!zeros || (zeros as Int8Array).some((zero) => zero !== 0))
       throw invalidArtifact(`node "${node.name}"`, 'a zero point of its weights is not 0');
-    this.integersOf.set(output, { values, scales });
-    this.initializers[output] = { dims: dims!, data: realValues(values, scales) };
+    this.integersOf.set(output, { values, scales, axis });
+    this.initializers[output] = { dims, data: realValues(values, scales) };
   }
 }
 

@@ -22,6 +22,7 @@ import {
 } from '@facetrain/api';
 import type { Graph } from '@facetrain/native';
 import { pino } from 'pino';
+import { parseOnnx } from '../onnx/read.ts';
 import { encodeOnnx } from '../onnx/write.ts';
 import type { Program } from '../program/program.ts';
 import { createBoard } from '../program/progress-board.ts';
@@ -115,6 +116,7 @@ function config(change: Partial<QuantizeConfig> = {}): QuantizeConfig {
       zeroPoints: true,
       equalize: true,
       biasCorrection: true,
+      budget: 0,
       strict: false,
     },
     evaluation: { sets: [{ name: 'pairs', path: join(inputs, 'pairs.bin') }] },
@@ -195,6 +197,30 @@ test('an artifact is complete, listed in its manifest, and published', async () 
 
   await fetchTo({ ...publish, to: join(scratch, 'fetched') });
   assert.deepEqual(await contents(join(scratch, 'fetched')), local);
+});
+
+test('a budget gives activations 8 bits, in the file that our runtimes read and in the report', async () => {
+  const search = { ...config().search, budget: 0.6 };
+  const gate = { ...config().gate, minMeanCosine: null };
+  const [narrow, wide] = [
+    await runQuantize(config({ outputDirectory: join(scratch, 'narrow'), gate }), program()),
+    await runQuantize(config({ outputDirectory: join(scratch, 'wide'), gate, search }), program()),
+  ];
+  assert.ok(!('budget' in narrow.search));
+  assert.equal(wide.search.budget, 0.6);
+  const bitsOf = ({ layers }: QuantizeReport) =>
+    layers.filter(({ kind }) => kind === 'conv' || kind === 'fc').map(({ bits, macs }) => ({ bits, macs }));
+  assert.ok(bitsOf(narrow).every(({ bits }) => bits === 7));
+  const macs = (layers: { macs: number }[]) => layers.reduce((sum, layer) => sum + layer.macs, 0);
+  const share = macs(bitsOf(wide).filter(({ bits }) => bits === 8)) / macs(bitsOf(wide));
+  assert.ok(share > 0 && share <= 0.6, `${share}`);
+  assert.ok(wide.errorSplit!.operands > narrow.errorSplit!.operands);
+  const { metadata } = parseOnnx(await readFile(join(scratch, 'wide', 'model.int7.onnx')), 'model.int7.onnx');
+  assert.equal(metadata['facetrain.bits'], '7, 8');
+  assert.match(
+    await readFile(join(scratch, 'wide', 'report.html'), 'utf8'),
+    /Activations of 8 bits<.*\d layers?, [\d.]+ % of the multiplications, of 60(\.0+)? % allowed/s,
+  );
 });
 
 /** Runs the quantizer as its pod does. @returns its exit code, termination message and output */

@@ -211,7 +211,7 @@ async function quantizeInto(
     },
     model: digestOf(modelBytes),
     calibration,
-    search: config.search,
+    search: reported(config.search),
     ...(source.real.length > 0 && { realNodes: source.real }),
     folded: source.folded,
     layers: found.layers.map((layer) => ({
@@ -289,6 +289,11 @@ async function quantizeInto(
     'quantized',
   );
   return report;
+}
+
+/** Options of the search as the report has them: a budget of 0 is left out, as in reports from before it. */
+function reported({ budget, ...search }: QuantizeConfig['search']): QuantizeReport['search'] {
+  return { ...search, ...(budget > 0 && { budget }) };
 }
 
 /** Sizes of the model files, and the aim: a quarter of FP32, and 16 bytes a channel for scales and bias. */

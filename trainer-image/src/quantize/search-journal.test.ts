@@ -79,7 +79,7 @@ test('the key is that of graph, pictures, options and software', () => {
     ...{ data: Uint8Array.of(pixel), count: 1, height: 1, width: 1, channelOrder: 'rgb' },
   });
   const search = { ...{ rounds: 1, candidates: 2, lower: 0.5, upper: 2, strict: false }, zeroPoints: true };
-  const options = { ...search, equalize: true, biasCorrection: true };
+  const options = { ...search, equalize: true, biasCorrection: true, budget: 0 };
   const keyOf = (graph: LayerGraph, pictures: Pictures, search: typeof options, software: string) =>
     searchKey(graph, pictures, digestBytes(pictures.data).sha256, search, software);
   const keys = [
@@ -88,6 +88,7 @@ test('the key is that of graph, pictures, options and software', () => {
     keyOf(fc(1, 'other'), of(2), options, 'a'),
     keyOf(fc(1), of(3), options, 'a'),
     keyOf(fc(1), of(2), { ...options, zeroPoints: false }, 'a'),
+    keyOf(fc(1), of(2), { ...options, budget: 0.5 }, 'a'),
     keyOf(fc(1), of(2), options, 'b'),
   ];
   assert.equal(new Set(keys).size, keys.length);

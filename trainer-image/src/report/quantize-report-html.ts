@@ -3,7 +3,6 @@ import {
   type Comparison,
   type Histogram,
   type Metrics,
-  type PredictedLatency,
   type QuantizedLayer,
   type QuantizeReport,
   rangeText,
@@ -21,7 +20,7 @@ export function renderQuantizeReport(report: QuantizeReport, pictures: readonly 
     `${name}: quantization report`,
     STYLE,
     `<h1>${escapeHtml(name)}</h1>
-<p class="sub">EasyQuant to 7 bits · attempt ${attempt}</p>
+<p class="sub">EasyQuant to 7 bits${report.search.budget ? ', some activations to 8' : ''} · attempt ${attempt}</p>
 ${verdict(report)}
 <dl>
 ${facts(report)
@@ -34,7 +33,7 @@ ${outputs(report.metrics.outputs ?? [])}
 ${pictureCloseness(report, pictures)}
 ${errorSplit(report.errorSplit)}
 ${sizes(report)}
-${latency(report.latency ?? [])}
+${latency(report)}
 ${realNodes(report.realNodes ?? [])}
 ${folded(report.folded)}
 <h2>Layers <small>outputs against FP32, mean over the calibration pictures</small></h2>
@@ -80,6 +79,8 @@ function facts({ metrics, source, model, calibration, search, layers }: Quantize
     ...(search.equalize ? ['channels equalized'] : []),
     ...(search.biasCorrection ? ['bias corrected'] : []),
   ];
+  const macs = (of: readonly QuantizedLayer[]) => of.reduce((sum, layer) => sum + layer.macs, 0);
+  const wide = layers.filter(({ bits, kind }) => bits === 8 && (kind === 'conv' || kind === 'fc'));
   const before = Object.values(source.externalData ?? {}).reduce((sum, { bytes }) => sum + bytes, source.bytes);
   return [
     ['Mean cosine of embeddings', cosine(metrics.meanCosine)],
@@ -94,7 +95,16 @@ function facts({ metrics, source, model, calibration, search, layers }: Quantize
     ['Size', `${mebibytes(before)} → ${mebibytes(model.bytes)} MiB, ${Math.round((model.bytes / before) * 100)} %`],
     ['Model', `${short(source.parameters / 1e6)} M parameters, ${source.channelOrder.toUpperCase()}`],
     ...(source.input ? [['Input', inputText(source.input)] as [string, string]] : []),
-    ['Multiplications', `${short(layers.reduce((sum, { macs }) => sum + macs, 0) / 1e6)} M a picture`],
+    ['Multiplications', `${short(macs(layers) / 1e6)} M a picture`],
+    ...(search.budget
+      ? [
+          [
+            'Activations of 8 bits',
+            `${wide.length} ${wide.length === 1 ? 'layer' : 'layers'}, ${percent(macs(wide) / macs(layers))} of the ` +
+              `multiplications, of ${percent(search.budget)} allowed`,
+          ] as [string, string],
+        ]
+      : []),
     ['Calibration', `${count(calibration.images)} pictures, seed ${calibration.seed}`],
     ['Search', [scales, ...corrections].join(', ')],
     ...(source.removed ?? []).map((sentence): [string, string] => ['Left out', sentence]),
@@ -121,7 +131,7 @@ function errorSplit(split: QuantizeReport['errorSplit']): string {
   if (!split) return '';
   const parts = [
     ['Weights and biases', split.weights],
-    ['Tensors that convolutions multiply, 7 bits', split.operands],
+    ['Tensors that convolutions multiply, 7 bits or 8', split.operands],
     ['Other tensors, 8 bits: added or mapped', split.others],
     ['All of them: the INT7 model', split.all],
   ] as const;
@@ -301,7 +311,7 @@ function sizes({ sizes: found, source }: QuantizeReport): string {
 }
 
 /** What a picture probably takes. */
-function latency(all: PredictedLatency[]): string {
+function latency({ latency: all = [], search }: QuantizeReport): string {
   if (all.length === 0) return '';
   const rows = all.map(({ target, milliseconds, basis }) => [
     escapeHtml(target),
@@ -310,7 +320,9 @@ function latency(all: PredictedLatency[]): string {
       ? 'simulated inner loops, without memory'
       : 'the rates of two networks, measured on an Intel Xeon',
   ]);
-  const note = 'an estimate from counted operations, nothing was run: one picture, one thread';
+  const note =
+    'an estimate from counted operations, nothing was run: one picture, one thread' +
+    (search.budget ? ', as if all activations had 7 bits' : '');
   return `<h2>Time of a picture <small>${note}</small></h2>\n${table(['On', 'Estimate', 'From'], rows)}`;
 }
 
@@ -374,14 +386,17 @@ function layerTable(all: QuantizedLayer[]): string {
   ]);
   const headings = [
     'Layer',
-    explained('Bits', 'of the integers it reads: 7 where weights multiply them, 8 where they are only added or mapped'),
+    explained('Bits', 'of the integers it reads: 7 where weights multiply them, or 8 within the budget; 8 elsewhere'),
     'Multiplications',
     explained('Angle', 'between the output and that of FP32, in the space of its values; short is good') +
       ' <i class="key before"></i> from the maximum <i class="key after"></i> found',
     'Cosine',
     explained('Clipped', 'share of the input’s values that the scale clips'),
     explained('Input scale', 'real value of one step of the input'),
-    explained('Σ |w|', 'largest sum of |weight| over one output channel: 63 times it bounds the accumulator'),
+    explained(
+      'Σ |w|',
+      'largest sum of |weight| over one output channel: 63 times it bounds the accumulator, 127 times with 8 bits',
+    ),
   ];
   return table(headings, rows);
 }

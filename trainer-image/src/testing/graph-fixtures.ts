@@ -114,6 +114,7 @@ export const QUICK_SEARCH = {
   zeroPoints: true,
   equalize: true,
   biasCorrection: true,
+  budget: 0,
   memoryBytes: 2 ** 30,
   temporaryDirectory: tmpdir(),
   computeThreads: 1,
@@ -121,12 +122,19 @@ export const QUICK_SEARCH = {
 
 const ZERO_POINTS = [0, -40, 0, -63, 17];
 
-/** Scales for values of about one, and the integers of weights and biases for them, without a search. */
-export function plainScales(graph: LayerGraph): Scales {
+/**
+ * Scales for values of about one, and the integers of weights and biases for them, without a search.
+ * @param wide whether every second operand has 8 bits, the first among them
+ */
+export function plainScales(graph: LayerGraph, { wide = false } = {}): Scales {
   const scales: Scales = { tensors: {}, weights: {}, biases: {} };
   let index = 0;
   const scaleOf = sharedScales(graph);
-  for (const [name, limit] of activationLimits(graph)) {
+  const convs = graph.layers.filter((layer) => layer.kind === 'conv' || layer.kind === 'fc');
+  const operands = [...new Set(convs.map(({ input }) => scaleOf(input)))];
+  const isWide = (tensor: string) => wide && operands.indexOf(scaleOf(tensor)) % 2 === 0;
+  const limits = activationLimits(graph, new Set(convs.filter(({ input }) => isWide(input)).map(({ name }) => name)));
+  for (const [name, limit] of limits) {
     const first = scaleOf(name);
     const shared = Object.hasOwn(scales.tensors, first) ? scales.tensors[first] : undefined;
     const choice = shared ? 0 : index++ % 5;
