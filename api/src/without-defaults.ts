@@ -12,10 +12,8 @@ import { isPlainObject } from './plain-object.ts';
 export function withoutDefaults(schema: z.ZodType, value: unknown): unknown {
   if (schema instanceof z.ZodOptional) return withoutDefaults(schema.unwrap() as z.ZodType, value);
   if (schema instanceof z.ZodDefault || schema instanceof z.ZodPrefault) {
-    const inner = schema.unwrap() as z.ZodType;
-    const rest = withoutDefaults(inner, value);
-    const ofDefault = withoutDefaults(inner, inner.parse(schema.def.defaultValue));
-    return JSON.stringify(rest) === JSON.stringify(ofDefault) ? undefined : rest;
+    const rest = withoutDefaults(schema.unwrap() as z.ZodType, value);
+    return JSON.stringify(rest) === restOfDefault(schema) ? undefined : rest;
   }
   if (schema instanceof z.ZodArray && Array.isArray(value))
     return value.map((entry) => withoutDefaults(schema.element as z.ZodType, entry));
@@ -25,4 +23,15 @@ export function withoutDefaults(schema: z.ZodType, value: unknown): unknown {
     .map(([name, field]) => [name, shape[name] ? withoutDefaults(shape[name], field) : field] as const)
     .filter(([, field]) => field !== undefined);
   return Object.fromEntries(rest);
+}
+
+/** By schema: what is left of its own default, as JSON. An operator that starts asks for it for each of its jobs. */
+const restsOfDefaults = new WeakMap<z.ZodType, string | undefined>();
+
+function restOfDefault(schema: z.ZodDefault | z.ZodPrefault): string | undefined {
+  if (!restsOfDefaults.has(schema)) {
+    const inner = schema.unwrap() as z.ZodType;
+    restsOfDefaults.set(schema, JSON.stringify(withoutDefaults(inner, inner.parse(schema.def.defaultValue))));
+  }
+  return restsOfDefaults.get(schema);
 }

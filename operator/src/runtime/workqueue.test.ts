@@ -3,12 +3,39 @@ import { test } from 'node:test';
 import fc from 'fast-check';
 import { WorkQueue } from './workqueue.ts';
 
-test('a key is queued once, however often it is added, and keys are taken in order', async () => {
+/** A queue without a backlog: its first worker has come. */
+async function begun(): Promise<WorkQueue> {
   const queue = new WorkQueue();
+  queue.add('first');
+  assert.equal(await queue.take(), 'first');
+  return queue;
+}
+
+test('a key is queued once, however often it is added, and keys are taken in order', async () => {
+  const queue = await begun();
   for (const key of ['a', 'b', 'a', 'a']) queue.add(key);
   assert.equal(queue.depth, 2);
   assert.deepEqual([await queue.take(), await queue.take()], ['a', 'b']);
   assert.equal(queue.depth, 0);
+});
+
+test('of what was added before the first worker came, what was added last comes first', async () => {
+  const queue = new WorkQueue();
+  for (const key of ['a', 'b', 'c', 'a']) queue.add(key);
+  assert.equal(queue.depth, 3);
+  assert.deepEqual([await queue.take(), await queue.take(), await queue.take()], ['a', 'c', 'b']);
+  assert.equal(queue.depth, 0);
+});
+
+test('keys that are added while there is a backlog share the workers with it, half and half', async () => {
+  const queue = new WorkQueue();
+  for (const key of ['a', 'b', 'c', 'd', 'e', 'f']) queue.add(key);
+  assert.equal(await queue.take(), 'f');
+  for (const key of ['x', 'b', 'y']) queue.add(key);
+  assert.equal(queue.depth, 7);
+  const order: (string | null)[] = [];
+  while (queue.depth > 0) order.push(await queue.take());
+  assert.deepEqual(order, ['x', 'e', 'b', 'd', 'y', 'c', 'a']);
 });
 
 test('a key that is added while a worker has it is queued again, once, after that', async () => {

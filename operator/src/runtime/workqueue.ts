@@ -2,6 +2,10 @@
  * A queue of keys for workers (client-go's workqueue). A key is in the queue once, however often it is added. A key
  * that is added while a worker has it is queued again when that worker is done, so no two workers ever have the same
  * key.
+ *
+ * Keys that were added before the first worker came are the backlog: of a replica that has just started, or been
+ * elected, all objects there are. Most of them need nothing. What changed last comes first, as it may be what the
+ * former leader could not finish, and each second key is one that was added since.
  */
 import { Backoff } from './backoff.ts';
 
@@ -24,6 +28,10 @@ const now = (): number => performance.now() / 1000;
 export class WorkQueue {
   /** Keys that wait for a worker, in order, each with the time (s) since when. */
   readonly #waiting = new Map<string, number>();
+  /** The backlog, as `#waiting`; undefined until the first worker takes a key. */
+  #backlog: Map<string, number> | undefined;
+  /** The next key is one of the backlog, if both have one. */
+  #isBacklogsTurn = false;
   /** Keys that workers have, each with the time (s) since when. */
   readonly #processing = new Map<string, number>();
   /** Keys that were added while a worker had them. */
@@ -42,7 +50,7 @@ export class WorkQueue {
 
   /** How many keys wait for a worker. */
   get depth(): number {
-    return this.#waiting.size;
+    return this.#waiting.size + (this.#backlog?.size ?? 0);
   }
   /** For each key that a worker has: for how many seconds. */
   get working(): number[] {
@@ -50,10 +58,18 @@ export class WorkQueue {
   }
 
   add(key: string): void {
-    if (this.#closed || this.#waiting.has(key) || this.#dirty.has(key)) return;
-    this.#metrics.added();
-    if (this.#processing.has(key)) this.#dirty.add(key);
-    else this.#enqueue(key);
+    if (this.#closed || this.#dirty.has(key)) return;
+    const since = this.#waiting.get(key) ?? this.#backlog?.get(key);
+    if (since === undefined) {
+      this.#metrics.added();
+      if (this.#processing.has(key)) this.#dirty.add(key);
+      else this.#enqueue(key);
+    } else if (this.#backlog === undefined) {
+      this.#waiting.delete(key);
+      this.#waiting.set(key, since);
+    } else if (this.#backlog.delete(key)) {
+      this.#waiting.set(key, since);
+    }
   }
 
   /** Adds the key later. Of several calls for a key, the earliest time counts. */
@@ -95,9 +111,16 @@ export class WorkQueue {
   /** Resolves to a key, which no other worker gets until `done`; to null when the queue is closed. */
   take(): Promise<string | null> {
     if (this.#closed) return Promise.resolve(null);
-    const [next] = this.#waiting;
+    if (this.#backlog === undefined) {
+      this.#backlog = new Map([...this.#waiting].reverse());
+      this.#waiting.clear();
+    }
+    const isBacklogs = this.#backlog.size > 0 && (this.#isBacklogsTurn || this.#waiting.size === 0);
+    this.#isBacklogsTurn = !isBacklogs;
+    const keys = isBacklogs ? this.#backlog : this.#waiting;
+    const [next] = keys;
     if (next === undefined) return new Promise((resolve) => this.#takers.push(resolve));
-    this.#waiting.delete(next[0]);
+    keys.delete(next[0]);
     return Promise.resolve(this.#begin(...next));
   }
 
@@ -116,6 +139,7 @@ export class WorkQueue {
     for (const { timer } of this.#delayed.values()) clearTimeout(timer);
     this.#delayed.clear();
     this.#waiting.clear();
+    this.#backlog?.clear();
     this.#dirty.clear();
     for (const resolve of this.#takers.splice(0)) resolve(null);
   }
