@@ -10,8 +10,8 @@ import { build, environment, node, root } from './lib/paths.mjs';
 import { attached, main, run, SetupError, step } from './lib/steps.mjs';
 import { setup } from './setup.mjs';
 
-const USAGE = `Usage: npm run bench [-- pfc | accuracy | train | data | int7 | int7-accuracy | int7-arm |
-                            int7-winograd | operator | restart [OPTION...]]
+const USAGE = `Usage: npm run bench [-- pfc | accuracy | head | train | data | int7 | int7-accuracy | int7-arm |
+                            operator | restart [OPTION...]]
 
 Runs all benchmarks, or one with its own options. Each prints a table and, as its last line, JSON.
 `;
@@ -63,6 +63,13 @@ const benchmarks = {
     const script = join(root, 'bench', 'accuracy', 'accuracy-bench.ts');
     return attached([node, script, ...(await reference(args)), ...args], { env: computing() });
   },
+  /** What identities that are added to a head, or removed, do to the accuracy of a network. */
+  async head(args) {
+    if (args.length === 0) return 0; // as `accuracy`
+    await setup(['native']);
+    await buildNative({ targets: [ADDON] });
+    return attached([node, join(root, 'bench', 'head', 'head-bench.ts'), ...args], { env: environment });
+  },
   /** The training of a backbone, on a CPU or a GPU. */
   async train(args) {
     await nativeBenchmark('train_bench', args);
@@ -91,11 +98,6 @@ const benchmarks = {
   async 'int7-arm'() {
     await setup(needs.armBenchmark);
     return attached([node, join(root, 'bench', 'int7', 'arm-cycles.ts')], { env: environment });
-  },
-  /** What integer Winograd would bring to convolutions on AVX2. */
-  async 'int7-winograd'(args) {
-    await nativeBenchmark('winograd_bench', args);
-    return attached([join(build, 'winograd_bench')], { env: environment });
   },
   /** The operator without kubelets: pods per second, requests, memory, failover; and plain POSTs of the same pods. */
   async operator(args) {

@@ -40,7 +40,7 @@ Without --model: a pretrained MobileFaceNet and an IResNet-50 with random weight
 --model M.onnx      another FP32 model
 --threads N         for one picture; default 1
 --isa SET           of our INT7: auto (default), portable, avx2, avx512vnni; on ARM neon, neondot. With avx2 also
-                    without sums in int16, as INT8 would be (avx2int32)
+                    without Winograd (avx2direct) and without sums in int16, as INT8 would be (avx2int32)
 --budget SHARE      also our INT7 with operands of 8 bits, as search.budget gives them; default 0, none
 --rounds N          turns of five pictures; default 15 for MobileFaceNet, 4 to 5 for others
 --layers            also GMAC/s of each step of our runtime
@@ -180,6 +180,12 @@ async function ncnn(layers: LayerGraph, quantized: SearchResult): Promise<Record
   );
 }
 
+/** What `--isa avx2` is compared with. */
+const AVX2_WITHOUT: Record<string, InstructionSet> = {
+  'facetrain INT7, no Winograd': 'avx2direct',
+  'facetrain INT7, int32 sums': 'avx2int32',
+};
+
 async function measure(title: string, graph: Graph, rounds: number): Promise<Record<string, Result>> {
   const layers = fold(graph);
   const pictures = randomPictures(layers.input, 2);
@@ -194,12 +200,16 @@ async function measure(title: string, graph: Graph, rounds: number): Promise<Rec
   const open = ({ graph, scales }: SearchResult, set = isa) =>
     Int7Model.open(graph, scales, { computeThreads: threads, isa: set });
   const int7 = await open(quantized);
-  const int32 = isa === 'avx2' ? await open(quantized, 'avx2int32') : undefined;
+  const withoutShortcuts: Record<string, Contender> = {};
+  for (const [name, other] of isa === 'avx2' ? Object.entries(AVX2_WITHOUT) : []) {
+    const model = await open(quantized, other);
+    withoutShortcuts[name] = () => timed(() => model.embed(one));
+  }
   const wide = budget > 0 ? await open(await search(budget)) : undefined;
   const real = threads === 1 ? await LayerModel.open(layers, { computeThreads: 1 }) : undefined;
   const contenders: Record<string, Contender> = {
     'facetrain INT7': () => timed(() => int7.embed(one)),
-    ...(int32 && { 'facetrain INT7, int32 sums': () => timed(() => int32.embed(one)) }),
+    ...withoutShortcuts,
     ...(wide && { 'facetrain INT7, 8-bit operands': () => timed(() => wide.embed(one)) }),
     ...(real && { 'facetrain FP32': () => timed(() => real.embed(one)) }),
     'ONNX Runtime FP32': await onnxRuntime(graph),

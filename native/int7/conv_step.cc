@@ -2,8 +2,8 @@
 #include <algorithm>
 #include <cmath>
 #include <limits>
-#include <optional>
 
+#include "int7/conv_sums.h"
 #include "int7/step.h"
 
 namespace facetrain::int7 {
@@ -34,37 +34,6 @@ Int16Weights int16_weights(const StepContext& context, const Group& group) {
   const int input = context.network.layers[group.head].inputs[0];
   return Int16Weights::of(context.stored[input].zero, context.network.tensors[input].range.high);
 }
-
-// What a convolution does with its sums: the epilogue, or real numbers.
-class Sums {
- public:
-  Sums(const StepContext& context, const Group& group) : stored_(context.stored[group.output]) {
-    const LayerSpec& layer = context.network.layers[group.head];
-    if (!stored_.real) {
-      epilogue_.emplace(context, group);
-      return;
-    }
-    for (const float scale : layer.weight_scales)
-      scales_.push_back(context.network.tensors[layer.inputs[0]].scale * scale);
-  }
-
-  void write(const Memory& memory, int y, int x, int pixels, int channel, int channels, const int32_t* sums,
-             int sums_stride) const {
-    if (epilogue_) return epilogue_->run(memory, y, x, pixels, channel, channels, sums, sums_stride);
-    auto* to = reinterpret_cast<float*>(memory.arena + stored_.at(y, x)) + channel;
-    for (int p = 0; p < pixels; ++p, sums += sums_stride, to += stored_.channels) {
-      for (int c = 0; c < std::min(channels, stored_.channels - channel); ++c) {
-        to[c] = static_cast<float>(sums[c]) * scales_[channel + c];
-      }
-    }
-  }
-  bool flat() const { return !epilogue_ || epilogue_->flat(); }
-
- private:
-  const Stored& stored_;
-  std::optional<GroupEpilogue> epilogue_;  // empty if the output is real
-  std::vector<float> scales_;
-};
 
 class ConvStep final : public Step {
  public:
@@ -116,8 +85,8 @@ class ConvStep final : public Step {
           const int end = left + static_cast<int>(int64_t{right - left} * (tile + 1) / count);
           tiles[end - begin - 1](row + begin * stride, stride, panel.segments.data(),
                                  static_cast<int>(panel.segments.size()), panel.steps, panel.weights.data(),
-                                 panel.bias.data(), panel.chunks.data(), part.sums);
-          sums_.write(memory, y, begin, end - begin, panel.channel, panel.vectors * kVector, part.sums,
+                                 panel.bias.data(), panel.chunks.data(), part.scratch);
+          sums_.write(memory, y, begin, end - begin, panel.channel, panel.vectors * kVector, part.scratch,
                       panel.vectors * kVector);
         }
       }
@@ -245,7 +214,7 @@ class ConvStep final : public Step {
   const Kernels& kernels_;
   const Stored* x_;
   Int16Weights int16_weights_;
-  Sums sums_;
+  ConvSums sums_;
   int rows_, width_;
   bool flat_;
   std::vector<Panel> panels_;
@@ -291,8 +260,8 @@ class DepthwiseStep final : public Step {
           const int begin = width * tile / count, end = width * (tile + 1) / count;
           function(row + begin * stride, stride, taps_.data(), static_cast<int>(taps_.size()),
                    weights_.data() + channel * static_cast<int64_t>(order_.size()), bias_.data() + channel, chunk_,
-                   end - begin, part.sums);
-          sums_.write(memory, y, begin, end - begin, channel, channels, part.sums, kBlock);
+                   end - begin, part.scratch);
+          sums_.write(memory, y, begin, end - begin, channel, channels, part.scratch, kBlock);
         }
       }
     }
@@ -346,7 +315,7 @@ class DepthwiseStep final : public Step {
   const Kernels& kernels_;
   const Stored* x_;
   Int16Weights int16_weights_;
-  Sums sums_;
+  ConvSums sums_;
   std::vector<int32_t> taps_;
   std::vector<int> order_;  // of the weights: taps, -1 for a weight of 0
   bool columns_;

@@ -9,6 +9,7 @@
 
 #include "int7/exact.h"
 #include "int7/runtime.h"
+#include "int7/step.h"
 #include "kernels/reference.h"
 #include "test/check.h"
 
@@ -282,6 +283,68 @@ void test_extremes() {
         }
       }
     }
+  }
+}
+
+// The way in which AVX2 computes the network's first layer: outputs of Winograd's tiles, 0 for the direct convolution.
+int winograd_outputs(const Network& network) {
+#if defined(__x86_64__)
+  const Winograd* way = winograd_of(network.layers[0], network.tensors[0], avx2_kernels());
+  return way ? way->outputs : 0;
+#else
+  (void)network;
+  return -1;
+#endif
+}
+
+void test_winograd() {
+  const auto check = [](int channels, int height, int width, const ConvShape& shape, int outputs) {
+    Builder b(channels, height, width);
+    const int conv = b.conv(0, shape);
+    // Its result is read by another such convolution, by one with a border of its own, and by an addition.
+    const int again = b.conv(conv, shape_of(shape.out_channels, 1, 3, 1, 1));
+    const int far = b.conv(conv, shape_of(shape.out_channels, 1, 5, 1, 2), 20);
+    const Network network = seen(b, b.pointwise(b.add(again, far), 0.5f));
+    const int found = winograd_outputs(network);
+    if (found >= 0) CHECK_EQ(found, outputs);
+    compare(network, "Winograd");
+    Builder real(channels, height, width);
+    real.conv(0, shape);
+    compare(real.finish(), "Winograd with real sums");
+  };
+  // Tiles of 4x4 with every rest in height and width, and with other borders.
+  for (const int rest : {0, 1, 2, 3}) {
+    check(48, 12 + rest, 20, shape_of(40, 1, 3, 1, 1), 4);
+    check(32, 20, 12 + rest, shape_of(64, 1, 3, 1, 1), 4);
+  }
+  ConvShape uneven = shape_of(50, 1, 3, 1, 0);
+  check(64, 18, 22, uneven, 4);
+  uneven.pads = {2, 0, 1, 3};
+  check(64, 17, 19, uneven, 4);
+  check(256, 14, 14, shape_of(256, 1, 3, 1, 1), 2);
+  check(256, 13, 15, shape_of(250, 1, 3, 1, 1), 2);
+  // Few pixels, few channels, parts of a vector.
+  for (const auto& [channels, size, out] : {std::array{512, 7, 512}, {16, 20, 16}, {40, 20, 40}})
+    check(channels, size, size, shape_of(out, 1, 3, 1, 1), 0);
+
+  // The largest sums of either sign. 576 times those of 4x4 tiles must fit an int32: 117 channels of 63 * 63 in 3x3.
+  const auto extreme = [](int channels, int outputs, int8_t weight, int (*zero_point)()) {
+    Builder b(channels, 16, 16);
+    b.conv(0, shape_of(32, 1, 3, 1, 1));
+    Network network = b.finish(zero_point);
+    for (size_t i = 0; i < network.layers[0].weights.size(); ++i)
+      network.layers[0].weights[i] = static_cast<int8_t>(weight != 0 ? weight : i % 2 ? 63 : -63);
+    const int found = winograd_outputs(network);
+    if (found >= 0) CHECK_EQ(found, outputs);
+    for (const int byte : {-1, 0, 255}) compare(network, "extremes of Winograd", byte);
+  };
+  for (const int8_t weight : {-63, 0, 63}) {
+    extreme(
+        96, 4, weight, +[] { return 0; });
+    extreme(
+        48, 4, weight, +[] { return 63; });
+    for (int (*zero_point)() : {+[] { return -63; }, +[] { return 0; }, +[] { return 63; }, +[] { return kEightBits; }})
+      extreme(128, 2, weight, zero_point);
   }
 }
 
@@ -589,6 +652,7 @@ int main() {
   test_exact_multipliers();
   test_convolutions();
   test_extremes();
+  test_winograd();
   test_int16_bounds();
   test_chunks_of_channels();
   test_stages();

@@ -97,6 +97,33 @@ struct EpilogueRow {
   int64_t y_stride = 0;
 };
 
+// Winograd's convolution of 3x3 taps and stride 1 (Lavin and Gray, arXiv 1509.09308; EasyQuant's second acceleration),
+// exact in integers: tiles of outputs * outputs pixels read inputs * inputs, which a transform makes as many positions
+// of. Sums of products at a position are those of a 1x1 convolution, 36 instead of 144 for a tile of 4x4 pixels; a
+// transform of them gives the tile's sums, times `scale`.
+struct Winograd {
+  int outputs;             // pixels of a tile on each side
+  const int (*filter)[3];  // [inputs][3]: what the rows of a filter become, and then the columns
+  // How much larger than an operand or a weight what is made of them may be.
+  int operand_gain, filter_gain;
+  int scale;
+  int tiles;              // that are multiplied together: their operands fit the second-level cache
+  double transform_cost;  // of a tile for 16 channels: see winograd_step.cc
+
+  int inputs() const { return outputs + 2; }
+  int positions() const { return inputs() * inputs(); }
+
+  // The operands of a tile, [positions][channels] with a stride between positions, from the integers `byte - zero` of
+  // inputs * inputs pixels. `channels` is a multiple of 16.
+  void (*transform)(const uint8_t* x, int64_t row, int64_t pitch, int channels, int zero, int64_t position_stride,
+                    int16_t* to);
+  // products [tiles][16] of x [tiles][channels] and weights [channels / 2][16][2].
+  void (*multiply)(const int16_t* x, int tiles, int channels, const int16_t* weights, int32_t* products);
+  // A tile's sums [outputs][outputs][16] with `sums_row` numbers from row to row, from products [positions][16].
+  void (*finish)(const int32_t* products, int64_t position_stride, const int32_t* bias, int32_t* sums,
+                 int64_t sums_row);
+};
+
 struct Kernels {
   // tiles[V / 2][P - 1] for V = 1, 2 and 4; null where there is none.
   ConvTile tiles[3][kTilePixels];
@@ -111,6 +138,7 @@ struct Kernels {
   // on average; null: none.
   const Kernels* int32_sums;
   double shortest_chunks;
+  const Winograd* winograd[2];  // of fewer bytes of weights first; null: none
   void (*epilogue)(const Epilogue&, const EpilogueRow&);
   // Products of registers alone, `rounds` times; returns their number. For measurements; null if there is none.
   int64_t (*bare_products)(int64_t rounds);
@@ -119,7 +147,9 @@ struct Kernels {
 const Kernels& portable_kernels();
 #if defined(__x86_64__)
 const Kernels& avx2_kernels();
+const Kernels& avx2direct_kernels();
 const Kernels& avx2int32_kernels();
+const Winograd* avx2_winograd(int outputs);  // 2 or 4
 const Kernels& avx512vnni_kernels();
 #elif defined(__aarch64__)
 const Kernels& neon_kernels();

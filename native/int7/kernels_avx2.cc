@@ -199,6 +199,14 @@ Kernels make_kernels(std::integer_sequence<int, P...>) {
   // On an AMD EPYC, chunks of two steps take 1.3 times as long as int32 sums, five to six as long, twelve 0.87 times.
   kernels.int32_sums = &avx2int32_kernels();
   kernels.shortest_chunks = 6;
+  kernels.winograd[0] = avx2_winograd(2);
+  kernels.winograd[1] = avx2_winograd(4);
+  return kernels;
+}
+
+Kernels make_direct_kernels() {
+  Kernels kernels = avx2_kernels();
+  kernels.winograd[0] = kernels.winograd[1] = nullptr;
   return kernels;
 }
 
@@ -214,6 +222,11 @@ Kernels make_int32_kernels(std::integer_sequence<int, P...>) {
 
 const Kernels& avx2_kernels() {
   static const Kernels kernels = make_kernels(std::make_integer_sequence<int, 4>());
+  return kernels;
+}
+
+const Kernels& avx2direct_kernels() {
+  static const Kernels kernels = make_direct_kernels();
   return kernels;
 }
 

@@ -22,6 +22,7 @@ const Kernels& kernels_for(Isa isa) {
 #if defined(__x86_64__)
   if (isa == Isa::avx512vnni) return avx512vnni_kernels();
   if (isa == Isa::avx2) return avx2_kernels();
+  if (isa == Isa::avx2direct) return avx2direct_kernels();
   if (isa == Isa::avx2int32) return avx2int32_kernels();
 #elif defined(__aarch64__)
   if (isa == Isa::neondot) return neondot_kernels();
@@ -33,6 +34,8 @@ const Kernels& kernels_for(Isa isa) {
 
 Runtime::Runtime(Network network, Isa isa, int64_t largest_memory)
     : network_(std::move(network)), kernels_(kernels_for(isa)) {
+  for (const LayerSpec& layer : network_.layers)
+    winograd_.push_back(winograd_of(layer, network_.tensors[layer.inputs[0]], kernels_));
   store_tensors();
   plan(largest_memory);
 }
@@ -57,7 +60,8 @@ void Runtime::store_tensors() {
     // A wider one is signed bytes, which a convolution may want unsigned.
     const int wide_zero = kernels_.signed_bytes ? 0 : 1 + kLargestWideOperand;
     bool only_mixed = t == 0;
-    for (const LayerSpec& layer : network_.layers) {
+    for (size_t l = 0; l < network_.layers.size(); ++l) {
+      const LayerSpec& layer = network_.layers[l];
       if (std::find(layer.inputs.begin(), layer.inputs.end(), static_cast<int>(t)) == layer.inputs.end()) continue;
       only_mixed = only_mixed && mixes_channels(layer);
       if (layer.kind != LayerSpec::Kind::conv) continue;
@@ -68,6 +72,10 @@ void Runtime::store_tensors() {
       stored.left = std::max(stored.left, layer.shape.pads[1]);
       stored.bottom = std::max(stored.bottom, layer.shape.pads[2]);
       stored.right = std::max(stored.right, layer.shape.pads[3]);
+      if (winograd_[l] == nullptr) continue;
+      const Margins margins = winograd_margins(layer.shape, *winograd_[l]);
+      stored.bottom = std::max(stored.bottom, margins.bottom);
+      stored.right = std::max(stored.right, margins.right);
     }
     stored.pitch = least_multiple(stored.channels, only_mixed ? 4 : kVector);
     if (stored.bytes() > INT32_MAX) throw std::invalid_argument("a tensor of more than 2^31 bytes with its padding");
@@ -128,8 +136,10 @@ void Runtime::plan(int64_t largest_memory) {
   arena_bytes_ = arena.bytes();
   // A small file may describe large tensors, and groups whose packed weights are far larger than they are.
   int64_t memory = arena_bytes_;
-  for (const LayerSpec& layer : network_.layers) {
-    if (layer.kind == Kind::conv) memory += packed_bytes(layer.shape);
+  for (size_t l = 0; l < network_.layers.size(); ++l) {
+    const LayerSpec& layer = network_.layers[l];
+    if (layer.kind != Kind::conv) continue;
+    memory += winograd_[l] ? packed_bytes(layer.shape, *winograd_[l]) : packed_bytes(layer.shape);
   }
   if (memory > largest_memory) {
     throw std::invalid_argument("its tensors and packed weights take " + std::to_string(memory) + " bytes; at most " +
@@ -139,7 +149,7 @@ void Runtime::plan(int64_t largest_memory) {
     if (piece[t] >= 0) stored_[t].offset = arena.offset(piece[t]);
   }
 
-  const StepContext context{network_, stored_, kernels_};
+  const StepContext context{network_, stored_, kernels_, winograd_};
   Planned picture{.step = pixels_step(context), .borders = {}};
   add_borders(picture, stored_[0]);
   steps_.push_back(std::move(picture));
@@ -153,6 +163,8 @@ void Runtime::plan(int64_t largest_memory) {
       planned.step = dense_step(context, group, std::move(nodes[g]), std::move(places));
     } else if (head.kind == Kind::node) {
       planned.step = table_step(context, group, *nodes[g]);
+    } else if (winograd_[group.head]) {
+      planned.step = winograd_step(context, group);
     } else if (head.kind == Kind::conv) {
       planned.step = mixes_channels(head) ? conv_step(context, group) : depthwise_step(context, group);
     } else if (head.kind == Kind::pool) {
@@ -171,6 +183,7 @@ void Runtime::plan(int64_t largest_memory) {
     steps_.push_back(std::move(planned));
   }
   steps_.push_back({.step = outputs_step(context), .borders = {}});
+  for (const Planned& planned : steps_) scratch_ = std::max(scratch_, planned.step->scratch());
 }
 
 int64_t Runtime::output_size() const {
@@ -192,7 +205,7 @@ void Runtime::add_borders(Planned& planned, const Stored& stored) const {
 
 int64_t Runtime::context_bytes(int threads) const {
   const int64_t arena = (arena_bytes_ + kAlignment - 1) / kAlignment * kAlignment;
-  return kAlignment + arena + int64_t{threads} * kSums * int64_t{sizeof(int32_t)};
+  return kAlignment + arena + int64_t{threads} * scratch_ * int64_t{sizeof(int32_t)};
 }
 
 Runtime::Context::Context(const Runtime& runtime, int threads) : threads_(threads) {
@@ -200,16 +213,16 @@ Runtime::Context::Context(const Runtime& runtime, int threads) : threads_(thread
   bytes_.resize(runtime.context_bytes(threads));
   const auto address = reinterpret_cast<uintptr_t>(bytes_.data());
   arena_ = bytes_.data() + (kAlignment - address % kAlignment) % kAlignment;
-  sums_ = reinterpret_cast<int32_t*>(arena_ + arena);
+  scratch_ = reinterpret_cast<int32_t*>(arena_ + arena);
 }
 
 void Runtime::run_step(const Planned& planned, Context& context, const uint8_t* picture, float* output, int part,
-                       int parts) {
+                       int parts) const {
   if (part == 0) {
     for (const Border& border : planned.borders) std::memset(context.arena_ + border.offset, border.zero, border.bytes);
   }
   planned.step->run({context.arena_, picture, output},
-                    {.index = part, .count = parts, .sums = context.sums_ + int64_t{part} * kSums});
+                    {.index = part, .count = parts, .scratch = context.scratch_ + part * scratch_});
 }
 
 void Runtime::run(Context& context, const uint8_t* picture, float* output) const {

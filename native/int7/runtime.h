@@ -51,7 +51,7 @@ class Runtime {
     int threads_;
     std::vector<uint8_t> bytes_;
     uint8_t* arena_;
-    int32_t* sums_;
+    int32_t* scratch_;  // of all threads
   };
 
   // Computes the outputs of a picture [height, width, channels] of bytes, one after the other, each [channels, height,
@@ -83,14 +83,16 @@ class Runtime {
   void plan(int64_t largest_memory);
   std::unique_ptr<NodeLayer> node_of(const LayerSpec& layer) const;
   void add_borders(Planned& planned, const Stored& stored) const;
-  static void run_step(const Planned& planned, Context& context, const uint8_t* picture, float* output, int part = 0,
-                       int parts = 1);
+  void run_step(const Planned& planned, Context& context, const uint8_t* picture, float* output, int part = 0,
+                int parts = 1) const;
 
   Network network_;
   const Kernels& kernels_;
+  std::vector<const Winograd*> winograd_;  // by layer
   std::vector<Stored> stored_;
   std::vector<Planned> steps_;
   int64_t arena_bytes_ = 0;  // of all tensors that live at the same time
+  int64_t scratch_ = 0;      // integers of a thread
 };
 
 // Multiply-accumulates a second of one thread in a loop of the instruction set's products alone, with all operands in

@@ -87,7 +87,7 @@ class PoolStep final : public Step {
   }
 
   void run(const Memory& memory, const Part& part) const override {
-    int32_t* sums = part.sums;
+    int32_t* sums = part.scratch;
     uint8_t* y = memory.arena + y_->at(0, 0);
     const auto area = static_cast<float>(source_->height * source_->width);
     const int vectors = source_->pitch / kVector;

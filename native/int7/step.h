@@ -21,16 +21,17 @@ struct Memory {
 // The part of a step that one of `count` threads computes.
 struct Part {
   int index = 0, count = 1;
-  int32_t* sums = nullptr;  // kSums integers of this thread
+  int32_t* scratch = nullptr;  // Step::scratch() integers of this thread
 
   int begin(int total) const { return static_cast<int>(int64_t{total} * index / count); }
   int end(int total) const { return static_cast<int>(int64_t{total} * (index + 1) / count); }
 };
-inline constexpr int kSums = kTilePixels * kBlock;
 
 class Step {
  public:
   virtual ~Step() = default;
+  // Integers that a thread needs while it runs: by default the sums of the largest tile.
+  virtual int64_t scratch() const { return kTilePixels * kBlock; }
   virtual void run(const Memory& memory, const Part& part) const = 0;
 
   std::string name;
@@ -42,14 +43,25 @@ struct StepContext {
   const Network& network;
   const std::vector<Stored>& stored;  // by tensor; outlives the step
   const Kernels& kernels;
+  const std::vector<const Winograd*>& winograd;  // by layer, null for others: see winograd_of
 };
 
 // The bytes that a convolution's step needs at most for its packed weights and biases. Each output of a convolution in
 // groups has zeros for the inputs of the groups beside it: up to 64 times the bytes of its own weights.
 int64_t packed_bytes(const ConvShape& shape);
+int64_t packed_bytes(const ConvShape& shape, const Winograd& way);
+
+// How Winograd's tiles compute a convolution of `x`; null if they cannot, or are not faster.
+const Winograd* winograd_of(const LayerSpec& layer, const TensorSpec& x, const Kernels& kernels);
+// The borders that the tiles read below and beside the convolution's input.
+struct Margins {
+  int bottom = 0, right = 0;
+};
+Margins winograd_margins(const ConvShape& shape, const Winograd& way);
 
 std::unique_ptr<Step> pixels_step(const StepContext& context);
 std::unique_ptr<Step> conv_step(const StepContext& context, const Group& group);
+std::unique_ptr<Step> winograd_step(const StepContext& context, const Group& group);
 std::unique_ptr<Step> depthwise_step(const StepContext& context, const Group& group);
 std::unique_ptr<Step> elements_step(const StepContext& context, const Group& group);
 std::unique_ptr<Step> pool_step(const StepContext& context, const Group& group);

@@ -46,6 +46,8 @@ void depthwise_pixel_portable(const int8_t* const* taps, int tap_count, int chan
 
 const char* name_of(Isa isa) {
   switch (isa) {
+    case Isa::avx2direct:
+      return "avx2direct";
     case Isa::avx2int32:
       return "avx2int32";
     case Isa::avx2:
@@ -70,7 +72,7 @@ bool supported(Isa isa) {
            __builtin_cpu_supports("avx512vl") && __builtin_cpu_supports("avx512dq") &&
            __builtin_cpu_supports("avx512vnni");
   }
-  if (isa == Isa::avx2 || isa == Isa::avx2int32) return __builtin_cpu_supports("avx2");
+  if (isa == Isa::avx2 || isa == Isa::avx2direct || isa == Isa::avx2int32) return __builtin_cpu_supports("avx2");
 #elif defined(__aarch64__)
   if (isa == Isa::neon) return true;
 #if defined(__linux__)
@@ -94,7 +96,7 @@ Isa best_isa() {
 static ConvTile tile_for(Isa isa) {
 #if defined(__x86_64__)
   if (isa == Isa::avx512vnni) return conv_tile_avx512vnni;
-  if (isa == Isa::avx2 || isa == Isa::avx2int32) return conv_tile_avx2;
+  if (isa == Isa::avx2 || isa == Isa::avx2direct || isa == Isa::avx2int32) return conv_tile_avx2;
 #endif
   (void)isa;
   return conv_tile_portable;
