@@ -34,6 +34,8 @@ interface Expected {
   size?: { height: number; width: number };
   /** Calibration pictures, of a network that takes its time; absent: CALIBRATION. */
   calibration?: number;
+  /** search.budget; absent: 0.3. */
+  budget?: number;
   /** The operator that no file for ncnn has; absent: ncnn runs it. */
   notInNcnn?: string;
   /** Whether it reads words; absent: it looks at faces. */
@@ -54,8 +56,10 @@ const MODELS: Record<string, Expected> = {
   [join(onnxModels, 'pnet.onnx')]: { cosine: 0.97, real: 3, size: { height: 48, width: 48 } },
   [join(onnxModels, 'rnet.onnx')]: { cosine: 0.95, real: 1 },
   [join(onnxModels, 'open-nsfw.onnx')]: { cosine: 0.9, real: 1, calibration: 3 },
+  // The white around words is one value, whose rounding decides: 0.945 with 7 bits, 0.85 where some operands have 8.
   [join(onnxModels, 'ch_PP-OCRv4_det_infer.onnx')]: {
     cosine: 0.85,
+    budget: 0,
     real: 2,
     size: { height: 96, width: 96 },
     reads: true,
@@ -218,7 +222,7 @@ for (const [file, expected] of Object.entries(MODELS))
       zeroPoints: true,
       equalize: true,
       biasCorrection: true,
-      budget: 0.3,
+      budget: expected.budget ?? 0.3,
       memoryBytes: 2 ** 31,
       temporaryDirectory: tmpdir(),
       computeThreads: 2,
