@@ -94,7 +94,12 @@ export async function compareOnPictures(
     );
     return { metrics: summarizeOutputs(compared, source, pictures.count), scores: [], sources: by(mean) };
   }
-  const found = cosines(reference, quantized, fp32.dim);
+  const found = cosines(
+    reference,
+    quantized,
+    fp32.dim,
+    (index) => `picture ${numbers[index]} of the calibration dataset`,
+  );
   return { metrics: summarize([], found, source), scores: [], sources: by(found) };
 }
 

@@ -26,6 +26,13 @@ test('a zero embedding, or one that is not finite, has no cosine', () => {
       message: `INT7 model: embedding of picture 1: its length is ${shown}; a finite vector that is not zero`,
     });
     assert.throws(() => cosines(broken, fine, 2), /^FacetrainError: FP32 model: embedding of picture 1: /);
+    const same = [true];
+    const compare = (mirrored: Float32Array) =>
+      compareOnSet({ name: 'lfw', same }, 2, { plain: fine, mirrored: fine }, { plain: fine, mirrored });
+    assert.throws(
+      () => compare(broken),
+      /^FacetrainError: INT7 model: embedding of picture 1 of set "lfw", mirrored: its length is /,
+    );
   }
 });
 

@@ -9,7 +9,7 @@ import {
   type SetScores,
 } from '@facetrain/api';
 import type { GraphOutput } from '@facetrain/native';
-import { checkFiniteEmbeddings } from '../verification/check-embeddings.ts';
+import { lengthOf } from '../verification/check-embeddings.ts';
 import { fewestPairs, ROUNDING } from '../verification/gate-pairs.ts';
 import { type GroupFigures, type Verification, verify, verifyGroups } from '../verification/protocol.ts';
 import type { VerificationSet } from '../verification/verification-set.ts';
@@ -23,12 +23,18 @@ export interface SetEmbeddings {
 
 /**
  * The cosine of each embedding with its counterpart, both [count, dim].
- * @throws FacetrainError NotANumber naming the picture, when one of the two is zero or not finite
+ * @param pictureName how an error calls a picture
+ * @throws FacetrainError NotANumber naming model and picture, when one of the two is zero or not finite
  */
-export function cosines(a: Float32Array, b: Float32Array, dim: number): Float64Array {
-  for (const [name, embeddings] of Object.entries({ FP32: a, INT7: b }))
-    checkFiniteEmbeddings(embeddings, dim, `${name} model`);
+export function cosines(
+  a: Float32Array,
+  b: Float32Array,
+  dim: number,
+  pictureName = (index: number) => `picture ${index}`,
+): Float64Array {
   return Float64Array.from({ length: a.length / dim }, (_, index) => {
+    for (const [model, embeddings] of Object.entries({ FP32: a, INT7: b }))
+      lengthOf(embeddings, dim, index, `${model} model: embedding of ${pictureName(index)}`);
     let [product, squareA, squareB] = [0, 0, 0];
     for (let at = index * dim; at < (index + 1) * dim; ++at) {
       product += a[at]! * b[at]!;
@@ -62,6 +68,11 @@ export function compareOnSet(
   fp32: SetEmbeddings,
   int7: SetEmbeddings,
 ): { comparison: Comparison; cosines: Float64Array; scores: SetScores } {
+  // First: what is not finite is found here, and the error names the model.
+  const all = concatenate([
+    cosines(fp32.plain, int7.plain, dim, (index) => `picture ${index} of set "${set}"`),
+    cosines(fp32.mirrored, int7.mirrored, dim, (index) => `picture ${index} of set "${set}", mirrored`),
+  ]);
   const [a, b] = [fp32, int7].map(({ plain, mirrored }) => plain.map((value, at) => value + mirrored[at]!)) as [
     Float32Array,
     Float32Array,
@@ -69,7 +80,6 @@ export function compareOnSet(
   const [reference, quantized] = [verify(a, dim, same), verify(b, dim, same)];
   const figures = ({ accuracy, std, threshold, tarAtFar }: Verification) => ({ accuracy, std, threshold, tarAtFar });
   const unresolvedFar = Object.keys(reference.tarAtFar).filter((rate) => rate in reference.unresolvedFar);
-  const all = concatenate([cosines(fp32.plain, int7.plain, dim), cosines(fp32.mirrored, int7.mirrored, dim)]);
   const comparison = {
     set,
     pairs: same.length,

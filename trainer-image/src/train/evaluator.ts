@@ -5,7 +5,7 @@ import type { Program } from '../program/program.ts';
 import type { Ranks } from '../program/ranks.ts';
 import { isStop } from '../program/stop-signal.ts';
 import { histogram } from '../report/histogram.ts';
-import { areAllSame } from '../verification/check-embeddings.ts';
+import { areAllSame, checkFiniteEmbeddings } from '../verification/check-embeddings.ts';
 import { evaluateSet, partOf } from '../verification/evaluate-set.ts';
 import { checkGateHasPairs } from '../verification/gate-pairs.ts';
 import { spreadOf, verify, verifyGroups } from '../verification/protocol.ts';
@@ -74,6 +74,7 @@ export class Evaluator {
         embeddings.set(part, offset);
         offset += part.length;
       }
+      checkFiniteEmbeddings(embeddings, session.dim, `set "${set.name}"`);
       // No reason to end a training, which may have just begun.
       if (rank === 0 && areAllSame(embeddings, session.dim))
         this.#program.log.warn({ step, set: set.name }, 'the embeddings of all pictures are the same');
