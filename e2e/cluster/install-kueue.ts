@@ -40,6 +40,6 @@ const withoutPodWebhooks = (object: Manifest): Manifest =>
         ),
       };
 
-/** Waits until Kueue's webhooks answer. */
+/** Waits until Kueue's pod is ready. On a busy node its probe may fail again, and its webhooks then have no address. */
 export const kueueIsReady = (cluster: Cluster): Promise<string> =>
-  cluster.kubectl('-n', NAMESPACE, 'rollout', 'status', 'deployment/kueue-controller-manager', '--timeout=180s');
+  cluster.kubectl('-n', NAMESPACE, 'rollout', 'status', 'deployment/kueue-controller-manager', '--timeout=600s');

@@ -3,6 +3,7 @@ import assert from 'node:assert/strict';
 import { isPodAlive } from '@facetrain/operator/controllers/observe';
 import { type PodObject, pods } from '@facetrain/operator/controllers/resources';
 import { Cache } from '@facetrain/operator/runtime/cache';
+import { eventually } from '@facetrain/operator/testing/eventually';
 import { silentLog } from '@facetrain/operator/testing/silent-log';
 import { kueueIsReady } from '../cluster/install-kueue.ts';
 import { applyExample, reachesStep, stepResumedFrom, trainLongWithoutEvaluation } from '../testing/example-job.ts';
@@ -13,7 +14,7 @@ import { AT_THE_GATE, gated, openGate, trainJob, yaml } from '../testing/small-j
 async function applyQueue(ns: Namespace, pods: number): Promise<void> {
   await kueueIsReady(ns.cluster);
   const name = ns.name;
-  await ns.apply(
+  const objects = [
     yaml(`{apiVersion: kueue.x-k8s.io/v1beta2, kind: ResourceFlavor, metadata: {name: ${name}}}`),
     yaml(`
       apiVersion: kueue.x-k8s.io/v1beta2
@@ -36,7 +37,8 @@ async function applyQueue(ns: Namespace, pods: number): Promise<void> {
       metadata: { name: `${name}-${priority}` },
       value,
     })),
-  );
+  ];
+  await eventually(() => ns.apply(...objects), 10 * MINUTE, 1000);
 }
 
 const queueOf = (ns: Namespace, priority: string) => ({ name: 'team', priorityClassName: `${ns.name}-${priority}` });
