@@ -164,9 +164,9 @@ const Winograd* winograd_of(const LayerSpec& layer, const TensorSpec& x, const K
   double least = 0.95 * kDirectProduct * static_cast<double>(s.macs());
   const Winograd* best = nullptr;
   for (const Winograd* way : kernels.winograd) {
-    if (way == nullptr || !fits(layer, x, *way)) continue;
+    if (way == nullptr) continue;
     const double cost = cost_of(s, *way);
-    if (cost >= least) continue;
+    if (cost >= least || !fits(layer, x, *way)) continue;
     best = way;
     least = 0.9 * cost;
   }

@@ -158,19 +158,25 @@ float extent_scale(const Extent& extent, int limit, int zero_point) {
   return bounded_scale((largest > 0 ? largest : 1.0f) / static_cast<float>(limit - (up ? zero_point : -zero_point)));
 }
 
-Scales scales_from_extents(const LayerGraph& graph, const std::vector<Extent>& extents, std::vector<int> limits,
-                           bool zero_points) {
+Scales tensor_scales_from_extents(const LayerGraph& graph, const std::vector<Extent>& extents, std::vector<int> limits,
+                                  bool zero_points) {
   Scales scales;
   scales.limits = std::move(limits);
   scales.tensors.resize(graph.tensors.size());
   scales.zero_points.resize(graph.tensors.size());
-  scales.convs.resize(graph.layers.size());
   for (size_t t = 0; t < graph.tensors.size(); ++t) {
     if (!graph.quantized(t)) continue;
     if (zero_points && scales.limits[t] == kOperandLimit && may_be_wide_operand(graph, static_cast<int>(t)))
       scales.zero_points[t] = zero_point_of(extents[t]);
     scales.tensors[t] = extent_scale(extents[t], scales.limits[t], scales.zero_points[t]);
   }
+  return scales;
+}
+
+Scales scales_from_extents(const LayerGraph& graph, const std::vector<Extent>& extents, std::vector<int> limits,
+                           bool zero_points) {
+  Scales scales = tensor_scales_from_extents(graph, extents, std::move(limits), zero_points);
+  scales.convs.resize(graph.layers.size());
   for (size_t l = 0; l < graph.layers.size(); ++l) {
     const Layer& layer = graph.layers[l];
     if (layer.kind != Layer::Kind::conv) continue;

@@ -71,6 +71,9 @@ float extent_scale(const Extent& extent, int limit, int zero_point);
 // point with which both just fit.
 Scales scales_from_extents(const LayerGraph& graph, const std::vector<Extent>& extents, std::vector<int> limits,
                            bool zero_points);
+// Those of tensors alone, without convolutions: `convs` is empty.
+Scales tensor_scales_from_extents(const LayerGraph& graph, const std::vector<Extent>& extents, std::vector<int> limits,
+                                  bool zero_points);
 
 // The integers of one output channel's weights: round_half_even(weight / scale), saturated at +-63.
 void quantize_weights(const float* weights, int64_t count, float scale, int8_t* integers);

@@ -172,11 +172,12 @@ void Search::find_extents() {
     shared.add(extents_[t].high);
   }
   for (size_t t = 0; t < extents_.size(); ++t) extents_[t] = extents_[graph_.tensors[t].scale_of];
-  const auto scales = [&](std::vector<int> limits) {
-    return scales_from_extents(graph_, extents_, std::move(limits), options_.zero_points);
+  const auto tensors = [&](std::vector<int> limits) {
+    return tensor_scales_from_extents(graph_, extents_, std::move(limits), options_.zero_points);
   };
-  const Scales narrow = scales(narrow_limits(graph_)), wide = scales(wide_limits(graph_));
-  start_ = scales(choose_limits(graph_, narrow, wide, options_.budget));
+  const Scales narrow = tensors(narrow_limits(graph_)), wide = tensors(wide_limits(graph_));
+  start_ =
+      scales_from_extents(graph_, extents_, choose_limits(graph_, narrow, wide, options_.budget), options_.zero_points);
 }
 
 // Sets what was chosen for a tensor and for those that share its scale, and requantizes the biases of the convolutions
