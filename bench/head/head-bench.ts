@@ -6,17 +6,17 @@
  * the same checkpoint: unchanged; with others added by `head add`; with the same others, whose class centres are those
  * of the seed; and without some, removed by `head remove`.
  */
-import { spawn } from 'node:child_process';
+import { execFile } from 'node:child_process';
 import { cpSync, mkdirSync, mkdtempSync, rmSync, writeFileSync } from 'node:fs';
 import { readFile } from 'node:fs/promises';
 import { tmpdir } from 'node:os';
 import { join } from 'node:path';
-import { parseArgs } from 'node:util';
+import { parseArgs, promisify } from 'node:util';
 import type { TrainReport } from '@facetrain/api';
 import { Model, packDataset, readLabels } from '@facetrain/native';
 import { completeSteps, openCheckpoint } from '@facetrain/trainer/checkpoint/directory';
 import { readCentres } from '@facetrain/trainer/checkpoint/rows';
-import { shuffled } from '@facetrain/trainer/dataset/hold-out';
+import { countByLabel, shuffled } from '@facetrain/trainer/dataset/hold-out';
 import { withInputRange } from '@facetrain/trainer/onnx/input-range';
 import { readOnnx } from '@facetrain/trainer/onnx/read';
 import { MOBILEFACENET } from '@facetrain/trainer/testing/onnx-oracles';
@@ -72,8 +72,7 @@ process.on('exit', () => rmSync(scratch, { recursive: true, force: true }));
 
 // ---- Who is in which part ----
 const { labels, identities } = await readLabels(folder);
-const counts = new Uint32Array(identities);
-for (const label of labels) if (label >= 0) counts[label]! += 1;
+const counts = countByLabel(labels, identities);
 const everybody = shuffled(identities, seed);
 const trained = everybody
   .filter((label) => counts[label]! >= LEAST_PICTURES && counts[label]! <= MOST_PICTURES)
@@ -103,22 +102,9 @@ const trainedPictures = [...labels.keys()].filter(
 );
 
 // ---- Training, by the commands that users have ----
-function facetrain(...args: string[]): Promise<void> {
-  return new Promise((resolve, reject) => {
-    const child = spawn(process.execPath, [join(root, 'cli', 'src', 'main.ts'), ...args], {
-      stdio: ['ignore', 'ignore', 'pipe'],
-    });
-    let words = '';
-    child.stderr.on('data', (chunk) => {
-      words += chunk;
-    });
-    child.on('error', reject);
-    child.on('close', (code) =>
-      code === 0
-        ? resolve()
-        : reject(new Error(`facetrain ${args.join(' ')} left with ${code}: ${words.slice(-2000)}`)),
-    );
-  });
+async function facetrain(...args: string[]): Promise<void> {
+  const main = join(root, 'cli', 'src', 'main.ts');
+  await promisify(execFile)(process.execPath, [main, ...args], { maxBuffer: 2 ** 26 });
 }
 
 const output = (name: string) => join(scratch, name);
@@ -152,12 +138,6 @@ async function train(name: string, data: string, epochs: number): Promise<TrainR
   console.error(`training ${name}`);
   await facetrain('run', '-f', file);
   return JSON.parse(await readFile(join(output(name), 'train-report.json'), 'utf8'));
-}
-
-/** Another training that goes on from the checkpoint of `base`. */
-function branch(name: string): string {
-  cpSync(checkpoints('base'), checkpoints(name), { recursive: true });
-  return checkpoints(name);
 }
 
 // ---- Judging ----
@@ -260,8 +240,8 @@ const ways: { name: string; title: string; data: string; edit?: (folder: string)
   },
 ];
 for (const { name, title, data, edit } of ways) {
-  await edit?.(branch(name));
-  if (!edit) branch(name);
+  cpSync(checkpoints('base'), checkpoints(name), { recursive: true });
+  await edit?.(checkpoints(name));
   const nearestBefore = nearest(baseEmbeddings, await centresOf(name));
   const { history, lossLast } = await train(name, data, Number(options.epochs) + Number(options.more));
   const firstLoss = history.find(({ step }) => step > base.steps)!.loss;

@@ -7,7 +7,7 @@ import { tmpdir } from 'node:os';
 import { parseArgs } from 'node:util';
 import { DEFAULT_CALIBRATION, DEFAULT_SEARCH } from '@facetrain/api';
 import { type Embedder, Int7Model, LayerModel, readLabels, searchScales } from '@facetrain/native';
-import { holdOut } from '@facetrain/trainer/dataset/hold-out';
+import { countByLabel, holdOut } from '@facetrain/trainer/dataset/hold-out';
 import { sampleIndices } from '@facetrain/trainer/dataset/sample-indices';
 import { withInputRange } from '@facetrain/trainer/onnx/input-range';
 import { parseOnnx } from '@facetrain/trainer/onnx/read';
@@ -94,9 +94,7 @@ async function onnxRuntime(bytes: Uint8Array, name: string): Promise<Pick<Embedd
 
 // ---- Whom the pairs are of, and who calibrates ----
 const { labels, identities } = await readLabels(folder);
-const counts = new Uint32Array(identities);
-for (const label of labels) if (label >= 0) counts[label]! += 1;
-const heldOut = new Set(holdOut(counts, Number(options.people), seed).heldOut);
+const heldOut = new Set(holdOut(countByLabel(labels, identities), Number(options.people), seed).heldOut);
 const pairs = new Pairs(labels, (label) => heldOut.has(label), { count: Number(options.pairs), seed, folder });
 const { pictures } = pairs;
 const others = [...labels.keys()].filter((picture) => labels[picture]! >= 0 && !heldOut.has(labels[picture]!));

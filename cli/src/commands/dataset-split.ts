@@ -4,7 +4,7 @@ import { mkdir, rename, rm, writeFile } from 'node:fs/promises';
 import { join } from 'node:path';
 import { FacetrainError } from '@facetrain/api';
 import { type PackedDataset, packDataset, readLabels } from '@facetrain/native';
-import { holdOut } from '@facetrain/trainer/dataset/hold-out';
+import { countByLabel, holdOut } from '@facetrain/trainer/dataset/hold-out';
 import { storageError } from '@facetrain/trainer/storage/atomic-files';
 import { type StatusLine, table } from '../terminal-output.ts';
 
@@ -34,9 +34,7 @@ export async function splitDataset(
       found: `labels up to ${identities - 1} in ${labels.length} pictures`,
       allowed: 'labels without large gaps: 0, 1, 2, …',
     });
-  const counts = new Uint32Array(identities);
-  for (const label of labels) if (label >= 0) counts[label]! += 1;
-  const { train, heldOut } = holdOut(counts, holdout, seed);
+  const { train, heldOut } = holdOut(countByLabel(labels, identities), holdout, seed);
   const parts = [
     { name: 'train', chosen: train },
     { name: 'heldout', chosen: heldOut },

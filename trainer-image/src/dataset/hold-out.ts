@@ -12,6 +12,13 @@ export function shuffled(count: number, seed: number): number[] {
   return order;
 }
 
+/** Pictures by label. @param labels of all pictures; a negative one is none */
+export function countByLabel(labels: Iterable<number>, identities: number): Uint32Array {
+  const counts = new Uint32Array(identities);
+  for (const label of labels) if (label >= 0) counts[label]! += 1;
+  return counts;
+}
+
 /** Labels of a dataset by part. Each part's new label of an identity is its place. */
 export interface Parts {
   train: number[];
