@@ -10,7 +10,7 @@ test('the estimate of IResNet-50 is what docs/benchmarks.md has measured', () =>
   const found = predictedLatency(fold(buildBackbone(options)), 6.309e9);
   const of = (target: string) => found.find((each) => each.target === target)!;
   assert.ok(Math.abs(of('x86 with AVX512-VNNI').milliseconds - 23.6) < 1);
-  assert.ok(Math.abs(of('x86 with AVX2').milliseconds - 61) < 2);
+  assert.ok(Math.abs(of('x86 with AVX2').milliseconds - 48.4) < 1);
   assert.deepEqual(
     [...new Set(found.map(({ target, basis }) => `${target.split(/[- ]/)[0]} ${basis}`))],
     ['x86 measured', 'Cortex simulated'],

@@ -1,20 +1,21 @@
 /**
  * An estimate of the time that one picture takes on one thread. Pure.
  *
- * On x86 it is a line through the two networks of docs/benchmarks.md: so many milliseconds for each
- * multiply-accumulate, and so many for each value that a convolution or a fully connected layer stores, which costs
- * requantization and a write. A pretrained MobileFaceNet (221 M and 3.21 M) takes 1.6 ms with VNNI and 4.1 ms with
- * AVX2, an IResNet-50 (6,309 M and 5.87 M) 23.6 and 61 ms, on a server of 2023 (Intel Xeon).
+ * On x86 it goes through the two networks of docs/benchmarks.md: so many milliseconds for each multiply-accumulate, and
+ * so many for each value that a convolution or a fully connected layer stores, which costs requantization and a write.
+ * A pretrained MobileFaceNet (221 M and 3.21 M) takes 1.6 ms with VNNI (Intel Xeon of 2023) and 5.2 ms with AVX2 (AMD
+ * EPYC), an IResNet-50 (6,309 M and 5.87 M) 23.6 and 48.4 ms; with AVX2 it takes 67.2 ms where its dense 3x3 layers of
+ * stride 1 (5,802 M) are not computed by Winograd's tiles.
  *
  * On ARM nothing was measured: cycles of the inner loops, by llvm-mca, without memory and without storing results.
  */
 import type { PredictedLatency } from '@facetrain/api';
-import type { LayerGraph } from '@facetrain/native';
-import { elementCount, tensorShapes } from './layer-shapes.ts';
+import type { Layer, LayerGraph } from '@facetrain/native';
+import { elementCount, type Shape, tensorShapes } from './layer-shapes.ts';
 
 const MEASURED = [
-  { target: 'x86 with AVX512-VNNI', msPerGmac: 3.5, msPerMillionValues: 0.26 },
-  { target: 'x86 with AVX2', msPerGmac: 9.06, msPerMillionValues: 0.65 },
+  { target: 'x86 with AVX512-VNNI', msPerGmac: 3.5, msPerWinogradGmac: 3.5, msPerMillionValues: 0.26 },
+  { target: 'x86 with AVX2', msPerGmac: 9.77, msPerWinogradGmac: 6.53, msPerMillionValues: 0.95 },
 ];
 
 /** Cycles for 100 multiply-accumulates: sums of 16 products in int16, and dot products. */
@@ -28,15 +29,24 @@ const HERTZ = 2e9;
 /** @param macs of all layers, for one picture */
 export function predictedLatency(graph: LayerGraph, macs: number): PredictedLatency[] {
   const shapes = tensorShapes(graph);
-  const values = graph.layers.reduce(
-    (sum, { kind, output }) => (kind === 'conv' || kind === 'fc' ? sum + elementCount(shapes.get(output)!) : sum),
-    0,
-  );
+  let values = 0;
+  let winogradMacs = 0;
+  for (const layer of graph.layers) {
+    if (layer.kind !== 'conv' && layer.kind !== 'fc') continue;
+    const outputs = elementCount(shapes.get(layer.output)!);
+    values += outputs;
+    if (layer.kind === 'conv' && isForWinograd(layer, shapes.get(layer.input)!)) {
+      winogradMacs += outputs * layer.weight.dims[1]! * 9;
+    }
+  }
   const rounded = (milliseconds: number) => Number(milliseconds.toPrecision(2));
   return [
-    ...MEASURED.map(({ target, msPerGmac, msPerMillionValues }) => ({
+    ...MEASURED.map(({ target, msPerGmac, msPerWinogradGmac, msPerMillionValues }) => ({
       target,
-      milliseconds: rounded((msPerGmac * macs) / 1e9 + (msPerMillionValues * values) / 1e6),
+      milliseconds: rounded(
+        (msPerGmac * (macs - winogradMacs) + msPerWinogradGmac * winogradMacs) / 1e9 +
+          (msPerMillionValues * values) / 1e6,
+      ),
       basis: 'measured' as const,
     })),
     ...SIMULATED.map(({ target, cyclesPer100Macs }) => ({
@@ -45,4 +55,10 @@ export function predictedLatency(graph: LayerGraph, macs: number): PredictedLate
       basis: 'simulated' as const,
     })),
   ];
+}
+
+/** Whether Winograd's tiles serve the layer; for the smallest maps the runtime decides otherwise, which is little. */
+function isForWinograd({ weight, strides, dilations }: Extract<Layer, { kind: 'conv' }>, [channels]: Shape): boolean {
+  const [, inputs, height, width] = weight.dims;
+  return inputs === channels && height === 3 && width === 3 && [...strides, ...dilations].every((each) => each === 1);
 }
