@@ -192,6 +192,7 @@ function text(
     of.map((part) => [part.name, `${gib(part.bytes).padStart(9)}  ${part.why}`]);
   const perTrainer = facts.replicas === 1 ? '' : ` for each of ${facts.replicas} trainers`;
   const unit = kind.type === 'cpu' ? `CPU, ${machines.threads} threads` : kind.name;
+  const hostBytes = kind.type === 'cpu' ? memory.deviceBytes : memory.hostBytes;
   const mayCopyOnGpu = kind.type === 'cuda' && facts.rowsPlacement === 'device';
   const stages = Object.entries(step.stages).filter(([, seconds]) => seconds > 0);
   const lines = [
@@ -205,9 +206,9 @@ function text(
           table(parts(memory.host)),
         ]
       : []),
-    `\nA copy of the state, so that training goes on while a checkpoint is written, takes ` +
-      `${gib(memory.checkpointCopy)} more, on the ${mayCopyOnGpu ? 'GPU or the host' : 'host'}. ` +
-      'Without it training waits.\n',
+    `\nWhile a checkpoint is written, a copy of the state takes ${gib(memory.checkpointCopy)} more ` +
+      `${mayCopyOnGpu ? 'on the GPU or the host' : `on the host, ${gib(hostBytes + memory.checkpointCopy)} in all`}; ` +
+      'without room for it training waits.\n',
     `A checkpoint takes ${decimalBytes(plan.checkpoints.bytes)}; ${kept(config)} need ` +
       `${decimalBytes(plan.checkpoints.keptBytes)} of storage.\n`,
     ...(facts.keepsSteps
