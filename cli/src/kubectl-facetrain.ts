@@ -34,6 +34,11 @@ const wholeNumber = (min: number) => (text: string) => {
   throw new InvalidArgumentError(`Must be a whole number from ${min}.`);
 };
 
+function url(text: string): string {
+  if (/^https?:$/.test(URL.parse(text)?.protocol ?? '')) return text;
+  throw new InvalidArgumentError('Must be a URL such as http://localhost:9000.');
+}
+
 function command(name: string, description: string): Command {
   return program
     .command(name)
@@ -111,11 +116,14 @@ command('fetch', 'copy the model, the INT7 model or a checkpoint of a job to a f
   .argument('[part]', `${PARTS.join(', ')} (default: int7 with spec.quantize, else model)`)
   .option('--to <folder>', '(default: the name of the job)')
   .option('--step <n>', 'of the checkpoint (default: the newest)', wholeNumber(0))
+  .option('--endpoint <url>', 'of the object store, as this machine reaches it (default: that of the job)', url)
   .option('--image <name>', 'of the pod that reads a volume (default: that of the job’s pods)')
   .addHelpText(
     'after',
-    '\nFrom s3:// it reads with your own credentials, as the AWS SDK finds them. From pvc:// it reads through\n' +
-      'a pod that it creates and deletes; you need to be allowed to create and delete pods and to get pods/proxy.\n' +
+    '\nFrom s3:// it reads with your own credentials, as the AWS SDK finds them. A store that only the\n' +
+      'cluster knows is reached by kubectl port-forward and --endpoint http://localhost:PORT. From pvc:// it reads\n' +
+      'through a pod that it creates and deletes; you need to be allowed to create and delete pods and to get\n' +
+      'pods/proxy.\n' +
       'The same command again continues what was interrupted.',
   )
   .action(

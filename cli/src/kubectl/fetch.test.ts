@@ -178,6 +178,21 @@ test('a model of which the copy was killed goes on where it was, and is there wh
   assert.equal(readFileSync(join(to, OUTPUT.model), 'utf8'), 'of somebody else');
 });
 
+test('a store that only the cluster knows is read through another endpoint', async (t) => {
+  const to = join(folderFor(t), 'to');
+  await withStore('inside', async (store) => {
+    await store.put(OUTPUT.model, MODEL);
+    await store.put(OUTPUT.trainReport, Buffer.from(JSON.stringify(REPORT)));
+  });
+  await createStored('inside', 'http://s3.object-store.svc.cluster.invalid:7070');
+  const unknown = await run(t, 'fetch', 'inside', '--to', to);
+  assert.equal(unknown.code, 2, unknown.stderr);
+  assert.match(unknown.stderr, /host name does not resolve .*an S3 server that is known here/);
+  const { code, stderr } = await run(t, 'fetch', 'inside', '--to', to, '--endpoint', server.endpoint);
+  assert.equal(code, 0, stderr);
+  assert(readFileSync(join(to, OUTPUT.model)).equals(MODEL));
+});
+
 /** An address of this machine that the API server connects to: it refuses those of the loopback. */
 const ownAddress = () =>
   Object.values(networkInterfaces())
@@ -255,6 +270,8 @@ test('what is asked for wrongly is answered in words', async (t) => {
     [['local'], /^hostpath:\/\/\/data\/out: a folder of a node; pvc:\/\/ or s3:\/\/; copy it there by other means\n$/],
     [['local', 'int7'], /^FaceTrainJob local: has no spec\.quantize; model or checkpoint\n$/],
     [['local', 'modle'], /^part: modle; model, int7, checkpoint\n$/],
+    [['volume', '--endpoint', 'http://s3:1'], /^--endpoint: http:\/\/s3:1 for pvc:\/\/.*; results in s3:\/\/\n$/],
+    [['nothing', '--endpoint', 's3:9000'], /'--endpoint <url>' argument 's3:9000' is invalid\. Must be a URL/],
     [['nothing', '--step', '3'], /^--step: 3 with model; checkpoint\n$/],
     [['nothing'], /^s3:\/\/faces\/nothing\/train-report\.json: it is not there; a training that has ended\n$/],
     [['nothing', 'checkpoint'], /no checkpoint; one is there after its first interval\n$/],

@@ -14,6 +14,8 @@ export interface FetchOptions {
   to?: string;
   /** Of a checkpoint; default: the newest. */
   step?: number;
+  /** URL of the object store, as this machine reaches it; default: that of the job, which only pods may reach. */
+  endpoint?: string;
   /** Of the pod that reads a volume; default: that of the job's pods. */
   image?: string;
   /** Of that pod. */
@@ -25,7 +27,7 @@ export async function fetchResults(
   cluster: Cluster,
   name: string,
   part: string | undefined,
-  { to = name, step, image, port }: FetchOptions,
+  { to = name, step, endpoint, image, port }: FetchOptions,
   line: StatusLine,
   signal: AbortSignal,
 ): Promise<Outcome> {
@@ -34,7 +36,7 @@ export async function fetchResults(
   if (!isPart(chosen)) throw refusal('part', chosen, PARTS.join(', '));
   if (step !== undefined && chosen !== 'checkpoint') throw refusal('--step', `${step} with ${chosen}`, 'checkpoint');
   const show = (detail: string) => line.show('Fetching', detail);
-  const source = await open(cluster, job, placeOf(job, chosen), { image, port, show, signal });
+  const source = await open(cluster, job, placeOf(job, chosen), { endpoint, image, port, show, signal });
   try {
     const copied = await copyResults(source, { part: chosen, to, step, show });
     const what = { model: 'model', int7: 'INT7 model', checkpoint: `checkpoint of step ${copied.step}` }[chosen];
@@ -58,6 +60,7 @@ function placeOf({ metadata: { name }, spec }: Job, part: Part): StorageRef {
 }
 
 interface OpenOptions {
+  endpoint: string | undefined;
   image: string | undefined;
   port: number | undefined;
   show: (detail: string) => void;
@@ -66,7 +69,10 @@ interface OpenOptions {
 
 function open(cluster: Cluster, job: Job, place: StorageRef, options: OpenOptions): Promise<ResultSource> {
   const { scheme } = parseStorageUri(place.uri);
-  if (scheme === 's3') return Promise.resolve(new StoredResults(storageAddress(place), options.signal));
+  const { endpoint, signal } = options;
+  if (scheme === 's3')
+    return Promise.resolve(new StoredResults({ ...storageAddress(place), ...(endpoint && { endpoint }) }, signal));
+  if (endpoint !== undefined) throw refusal('--endpoint', `${endpoint} for ${place.uri}`, 'results in s3://');
   if (scheme === 'pvc') return VolumeResults.open(cluster, job, place.uri, options);
   throw refusal(place.uri, 'a folder of a node', 'pvc:// or s3://; copy it there by other means');
 }

@@ -127,7 +127,7 @@ function explain(error: SdkError, bucket: string): { found: string; allowed: str
     case 'ENOTFOUND':
       return {
         found: `the endpoint’s host name does not resolve (${error.code})`,
-        allowed: 'the address of an S3 server; many want forcePathStyle',
+        allowed: 'the address of an S3 server that is known here; many want forcePathStyle',
       };
     case 'NoSuchBucket':
       return { found: `bucket "${bucket}" does not exist`, allowed: 'a bucket that exists: it is never created here' };
