@@ -1,7 +1,7 @@
 /** `facetrain plan`: tables, JSON, exit codes; the figures are tested in trainer-image/src/estimate. */
 import assert from 'node:assert/strict';
-import { mkdtemp, readdir, rm, writeFile } from 'node:fs/promises';
-import { tmpdir } from 'node:os';
+import { mkdir, mkdtemp, readdir, rm, truncate, writeFile } from 'node:fs/promises';
+import { tmpdir, totalmem } from 'node:os';
 import { join } from 'node:path';
 import { after, before, test } from 'node:test';
 import { parseQuantity } from '@facetrain/api';
@@ -36,7 +36,15 @@ async function tenMillion(spec: object = {}): Promise<string> {
 
 interface Printed {
   device: { kind: string };
-  memory: { deviceBytes: number; usableBytes: number; fits: boolean; device: { name: string; bytes: number }[] };
+  memory: {
+    deviceBytes: number;
+    usableBytes: number;
+    fits: boolean;
+    copy: { on: string; fits: boolean | null };
+    checkpointCopy: number;
+    device: { name: string; bytes: number }[];
+  };
+  checkpoints: { keptBytes: number; storageBytes: number | null; fit: boolean | null };
   step: { seconds: number };
   total: { steps: number; seconds: number } | null;
   facts: { numClasses: number; replicas: number; rowsPlacement: string };
@@ -92,17 +100,23 @@ test('class centres that do not fit a GPU go to the memory of its machine by Aut
   };
   const limited = await limitedTo('Host');
   assert.equal(limited.code, 2);
-  assert.match(limited.stdout, /\nHost memory: \d+\.\d GiB, of which there are 64\.0 GiB: IT DOES NOT FIT\n/);
   assert.match(
     limited.stdout,
-    /\nIt would fit with one of these:\n {2}- trainers\.resources\.limits\.memory 99Gi or more\n/,
+    /\nHost memory: \d+\.\d GiB, \d+\.\d GiB while a checkpoint is written; there are 64\.0 GiB: IT DOES NOT FIT\n/,
+  );
+  assert.match(
+    limited.stdout,
+    /\nIt would fit with one of these:\n(?: {2}- .+\n)* {2}- trainers\.resources\.limits\.memory 99Gi or more: /,
   );
   const beyond = JSON.parse((await limitedTo('Device', '--json')).stdout) as Printed;
   assert.deepEqual(
-    beyond.toFit.map(({ change }) => change).filter((change) => 'loss.rows.placement' in change),
+    beyond.toFit.map(({ change }) => change).filter((change) => 'trainers.resources.limits.memory' in change),
     [{ 'loss.rows.placement': 'Host', 'trainers.resources.limits.memory': '99Gi' }],
   );
-  assert.match((await planOf('Host')).stdout, /\nHost memory: \d+\.\d GiB\n(?: {2}.+\n)* {2}class centres +47\.7 GiB /);
+  assert.match(
+    (await planOf('Host')).stdout,
+    /\nHost memory: \d+\.\d GiB, \d+\.\d GiB while .*\n(?: {2}.+\n)* {2}class centres +47\.7 GiB /,
+  );
 });
 
 test('the largest sample rate decides the memory, and the rate of each epoch the time', async () => {
@@ -151,6 +165,71 @@ test('identities and pictures are counted in a dataset of this machine, and a pl
   assert.equal(printed.total?.steps, 2 * Math.floor(800 / 32));
   assert.equal(printed.memory.usableBytes, 2 * 2 ** 30);
   assert.deepEqual(await readdir(folder), ['job.yaml']);
+});
+
+/** Ten million identities for a CPU, with results and checkpoints on this machine. */
+const onThisMachine = (spec: object = {}) =>
+  tenMillion({
+    dataset: { uri: `file://${exampleFaces}` },
+    model: { backbone: 'mobilefacenet', numClasses: 10_000_000 },
+    globalBatchSize: 64,
+    trainers: {},
+    output: { uri: `file://${folder}/out` },
+    ...spec,
+  });
+
+test('without a limit, a job for CPUs is compared with what this machine has', async () => {
+  const file = await onThisMachine({ loss: { rows: { precision: 'FP32', optimizer: 'AdamW' } } });
+  const { code, stdout } = await facetrain('plan', '-f', file, '--classes', '1000000000');
+  assert.equal(code, 2);
+  assert.match(
+    stdout,
+    /\nMemory: \d+.* GiB while .*; there are \d+\.\d GiB available on this machine: IT DOES NOT FIT\n/,
+  );
+  assert.match(stdout, /, and the disk has room for \d.*: THEY DO NOT FIT\.\n/);
+  assert.match(stdout, /\nIt would fit with /);
+  const small = await facetrain('plan', '-f', file, '--classes', '1000', '--json');
+  const { memory } = JSON.parse(small.stdout) as Printed;
+  assert.deepEqual([small.code, memory.fits, memory.copy], [0, true, { on: 'host', fits: true }]);
+  assert.ok(memory.usableBytes <= totalmem());
+});
+
+test('trainers that share this machine have a part of it each', async () => {
+  const most = async (spec: object) =>
+    (JSON.parse((await facetrain('plan', '-f', await onThisMachine(spec), '--json')).stdout) as Printed).memory
+      .usableBytes;
+  // Other programs take memory and give it back meanwhile.
+  assert.ok((await most({ trainers: { replicas: 8 } })) < (await most({})) / 4);
+  const inCluster = { trainers: { replicas: 8, device: 'CPU' }, output: { uri: 'pvc://results/faces' } };
+  assert.ok((await most(inCluster)) > (await most({})) / 4);
+});
+
+test('a copy of the state for checkpoints is a part of the verdict', async () => {
+  const file = await onThisMachine({ loss: { sampleRate: 0.1 } });
+  const headline = async (gib: string) =>
+    /\nMemory: (.*)\n/.exec((await facetrain('plan', '-f', file, '--classes', '1000000', '--memory', gib)).stdout)![1]!;
+  const numbers = '\\d\\.\\d GiB, \\d+\\.\\d GiB while a checkpoint is written';
+  for (const [gib, wanted] of [
+    ['12', ', of 12\\.0 GiB: it fits'],
+    ['8', ', of 8\\.0 GiB: it fits, but training waits while a checkpoint is written'],
+    ['4', '; there are 4\\.0 GiB: IT DOES NOT FIT'],
+  ] as const)
+    assert.match(await headline(gib), new RegExp(`^${numbers}${wanted}$`));
+});
+
+test('checkpoints on this machine are compared with its disk, those there are replaced', async () => {
+  const checkpoints = join(folder, 'kept');
+  const file = await onThisMachine({ checkpoint: { uri: `file://${checkpoints}` } });
+  const free = async () =>
+    (JSON.parse((await facetrain('plan', '-f', file, '--classes', '1000', '--json')).stdout) as Printed).checkpoints;
+  const { storageBytes, fit } = await free();
+  assert.equal(fit, true);
+  await mkdir(join(checkpoints, 'step-1'), { recursive: true });
+  // A file with a length, and without blocks on the disk.
+  await writeFile(join(checkpoints, 'step-1', 'rows'), '');
+  await truncate(join(checkpoints, 'step-1', 'rows'), 2 ** 40);
+  assert.ok((await free()).storageBytes! > storageBytes! + 2 ** 39);
+  await rm(checkpoints, { recursive: true });
 });
 
 test('what is missing is named: identities, a model of one’s own, a precision that the device lacks', async () => {

@@ -1,7 +1,8 @@
 /** `facetrain plan`: what a job needs and how long it takes, before it is applied. */
 import { existsSync } from 'node:fs';
+import { readdir, stat, statfs } from 'node:fs/promises';
 import { availableParallelism } from 'node:os';
-import { join } from 'node:path';
+import { dirname, join } from 'node:path';
 import {
   ExitCode,
   type FaceTrainJob,
@@ -15,6 +16,7 @@ import type { Graph } from '@facetrain/native';
 import { CONTAINER, type Pod } from '@facetrain/planner';
 import { buildBackbone } from '@facetrain/trainer/backbones/backbone';
 import { DEVICE_KINDS, type DeviceKindName } from '@facetrain/trainer/estimate/device-kinds';
+import type { Room } from '@facetrain/trainer/estimate/fitting';
 import { planTraining, type TrainingPlan, trainingFacts } from '@facetrain/trainer/estimate/plan-training';
 import type { Machines } from '@facetrain/trainer/estimate/step-time';
 import type { MemoryPart } from '@facetrain/trainer/estimate/training-memory';
@@ -70,15 +72,16 @@ export async function plan(job: FaceTrainJob, options: PlanOptions, signal: Abor
   };
   // The configuration is that of `facetrain run`, which keeps no steps.
   const facts = { ...trainingFacts(config, graph, gang), keepsSteps: spec.checkpoint.inMemory };
-  const planned = planTraining(config, facts, machines, {
-    images,
-    memoryBytes: memoryOf(resources, kind.type, options),
-    hostLimitBytes: kind.type === 'cuda' ? resources.memory : null,
-  });
+  const room = {
+    ...memoryOf(job, resources, kind.type, options, { all: gang.replicas, perPod: ranksPerPod }),
+    storageBytes: await storageOf(job, config),
+  };
+  const planned = planTraining(config, facts, machines, { images, room });
+  const isRefused = planned.memory.fits === false || planned.checkpoints.fit === false;
   return {
     json: { job: metadata.name, device: { kind: name, ...kind }, images, ...planned },
-    text: text(metadata.name, planned, machines, config),
-    exitCode: planned.memory.fits === false ? ExitCode.refused : ExitCode.success,
+    text: text(metadata.name, planned, machines, config, room.from),
+    exitCode: isRefused ? ExitCode.refused : ExitCode.success,
   };
 }
 
@@ -119,18 +122,50 @@ function usualKind({ spec }: FaceTrainJob, { gpu, hasClaims }: RankResources): D
   return device === 'CPU' || (device === 'Auto' && gpu === undefined && !hasClaims) ? 'cpu' : 'h100';
 }
 
+type MemoryOf = Omit<Room, 'storageBytes'> & {
+  /** Whether the memory is what a trainer that starts now compares with: that which is available on this machine. */
+  from: 'machine' | 'job';
+};
+
 /**
- * Bytes of a rank that an option gives, or a MIG profile, or, on a CPU, the limit of the container; null: those of the
- * GPU, or of this machine.
+ * What a rank has by an option, by a MIG profile, by the limit of the container; without any, on a CPU, its part of
+ * this machine. Storage on this machine means that all ranks are on it, too: in a cluster there is none such.
  */
-function memoryOf(resources: RankResources, type: 'cpu' | 'cuda', { memory }: PlanOptions): number | null {
-  if (memory !== undefined) return memory * 2 ** 30;
-  if (type === 'cpu') return resources.memory;
-  const gigabytes = resources.gpu?.groups?.gigabytes;
-  return gigabytes === undefined ? null : Number(gigabytes) * 1e9;
+function memoryOf(
+  { spec: { output } }: FaceTrainJob,
+  resources: RankResources,
+  type: 'cpu' | 'cuda',
+  { memory }: PlanOptions,
+  ranks: { all: number; perPod: number },
+): MemoryOf {
+  const hostBytes = type === 'cuda' ? resources.memory : null;
+  const isShared = isHere(output.uri);
+  const given = { hostBytes, isShared, from: 'job' } as const;
+  if (memory !== undefined)
+    return { ...given, deviceBytes: memory * 2 ** 30, limit: hostBytes === null ? null : 'hostBytes' };
+  if (type === 'cuda') {
+    const gigabytes = resources.gpu?.groups?.gigabytes;
+    const deviceBytes = gigabytes === undefined ? null : Number(gigabytes) * 1e9;
+    return { ...given, deviceBytes, limit: hostBytes === null ? null : 'hostBytes' };
+  }
+  if (resources.memory !== null) return { ...given, deviceBytes: resources.memory, limit: 'deviceBytes' };
+  const deviceBytes = process.availableMemory() / (isShared ? ranks.all : ranks.perPod);
+  return { ...given, deviceBytes, limit: null, from: 'machine' };
 }
 
 const isHere = (uri: string) => parseStorageUri(uri).scheme === 'file';
+
+/** Free bytes where checkpoints go, and those of the checkpoints there, which new ones replace; null: not here. */
+async function storageOf({ spec }: FaceTrainJob, config: TrainerConfig): Promise<number | null> {
+  if (!isHere(spec.checkpoint.uri ?? spec.output.uri)) return null;
+  const { directory } = config.checkpoint;
+  let present = directory;
+  while (!existsSync(present)) present = dirname(present);
+  const { bavail, bsize } = await statfs(present);
+  const files = present === directory ? await readdir(directory, { recursive: true }) : [];
+  const sizes = await Promise.all(files.map(async (name) => (await stat(join(directory, name))).size));
+  return bavail * bsize + sizes.reduce((sum, size) => sum + size, 0);
+}
 
 /** The backbone; of one that we build, without the values of its weights. */
 async function shapesOf({ spec: { model } }: FaceTrainJob, config: TrainerConfig): Promise<Graph> {
@@ -186,31 +221,39 @@ function text(
   { facts, memory, step, total, ...plan }: TrainingPlan,
   machines: Machines,
   config: TrainerConfig,
+  from: MemoryOf['from'],
 ) {
   const { kind } = machines;
   const parts = (of: readonly MemoryPart[]): [string, string][] =>
     of.map((part) => [part.name, `${gib(part.bytes).padStart(9)}  ${part.why}`]);
   const perTrainer = facts.replicas === 1 ? '' : ` for each of ${facts.replicas} trainers`;
   const unit = kind.type === 'cpu' ? `CPU, ${machines.threads} threads` : kind.name;
-  const hostBytes = kind.type === 'cpu' ? memory.deviceBytes : memory.hostBytes;
-  const mayCopyOnGpu = kind.type === 'cuda' && facts.rowsPlacement === 'device';
+  const copyIsHere = (on: 'device' | 'host') => kind.type === 'cpu' || memory.copy.on === on;
+  const headline = (bytes: number, on: 'device' | 'host', limit: number | null, where: string) =>
+    copyIsHere(on)
+      ? `${gib(bytes)}, ${gib(bytes + memory.checkpointCopy)} while a checkpoint is written` +
+        verdict(bytes, limit, { where, separator: ',', copyFits: memory.copy.fits })
+      : gib(bytes) + verdict(bytes, limit, { where });
+  const where = from === 'machine' ? ' available on this machine' : '';
+  const { bytes, keptBytes, storageBytes, fit } = plan.checkpoints;
   const stages = Object.entries(step.stages).filter(([, seconds]) => seconds > 0);
   const lines = [
     `${name}: ${count(facts.numClasses)} identities, ${count(facts.globalBatchSize)} pictures a step, ` +
       `${facts.replicas} x ${unit}, ${facts.precision.toUpperCase()}\n`,
-    `\nMemory${perTrainer}: ${gib(memory.deviceBytes)}${verdict(memory.deviceBytes, memory.usableBytes)}\n`,
+    `\nMemory${perTrainer}: ${headline(memory.deviceBytes, 'device', memory.usableBytes, where)}\n`,
     table(parts(memory.device)),
     ...(memory.host.length > 0
       ? [
-          `\nHost memory${perTrainer}: ${gib(memory.hostBytes)}${verdict(memory.hostBytes, memory.hostLimitBytes)}\n`,
+          `\nHost memory${perTrainer}: ${headline(memory.hostBytes, 'host', memory.hostLimitBytes, '')}\n`,
           table(parts(memory.host)),
         ]
       : []),
-    `\nWhile a checkpoint is written, a copy of the state takes ${gib(memory.checkpointCopy)} more ` +
-      `${mayCopyOnGpu ? 'on the GPU or the host' : `on the host, ${gib(hostBytes + memory.checkpointCopy)} in all`}; ` +
-      'without room for it training waits.\n',
-    `A checkpoint takes ${decimalBytes(plan.checkpoints.bytes)}; ${kept(config)} need ` +
-      `${decimalBytes(plan.checkpoints.keptBytes)} of storage.\n`,
+    `\nTraining goes on while a checkpoint is written, if there is room for a copy of the state ` +
+      `(${gib(memory.checkpointCopy)}).\n`,
+    `A checkpoint takes ${decimalBytes(bytes)}; ${kept(config)} need ${decimalBytes(keptBytes)}` +
+      (storageBytes === null
+        ? ' of storage.\n'
+        : `, and the disk has room for ${decimalBytes(storageBytes)}: ${fit ? 'they fit' : 'THEY DO NOT FIT'}.\n`),
     ...(facts.keepsSteps
       ? [`To keep each step in memory, a trainer copies ${decimalBytes(plan.keptBytesOfStep)} in it.\n`]
       : []),
@@ -237,8 +280,17 @@ function text(
   return lines.join('');
 }
 
-/** @param limit null: not known */
-function verdict(bytes: number, limit: number | null): string {
+/**
+ * @param limit null: not known
+ * @param copyFits false: training waits while a checkpoint is written
+ */
+function verdict(
+  bytes: number,
+  limit: number | null,
+  { where, separator = '', copyFits = null }: { where: string; separator?: string; copyFits?: boolean | null },
+): string {
   if (limit === null) return '';
-  return bytes <= limit ? ` of ${gib(limit)}: it fits` : `, of which there are ${gib(limit)}: IT DOES NOT FIT`;
+  if (bytes > limit) return `; there are ${gib(limit)}${where}: IT DOES NOT FIT`;
+  const waits = copyFits === false ? ', but training waits while a checkpoint is written' : '';
+  return `${separator} of ${gib(limit)}${where}: it fits${waits}`;
 }

@@ -9,9 +9,10 @@ import type { BACKBONES, FacetrainError, Precision } from '@facetrain/api';
 import { exampleFaces, root } from '../../../hack/lib/paths.mjs';
 import { buildBackbone } from '../backbones/backbone.ts';
 import { GraphBuilder } from '../testing/graph-fixtures.ts';
-import { adviceFor, fittingChanges } from './advice.ts';
+import { adviceFor } from './advice.ts';
 import { backboneCost } from './backbone-cost.ts';
 import { DEVICE_KINDS } from './device-kinds.ts';
+import { fittingChanges, lacking, needsOf, type PlannedJob } from './fitting.ts';
 import { type Machines, stepTime } from './step-time.ts';
 import {
   checkTrainingMemory,
@@ -58,6 +59,15 @@ const h100: Machines = {
   loaderThreads: 16,
 };
 const cpu: Machines = { ...h100, kind: DEVICE_KINDS.cpu, threads: 2, ranksPerMachine: 1 };
+
+/** A job on a GPU with so many bytes. */
+const jobIn = (deviceBytes: number, facts: TrainingFacts, other: Partial<PlannedJob['room']> = {}): PlannedJob => ({
+  facts,
+  isPlacementAuto: false,
+  keep: 3,
+  keepBest: 0,
+  room: { deviceBytes, hostBytes: null, storageBytes: null, limit: null, isShared: false, ...other },
+});
 const benchmarks = await readFile(join(root, 'docs', 'benchmarks.md'), 'utf8');
 
 /** @param tolerance share of `want` */
@@ -174,22 +184,27 @@ describe('training a backbone on an H100, as docs/benchmarks.md has it', () => {
   });
 });
 
-test('a process on a CPU takes the memory that the estimate says', async () => {
-  const wanted = { globalBatchSize: 16, numClasses: 300_000, sampleRate: 0.1, rowsPrecision: 'fp32' } as const;
-  const script = join(root, 'trainer-image', 'src', 'testing', 'training-memory-process.ts');
-  const argument = JSON.stringify({ ...wanted, backbone: 'mobilefacenet', directory: exampleFaces });
-  const { stdout } = await promisify(execFile)(process.execPath, [script, argument]);
-  const { atFirst, atLast } = JSON.parse(stdout) as { atFirst: number; atLast: number };
-  const { device } = trainingMemory({
-    ...onH100,
-    ...wanted,
-    backbone: mobilefacenet,
-    device: 'cpu',
-    precision: 'fp32',
-  });
-  assertNear(sumOf(device), atLast, 0.1, 'bytes');
-  const program = device.find(({ name }) => name === 'program')!.bytes;
-  assertNear(program, atFirst, 0.25, 'bytes of the program');
+describe('a process on a CPU takes the memory that the estimate says', () => {
+  const cases: Partial<TrainingFacts>[] = [
+    { rowsPrecision: 'fp32', rowsOptimizer: 'sgd' },
+    { rowsPrecision: 'bf16', rowsOptimizer: 'sgd', rowsPlacement: 'host', rowUpdate: 'dense' },
+    { rowsPrecision: 'fp32', rowsOptimizer: 'adamw' },
+    { rowsPrecision: 'bf16', rowsOptimizer: 'adagrad' },
+  ];
+  for (const rows of cases)
+    test(Object.values(rows).join(', '), async () => {
+      const wanted = { ...rows, globalBatchSize: 16, numClasses: 300_000, sampleRate: 0.1 };
+      const script = join(root, 'trainer-image', 'src', 'testing', 'training-memory-process.ts');
+      const argument = JSON.stringify({ ...wanted, backbone: 'mobilefacenet', directory: exampleFaces });
+      const { stdout } = await promisify(execFile)(process.execPath, [script, argument]);
+      const { atFirst, atLast, withCopy } = JSON.parse(stdout) as Record<'atFirst' | 'atLast' | 'withCopy', number>;
+      const facts = { ...onH100, ...wanted, backbone: mobilefacenet, device: 'cpu', precision: 'fp32' } as const;
+      const { device, checkpointCopy } = trainingMemory(facts);
+      assertNear(sumOf(device), atLast, 0.1, 'bytes');
+      assertNear(sumOf(device) + checkpointCopy, withCopy, 0.1, 'bytes with a copy of the state');
+      const program = device.find(({ name }) => name === 'program')!.bytes;
+      assertNear(program, atFirst, 0.25, 'bytes of the program');
+    });
 });
 
 test('steps that are kept in memory: a copy of the class centres, those of a step, two parts of the backbone', () => {
@@ -293,7 +308,7 @@ describe('advice', () => {
     assert.deepEqual(changesOf({ numClasses: 10_000, sampleRate: 0.1, sampleRateChanges: true }), []);
     const facts = { ...onH100, numClasses: 4e6, globalBatchSize: 1024, sampleRateChanges: true };
     const usable = sumOf(trainingMemory({ ...facts, sampleRate: 0.1 }).device);
-    const found = fittingChanges(facts, h100, usable, null).find(({ change }) => change['loss.sampleRate'] === 0.1);
+    const found = fittingChanges(jobIn(usable, facts), h100.kind).find(({ change }) => 'loss.sampleRate' in change);
     assert.deepEqual(found?.change, { 'loss.sampleRate': 0.1, 'loss.sampleRateChanges': [] });
   });
   test('all negatives where there are few', () => {
@@ -326,7 +341,7 @@ describe('advice', () => {
     ] as const) {
       const usable = sumOf(trainingMemory({ ...facts, ...fitting }).device);
       const found = (changes: Partial<TrainingFacts>) =>
-        fittingChanges({ ...facts, ...changes }, h100, usable, null).some(({ change }) => field in change);
+        fittingChanges(jobIn(usable, { ...facts, ...changes }), h100.kind).some(({ change }) => field in change);
       assert.deepEqual([found({}), found({ microBatchSize: 200 })], [false, true], field);
     }
   });
@@ -335,10 +350,8 @@ describe('advice', () => {
     const facts = { ...onH100, numClasses: 2e7, sampleRate: 0.1, globalBatchSize: 1024, replicas: 2 };
     const fieldsOf = (changes: Partial<TrainingFacts>, fitting: Partial<TrainingFacts>) =>
       fittingChanges(
-        { ...facts, ...changes },
-        h100,
-        sumOf(trainingMemory({ ...facts, ...changes, ...fitting }).device),
-        null,
+        jobIn(sumOf(trainingMemory({ ...facts, ...changes, ...fitting }).device), { ...facts, ...changes }),
+        h100.kind,
       )
         .flatMap(({ change }) => Object.keys(change))
         .sort();
@@ -358,12 +371,11 @@ describe('advice', () => {
     assert.equal(fieldsOf(fixed, { ...four, ...half }).includes('trainers.replicas'), false);
   });
 
-  test('what would fit, if the job does not; each of it does fit', () => {
-    const facts = { ...onH100, numClasses: 2e7, sampleRate: 0.1, globalBatchSize: 1024 };
-    const usable = usableBytes(DEVICE_KINDS.h100)!;
-    assert.ok(sumOf(trainingMemory(facts).device) > usable);
+  /** The job after a change by its fields. */
+  function changedBy(job: PlannedJob, change: Record<string, unknown>): PlannedJob {
     const fields: Record<string, keyof TrainingFacts> = {
       'loss.rows.precision': 'rowsPrecision',
+      'loss.rows.optimizer': 'rowsOptimizer',
       'loss.rows.placement': 'rowsPlacement',
       'loss.sampleRate': 'sampleRate',
       'trainers.replicas': 'replicas',
@@ -371,18 +383,103 @@ describe('advice', () => {
       'model.checkpointActivations': 'checkpointActivations',
       globalBatchSize: 'globalBatchSize',
     };
-    const found = fittingChanges(facts, h100, usable, null);
-    assert.ok(found.some(({ change }) => change['trainers.replicas'] === 2));
+    const facts = Object.entries(change).flatMap(([field, value]) =>
+      fields[field] ? [[fields[field], typeof value === 'string' ? value.toLowerCase() : value]] : [],
+    );
+    const { 'checkpoint.keep': keep = job.keep, 'checkpoint.keepBest': keepBest = job.keepBest } = change;
+    return {
+      ...job,
+      facts: { ...job.facts, ...Object.fromEntries(facts) },
+      keep: Number(keep),
+      keepBest: Number(keepBest),
+    };
+  }
+  /** Advice of which each, and nothing less than each, makes the job fit. */
+  function fittingOf(job: PlannedJob): Record<string, unknown>[] {
+    assert.notEqual(lacking(job).length, 0);
+    const found = fittingChanges(job, h100.kind).filter(({ change }) => Object.keys(change).length > 0);
     for (const { change, text } of found) {
-      const changed = Object.fromEntries(
-        Object.entries(change).map(([field, value]) => [
-          fields[field]!,
-          typeof value === 'string' ? value.toLowerCase() : value,
-        ]),
-      );
-      if (Object.keys(change).length === 0) continue;
-      assert.ok(sumOf(trainingMemory({ ...facts, ...changed }).device) <= usable, text);
+      if ('trainers.resources.limits.memory' in change) continue;
+      assert.deepEqual(lacking(changedBy(job, change)), [], text);
+      for (const field of Object.keys(change).filter((name) => name !== 'loss.rows.learningRate')) {
+        const { [field]: _, ...rest } = change;
+        assert.notDeepEqual(lacking(changedBy(job, rest)), [], `${text}, also without ${field}`);
+      }
     }
+    return found.map(({ change }) => change);
+  }
+
+  test('what would fit, if the job does not; each of it does fit', () => {
+    const facts = { ...onH100, numClasses: 2e7, sampleRate: 0.1, globalBatchSize: 1024 };
+    const found = fittingOf(jobIn(usableBytes(DEVICE_KINDS.h100)!, facts));
+    assert.ok(found.some((change) => change['trainers.replicas'] === 2));
+    assert.ok(found.some((change) => change['loss.rows.optimizer'] === 'AdaGrad'));
+  });
+
+  test('several changes together, as few as possible, where none alone is enough', () => {
+    // Ten million identities with all defaults, for a GPU of 24 GB.
+    const facts = { ...onH100, numClasses: 1e7, globalBatchSize: 1024 };
+    const found = fittingOf(jobIn(23 * GIB, facts));
+    const together = found.filter((change) => !('trainers.replicas' in change));
+    assert.ok(together.length > 0);
+    for (const change of together) assert.ok(Object.keys(change).length > 1, JSON.stringify(change));
+    assert.ok(found.some((change) => change['trainers.replicas'] === 8));
+  });
+
+  test('AdaGrad for 10^8 identities on an H100 whose machine has 128 GiB', () => {
+    const facts = {
+      ...onH100,
+      numClasses: 1e8,
+      globalBatchSize: 1024,
+      sampleRate: 0.01,
+      rowsPrecision: 'bf16',
+    } as const;
+    const room = { hostBytes: 128 * GIB, limit: 'hostBytes' } as const;
+    const job = { ...jobIn(usableBytes(DEVICE_KINDS.h100)!, facts, room), isPlacementAuto: true };
+    const found = fittingOf(job);
+    assert.deepEqual(
+      found.filter((change) => !('trainers.replicas' in change)),
+      [
+        { 'loss.rows.optimizer': 'AdaGrad', 'loss.rows.learningRate': 0.01 },
+        { 'trainers.resources.limits.memory': '195Gi' },
+      ],
+    );
+    const { hostBytes } = needsOf({ ...job, facts: { ...facts, rowsOptimizer: 'adagrad' } });
+    assertNear(hostBytes / GIB, 99, 0.005, 'GiB of the host, as decision 0061 says');
+  });
+
+  test('fewer checkpoints where the disk has no room for them', () => {
+    const facts = { ...onH100, numClasses: 1e6, sampleRate: 0.1 };
+    const { storageBytes } = needsOf({ ...jobIn(79 * GIB, facts), keep: 2 });
+    const found = fittingOf({ ...jobIn(79 * GIB, facts, { storageBytes }), keep: 4 });
+    assert.deepEqual(found, [
+      { 'loss.rows.precision': 'BF16' },
+      { 'loss.rows.optimizer': 'AdaGrad', 'loss.rows.learningRate': 0.01 },
+      { 'checkpoint.keep': 2 },
+    ]);
+  });
+
+  test('no more trainers for a job whose trainers share this machine', () => {
+    const facts = { ...onH100, numClasses: 1e7, device: 'cpu', precision: 'fp32', globalBatchSize: 64 } as const;
+    const found = fittingOf(jobIn(23 * GIB, facts, { isShared: true }));
+    assert.ok(found.length > 0 && found.every((change) => !('trainers.replicas' in change)));
+  });
+
+  test('a larger limit where it is the limit of a container that is too small', () => {
+    const facts = { ...onH100, numClasses: 1e6, device: 'cpu', precision: 'fp32', globalBatchSize: 64 } as const;
+    const found = fittingOf(jobIn(4 * GIB, facts, { limit: 'deviceBytes' }));
+    const { deviceBytes } = needsOf(jobIn(4 * GIB, facts));
+    const limit = `${Math.ceil(deviceBytes / GIB)}Gi`;
+    assert.ok(found.some((change) => change['trainers.resources.limits.memory'] === limit));
+  });
+
+  test('what it takes at least, where nothing helps', () => {
+    const [advice, ...others] = fittingChanges(
+      jobIn(GIB / 2, { ...onH100, numClasses: 1e9, maxReplicas: 1 }),
+      h100.kind,
+    );
+    assert.deepEqual([advice?.change, others], [{}, []]);
+    assert.match(advice!.text, /^another device: .*\d GiB$/);
   });
 });
 

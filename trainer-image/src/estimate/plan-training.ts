@@ -1,13 +1,15 @@
 /** `facetrain plan`: memory, time and advice of a training, from its configuration. Pure. */
 import { FacetrainError, largestSampleRate, type Precision, sampleRateSteps, type TrainerConfig } from '@facetrain/api';
 import type { Graph } from '@facetrain/native';
-import { type Advice, adviceFor, fittingChanges, largerLimit } from './advice.ts';
+import { adviceFor } from './advice.ts';
 import { backboneCost } from './backbone-cost.ts';
+import { type Advice, fittingChanges, lacking, needsOf, type PlannedJob, placed, type Room } from './fitting.ts';
 import { type Machines, type StepTime, stepTime } from './step-time.ts';
 import {
+  type CopyPlace,
   checkpointBytes,
+  copyPlace,
   keptBytesOfStep,
-  sumOf,
   type TrainingFacts,
   type TrainingMemory,
   trainingMemory,
@@ -26,11 +28,20 @@ export interface TrainingPlan {
     hostLimitBytes: number | null;
     /** On the device and on its host; null when it is not known. */
     fits: boolean | null;
+    /** Of `memory.checkpointCopy`. */
+    copy: CopyPlace;
   };
   step: StepTime;
   /** Of the whole training; null when the number of pictures is not known. */
   total: { steps: number; seconds: number } | null;
-  checkpoints: { bytes: number; keptBytes: number };
+  checkpoints: {
+    bytes: number;
+    /** Of those that are kept, and one that is written. */
+    keptBytes: number;
+    /** What their storage has for them; null when it is not known. */
+    storageBytes: number | null;
+    fit: boolean | null;
+  };
   /** Bytes that a rank copies in each step for checkpoint.inMemory; 0 without it. */
   keptBytesOfStep: number;
   /** What to change so that the job fits; empty when it does. */
@@ -71,12 +82,6 @@ export function trainingFacts(
 const resolved = (precision: TrainerConfig['precision'], device: 'cpu' | 'cuda'): Precision =>
   precision === 'auto' ? (device === 'cuda' ? 'bf16' : 'fp32') : precision;
 
-/** With class centres where `auto` puts them, as open_session in native/train/session.cc. */
-function placed(facts: TrainingFacts, usable: number | null): TrainingFacts {
-  const isTooLarge = facts.device === 'cuda' && usable !== null && sumOf(trainingMemory(facts).device) > usable;
-  return { ...facts, rowsPlacement: isTooLarge ? 'host' : 'device' };
-}
-
 /** Of all steps: each takes as long as its sample rate lets it. */
 function totalSeconds(config: TrainerConfig, facts: TrainingFacts, machines: Machines, steps: number): number {
   const changes = sampleRateSteps(config.loss, steps / config.epochs);
@@ -89,24 +94,28 @@ function totalSeconds(config: TrainerConfig, facts: TrainingFacts, machines: Mac
 }
 
 /**
+ * @param given class centres on the device, unless the job says otherwise
  * @param options.images of the dataset; null: not known
- * @param options.memoryBytes of a rank, in place of the device kind's
- * @param options.hostLimitBytes as of the result
+ * @param options.room its deviceBytes null: that of the device kind
  * @throws FacetrainError InvalidArgument when the device kind has no products in the job's precision
  */
 export function planTraining(
   config: TrainerConfig,
   given: TrainingFacts,
   machines: Machines,
-  {
-    images,
-    memoryBytes,
-    hostLimitBytes,
-  }: { images: number | null; memoryBytes: number | null; hostLimitBytes: number | null },
+  { images, room: { deviceBytes, ...others } }: { images: number | null; room: Room },
 ): TrainingPlan {
   const { kind } = machines;
-  const usable = memoryBytes ?? usableBytes(kind);
-  const facts = config.loss.rows.placement === 'auto' ? placed(given, usable) : given;
+  const { keep, keepBest } = config.checkpoint;
+  const room = { ...others, deviceBytes: deviceBytes ?? usableBytes(kind) };
+  const job: PlannedJob = {
+    facts: given,
+    isPlacementAuto: config.loss.rows.placement === 'auto',
+    keep,
+    keepBest,
+    room,
+  };
+  const facts = placed(job);
   if (kind.products[facts.precision] === undefined)
     throw new FacetrainError({
       code: 'InvalidArgument',
@@ -114,30 +123,33 @@ export function planTraining(
       found: `${facts.precision.toUpperCase()} on ${kind.name}`,
       allowed: `Auto, ${Object.keys(kind.products).join(', ').toUpperCase()}, or another --gpu`,
     });
-  const memory = trainingMemory(facts);
-  const deviceBytes = sumOf(memory.device);
-  const hostBytes = sumOf(memory.host);
-  const fitsDevice = usable === null ? null : deviceBytes <= usable;
-  const fitsHost = hostLimitBytes === null || hostBytes <= hostLimitBytes;
-  const fits = fitsHost ? fitsDevice : false;
-  const step = stepTime(facts, machines);
+  const needs = needsOf(job);
+  const lacks = lacking(job);
+  const fits = !lacks.includes('deviceBytes') && !lacks.includes('hostBytes');
   const steps = images === null ? null : config.epochs * Math.floor(images / config.globalBatchSize);
   const { backbone, ...rest } = facts;
-  const bytes = checkpointBytes(facts);
   return {
     facts: { ...rest, parameters: backbone.parameters },
-    memory: { ...memory, deviceBytes, hostBytes, usableBytes: usable, hostLimitBytes, fits },
-    step,
+    memory: {
+      ...trainingMemory(facts),
+      deviceBytes: needs.deviceBytes,
+      hostBytes: needs.hostBytes,
+      usableBytes: room.deviceBytes,
+      hostLimitBytes: room.hostBytes,
+      // What is known to be too little is so, whatever else is not known.
+      fits: fits && room.deviceBytes === null ? null : fits,
+      copy: copyPlace(facts, room),
+    },
+    step: stepTime(facts, machines),
     total: steps === null ? null : { steps, seconds: totalSeconds(config, facts, machines, steps) },
     keptBytesOfStep: keptBytesOfStep(facts),
-    // One more while the next is written.
-    checkpoints: { bytes, keptBytes: bytes * (config.checkpoint.keep + config.checkpoint.keepBest + 1) },
-    toFit:
-      fitsDevice === false
-        ? fittingChanges(facts, machines, usable!, hostLimitBytes)
-        : fitsHost
-          ? []
-          : [largerLimit(hostBytes * facts.ranksPerPod)],
-    advice: adviceFor(facts, machines, usable),
+    checkpoints: {
+      bytes: checkpointBytes(facts),
+      keptBytes: needs.storageBytes,
+      storageBytes: room.storageBytes,
+      fit: room.storageBytes === null ? null : !lacks.includes('storageBytes'),
+    },
+    toFit: lacks.length > 0 ? fittingChanges(job, kind) : [],
+    advice: adviceFor(facts, machines, room.deviceBytes),
   };
 }

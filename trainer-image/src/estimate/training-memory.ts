@@ -185,6 +185,33 @@ export function keptBytesOfStep(facts: TrainingFacts): number {
 /** Bytes of a checkpoint of all ranks. */
 export const checkpointBytes = (facts: TrainingFacts) => stateBytes(facts, facts.numClasses);
 
+/** What has to be free for a copy of so many bytes, as place_for_copy in native/train/trained_state.cc has it. */
+const roomForCopy = (bytes: number) => bytes + bytes / 4 + 64 * MIB;
+
+/** Where the copy of the state is made while a checkpoint is written. */
+export interface CopyPlace {
+  on: 'device' | 'host';
+  /** false: nowhere, and the training waits. null: not known. */
+  fits: boolean | null;
+}
+
+/**
+ * @param deviceBytes that there are for a rank; null: not known
+ * @param hostBytes the same of the host of a GPU
+ */
+export function copyPlace(
+  facts: TrainingFacts,
+  { deviceBytes, hostBytes }: { deviceBytes: number | null; hostBytes: number | null },
+): CopyPlace {
+  const { device, host, checkpointCopy } = trainingMemory(facts);
+  const hasRoom = (there: number | null, parts: readonly MemoryPart[]) =>
+    there === null ? null : there - sumOf(parts) >= roomForCopy(checkpointCopy);
+  if (facts.device === 'cpu') return { on: 'host', fits: hasRoom(deviceBytes, device) };
+  // Class centres that did not fit the device do not as a copy.
+  if (!onHost(facts) && hasRoom(deviceBytes, device)) return { on: 'device', fits: true };
+  return { on: 'host', fits: hasRoom(hostBytes, host) };
+}
+
 /** Share of a device's memory that a training can use: the driver and fragmentation take the rest. */
 const USABLE = 0.97;
 

@@ -1,7 +1,8 @@
 /**
- * A process that trains two steps on a CPU and prints the most memory that was resident, in bytes: at the beginning
- * and at the end. Its argument is JSON: backbone, globalBatchSize, numClasses, sampleRate, rowsPrecision, directory,
- * and if they are to be others than the defaults, microBatchSize and checkpointActivations.
+ * A process that trains two steps on a CPU and prints the most memory that was resident, in bytes: at the beginning,
+ * after that, and after a third step beside a copy of the state. Its argument is JSON: backbone, globalBatchSize,
+ * numClasses, sampleRate, rowsPrecision, directory, and if they are to be others than the defaults, rowsOptimizer,
+ * rowsPlacement, rowUpdate, microBatchSize and checkpointActivations.
  */
 import { readFileSync } from 'node:fs';
 import { TrainingSession } from '@facetrain/native';
@@ -12,6 +13,7 @@ const { backbone, globalBatchSize, numClasses, sampleRate, rowsPrecision, direct
   process.argv[2]!,
 );
 const { microBatchSize = null, checkpointActivations = false } = how;
+const { rowsOptimizer = 'sgd', rowsPlacement = 'device', rowUpdate = 'lazy' } = how;
 
 /** VmHWM of proc(5). */
 function mostResident(): number {
@@ -24,6 +26,9 @@ const options = trainingOptions({
   numClasses,
   sampleRate,
   rowsPrecision,
+  rowsOptimizer,
+  rowsPlacement,
+  rowUpdate,
   microBatchSize,
   checkpointActivations,
   precision: 'fp32',
@@ -36,5 +41,10 @@ for (let step = 0; step < 2; step++) await session.step(step, 0.01);
 // memory.
 const { rows } = session.rowRange;
 for (let first = 0; first < rows; first += 8192) await session.saveRows(first, Math.min(8192, rows - first));
-process.stdout.write(JSON.stringify({ atFirst, atLast: mostResident() }));
+const atLast = mostResident();
+// What a step gives back serves the copy, until the next step needs it again.
+const copy = await session.copyState({ backbone: true });
+await session.step(2, 0.01);
+process.stdout.write(JSON.stringify({ atFirst, atLast, withCopy: mostResident() }));
+await copy?.close();
 await session.close();
