@@ -11,6 +11,7 @@ import {
 } from '@facetrain/api';
 import type { LayerGraph, Scales } from '@facetrain/native';
 import { CHANNEL_ORDER_METADATA, type ChannelOrder } from '../onnx/channel-order.ts';
+import { compact } from '../onnx/compact.ts';
 import { FORMAT_METADATA, INT7_FORMAT, TENSORRT_FORMAT } from '../onnx/read.ts';
 import { encodeOnnx } from '../onnx/write.ts';
 import { renderQuantizeReport } from '../report/quantize-report-html.ts';
@@ -43,7 +44,10 @@ export function modelFile(
   const range = `range ${file ? rangeText(file) : '-1..1'}`;
   const input = ['pictures in '.concat(channelOrder.toUpperCase()), range, layout, elementType].filter(Boolean);
   const doc = `Face embedding in 7-bit integers. Input: ${input.join(', ')}.`;
-  return encodeOnnx(encodeInt7(graph, scales, { runtime }), { metadata, doc });
+  const written = encodeInt7(graph, scales, { runtime });
+  // Reports, scales.json and messages of the readers have the layers' names. TensorRT was not tried on short files.
+  const named = new Set(graph.layers.flatMap(({ name, output }) => [name, output]));
+  return encodeOnnx(runtime === 'onnxruntime' ? compact(written, named) : written, { metadata, doc });
 }
 
 /** Whether a convolution multiplies activations of 8 bits. */

@@ -136,7 +136,7 @@ class QdqWriter {
     const weight = Object.hasOwn(this.scales.weights, node.name) ? this.scales.weights[node.name] : undefined;
     if (!weight) return this.constant(name, constant);
     return index === 1
-      ? this.weight(node.name, { dims: constant.dims, data: weight.values }, weight.scales)
+      ? this.weight(node, { dims: constant.dims, data: weight.values }, weight.scales)
       : this.bias(node.name, this.tensorOf(node.inputs[0]!), weight.scales);
   }
 
@@ -182,8 +182,10 @@ class QdqWriter {
     return this.constant(name, scalar(Uint8Array.of(UINT8_ZERO + zeroPoint)));
   }
 
-  private weight(layer: string, integers: Tensor, scales: Float32Array): string {
-    return this.perOutputChannel(`${layer}.weight`, integers, scales, new Int8Array(scales.length));
+  private weight({ name, op }: GraphNode, integers: Tensor, scales: Float32Array): string {
+    // Without them ONNX Runtime computes a Gemm in float. With TensorRT nothing was tried.
+    const zeroPoints = op === 'Gemm' || this.forTensorRt ? new Int8Array(scales.length) : undefined;
+    return this.perOutputChannel(`${name}.weight`, integers, scales, { zeroPoints });
   }
 
   private bias(layer: string, input: string, weightScales: Float32Array): string {
@@ -196,22 +198,25 @@ class QdqWriter {
       return this.constant(`${layer}.bias`, { dims: integers.dims, data: real });
     }
     const axis = limit === WEIGHT_LIMIT ? 0 : WIDE_AXIS;
-    return this.perOutputChannel(`${layer}.bias`, integers, scales, new Int32Array(values.length), axis);
+    return this.perOutputChannel(`${layer}.bias`, integers, scales, { axis });
   }
 
-  /** A constant of integers with one scale for each entry of its first axis. @param axis its number */
+  /**
+   * A constant of integers with one scale for each entry of its first axis.
+   * @param axis its number
+   * @param zeroPoints zeros; absent, they are 0 as well, in fewer bytes
+   */
   private perOutputChannel(
     name: string,
     integers: Tensor,
     scales: Float32Array,
-    zeroPoints: Int8Array | Int32Array,
-    axis = 0,
+    { axis = 0, zeroPoints }: { axis?: number; zeroPoints?: Int8Array | undefined },
   ): string {
     const dims = [scales.length];
     const inputs = [
       this.constant(`${name}.quantized`, integers),
       this.constant(`${name}.scale`, { dims, data: scales }),
-      this.constant(`${name}.zero_point`, { dims, data: zeroPoints }),
+      ...(zeroPoints ? [this.constant(`${name}.zero_point`, { dims, data: zeroPoints })] : []),
     ];
     return this.node(name, 'DequantizeLinear', inputs, { axis });
   }
@@ -413,7 +418,7 @@ class QdqReader {
   }
 
   private dequantize(node: GraphNode): void {
-    const [value, scaleName, zeroName] = node.inputs as [string, string, string];
+    const [value, scaleName, zeroName] = node.inputs as [string, string, string?];
     const output = node.outputs[0]!;
     const source = this.sourceOf.get(value);
     if (source !== undefined) {
@@ -425,7 +430,6 @@ class QdqReader {
     const { dims = [], data: values } = this.graph.initializers[value] ?? {};
     const { axis } = node.attributes;
     const scales = this.graph.initializers[scaleName]?.data;
-    const zeros = this.graph.initializers[zeroName]?.data;
     if (
       !(values instanceof Int8Array || values instanceof Int32Array) ||
       !(scales instanceof Float32Array) ||
@@ -434,7 +438,9 @@ class QdqReader {
     ) {
       throw invalidArtifact(`node "${node.name}"`, 'its input is not a constant with one scale per output channel');
     }
-    if (!zeros || (zeros as Int8Array).some((zero) => zero !== 0))
+    // Files of before have them.
+    const zeros = zeroName === undefined ? undefined : this.graph.initializers[zeroName]?.data;
+    if (zeroName !== undefined && (!zeros || (zeros as Int8Array).some((zero) => zero !== 0)))
       throw invalidArtifact(`node "${node.name}"`, 'a zero point of its weights is not 0');
     this.integersOf.set(output, { values, scales, axis });
     this.initializers[output] = { dims, data: realValues(values, scales) };
