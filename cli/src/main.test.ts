@@ -94,6 +94,14 @@ const refusals: Record<string, { args: string[]; wantMessage: RegExp }> = {
     args: ['quantize', '--model', 'a', '--calibration', 'b', '--out', 'c', '--memory', '2 GB'],
     wantMessage: /--memory.*512Mi or 2Gi/,
   },
+  'a bound of the gate that is no share': {
+    args: ['quantize', '--model', 'a', '--calibration', 'b', '--out', 'c', '--max-accuracy-drop', '2'],
+    wantMessage: /--max-accuracy-drop.*share from 0 to 1/,
+  },
+  'a bound of the gate that is no cosine': {
+    args: ['quantize', '--model', 'a', '--calibration', 'b', '--out', 'c', '--min-worst-cosine', '-2'],
+    wantMessage: /--min-worst-cosine.*cosine from -1 to 1/,
+  },
   'an output folder whose name is too long': {
     args: ['quantize', '--model', 'a', '--calibration', exampleFaces, '--out', `/tmp/${'y'.repeat(300)}`],
     wantMessage: /^\/tmp\/y+: name too long \(ENAMETOOLONG\)/,

@@ -96,6 +96,12 @@ function share(text: string): number {
   throw new InvalidArgumentError('Must be a share from 0 to 1.');
 }
 
+function cosineOf(text: string): number {
+  const value = Number(text);
+  if (text.trim() !== '' && value >= -1 && value <= 1) return value;
+  throw new InvalidArgumentError('Must be a cosine from -1 to 1.');
+}
+
 const maxBadPicturesOption = () =>
   new Option('--max-bad-pictures <share>', 'share of the pictures that may be unusable, rounded up')
     .argParser(share)
@@ -410,6 +416,23 @@ inputRange(command('quantize', 'quantize an ONNX face model to INT7 by EasyQuant
   .addOption(maxBadPicturesOption())
   .option('--pairs <set...>', 'verification sets to compare FP32 and INT7 on')
   .option('--groups <file...>', 'for each set, a file with a line for each pair: the name of its group')
+  .addOption(
+    new Option('--max-accuracy-drop <share>', 'gate: largest drop of accuracy on a set of --pairs').argParser(share),
+  )
+  .addOption(
+    new Option('--max-tar-drop <share>', 'gate: largest drop of the true accept rate on a set of --pairs').argParser(
+      share,
+    ),
+  )
+  .addOption(
+    new Option('--max-group-accuracy-drop <share>', 'gate: largest drop of accuracy on a group of pairs').argParser(
+      share,
+    ),
+  )
+  .addOption(
+    new Option('--min-mean-cosine <cosine>', 'gate: smallest mean cosine of FP32 and INT7').argParser(cosineOf),
+  )
+  .addOption(new Option('--min-worst-cosine <cosine>', 'gate: smallest cosine of any picture').argParser(cosineOf))
   .option('--fresh', 'replace the artifact that the folder holds; its files are listed first', false)
   .option('--strict', 'refuse a model of which a node would stay FP32', false)
   .addOption(

@@ -11,19 +11,25 @@ const SOURCES = {
 export function metricsRows({
   meanCosine,
   percentile1Cosine,
+  worstCosine,
   comparisons,
   outputs = [],
   measuredOn,
 }: Metrics): [string, string][] {
-  const worst = `${percentile1Cosine.toFixed(4)} for the worst picture in a hundred`;
+  const low = `${percentile1Cosine.toFixed(4)} for the worst picture in a hundred`;
+  const lowest = worstCosine === undefined ? '' : `, ${worstCosine.toFixed(4)} for the worst of all`;
   return [
-    [outputs.length > 0 ? 'Cosine of outputs' : 'Embedding cosine', `${meanCosine.toFixed(4)} mean, ${worst}`],
+    [outputs.length > 0 ? 'Cosine of outputs' : 'Embedding cosine', `${meanCosine.toFixed(4)} mean, ${low}${lowest}`],
     ...(measuredOn
       ? [['Measured on', `${measuredOn.pictures} ${SOURCES[measuredOn.source]}`] as [string, string]]
       : []),
-    ...outputs.map(({ name, meanCosine: mean, top1Agreement }): [string, string] => [
+    ...outputs.map(({ name, meanCosine: mean, worstCosine: worst, top1Agreement }): [string, string] => [
       `Output ${name}`,
-      `${mean.toFixed(4)}${top1Agreement === null ? '' : `, same largest number ${percent(top1Agreement)}`}`,
+      [
+        `${mean.toFixed(4)} mean`,
+        ...(worst === undefined ? [] : [`${worst.toFixed(4)} worst`]),
+        ...(top1Agreement === null ? [] : [`same largest number ${percent(top1Agreement)}`]),
+      ].join(', '),
     ]),
     ...comparisons.flatMap(({ set, groups = [], ...all }) => [
       accuracyRow(set, all),

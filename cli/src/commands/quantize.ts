@@ -8,6 +8,7 @@ import {
   ArtifactManifest,
   DEFAULT_SEARCH,
   FacetrainError,
+  hasBounds,
   OUTPUT,
   parseDocument,
   type QuantizeConfig,
@@ -24,7 +25,16 @@ import { bytes, duration, progressDetail, type StatusLine, table, warningsOn } f
 import { DEFAULT_ORDER, givenRange, type InputRangeOptions, inputText } from './input-range.ts';
 import { metricsRows } from './metrics-rows.ts';
 
-export interface QuantizeOptions extends InputRangeOptions {
+/** Bounds that the INT7 model must keep, as spec.quantize.gate has them; absent: not checked. */
+interface GateOptions {
+  maxAccuracyDrop?: number;
+  maxTarDrop?: number;
+  maxGroupAccuracyDrop?: number;
+  minMeanCosine?: number;
+  minWorstCosine?: number;
+}
+
+export interface QuantizeOptions extends InputRangeOptions, GateOptions {
   model: string;
   calibration: string;
   out: string;
@@ -83,6 +93,7 @@ export async function quantize(options: QuantizeOptions, line: StatusLine, signa
       percentile1Cosine: metrics.percentile1Cosine,
       seconds,
       evaluation: metrics.comparisons,
+      gate: report.gate,
       files,
     },
     text: table([
@@ -91,6 +102,7 @@ export async function quantize(options: QuantizeOptions, line: StatusLine, signa
       ['Layers', `${layers.length}, in ${duration(seconds)}`],
       ...(report.realNodes ?? []).map(({ node, reason }): [string, string] => ['In FP32', `${node}: ${reason}`]),
       ...metricsRows(metrics),
+      ...gateRows(report.gate),
       ...fileRows(config.outputDirectory, files),
     ]),
   };
@@ -158,12 +170,22 @@ async function makeConfig(options: QuantizeOptions, read: ReadModel | undefined)
     calibration: { datasetPath: resolve(calibration), images, seed, maxBadPictures },
     search: { ...DEFAULT_SEARCH, rounds, budget, strict },
     evaluation: { sets },
-    gate: { maxAccuracyDrop: null, minMeanCosine: null },
+    gate: gateOf(options),
     publish: null,
     outputDirectory: resolve(out),
     ...(memory !== undefined && { searchMemoryBytes: memory }),
     computeThreads: threads ?? availableParallelism(),
     progress: null,
+  };
+}
+
+function gateOf(options: GateOptions): QuantizeConfig['gate'] {
+  const { maxAccuracyDrop = null, minMeanCosine = null, maxTarDrop, maxGroupAccuracyDrop, minWorstCosine } = options;
+  return {
+    ...{ maxAccuracyDrop, minMeanCosine },
+    ...(maxTarDrop !== undefined && { maxTarDrop }),
+    ...(maxGroupAccuracyDrop !== undefined && { maxGroupAccuracyDrop }),
+    ...(minWorstCosine !== undefined && { minWorstCosine }),
   };
 }
 
@@ -188,6 +210,12 @@ async function readArtifactFiles(folder: string): Promise<ArtifactManifest['file
   const file = join(folder, ARTIFACT.manifest);
   const manifest: unknown = JSON.parse(await readFile(file, 'utf8'));
   return parseDocument(ArtifactManifest, manifest, file, 'InvalidArtifact').files;
+}
+
+/** Of a gate that was passed: a missed one ends the command with an error. */
+function gateRows(gate: QuantizeReport['gate']): [string, string][] {
+  if (!hasBounds(gate)) return [];
+  return [['Gate', ['passed', ...(gate.notJudged ?? [])].join('; ')]];
 }
 
 function fileRows(folder: string, files: ArtifactManifest['files']): [string, string][] {

@@ -123,7 +123,7 @@ export function checkGateHasSets({ evaluation, gate }: Pick<QuantizeConfig, 'eva
         code: 'InvalidConfig',
         subject: `gate.${bound}`,
         found: `${gate[bound]} without any evaluation set`,
-        allowed: 'evaluation.sets to measure accuracy on, or no bound',
+        allowed: 'evaluation.sets (--pairs) to measure accuracy on, or no bound',
       });
 }
 

@@ -48,6 +48,6 @@ function checkGateHasGroups(bound: number, sets: readonly Pick<VerificationSet, 
     code: 'InvalidConfig',
     subject: 'gate.maxGroupAccuracyDrop',
     found: most === 0 ? 'no evaluation set has groups' : `no group has more than ${most} pairs`,
-    allowed: `evaluation.sets[].groups, one of them with ${needed} pairs or more for ${bound}; or no bound`,
+    allowed: `evaluation.sets[].groups (--groups), one of them with ${needed} pairs or more for ${bound}; or no bound`,
   });
 }
