@@ -265,6 +265,10 @@ export const QuantizeReport = z.strictObject({
   angles: Histogram.optional().describe('Degrees between the FP32 and the INT7 output of each picture.'),
   worstPictures: z.array(WorstPicture).optional().describe('The worst first. report.html shows them.'),
   metrics: Metrics,
+  paperSearch: Metrics.optional().describe(
+    'As metrics, of a model by the search of the paper alone: no zero points, no balanced ranges, no corrected biases, ' +
+      '7 bits. Absent: not compared.',
+  ),
   gate: Gate,
 });
 export type QuantizeReport = z.infer<typeof QuantizeReport>;

@@ -98,6 +98,10 @@ export const QuantizeConfig = z.strictObject({
     .describe(
       'Receives model.int7.onnx, model.int7.trt.onnx, scales.json, report.json, report.html, and manifest.json last.',
     ),
+  comparePaper: z
+    .literal(true)
+    .optional()
+    .describe('Compares with a model of the paper’s search alone, in the report; absent: no.'),
   searchMemoryBytes: z
     .int()
     .min(0)

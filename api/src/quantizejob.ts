@@ -101,6 +101,14 @@ const search = section(
       .boolean()
       .default(DEFAULT_SEARCH.strict)
       .describe('Refuse a model of which a node has no quantized form and would stay FP32; report.json names such.'),
+    comparePaper: z
+      .boolean()
+      .default(false)
+      .describe(
+        'Also search by the paper alone (EasyQuant, arXiv 2006.16669: no zero points, no balanced ranges, no ' +
+          'corrected biases, 7 bits), and show what that model would be beside this one in the report. Takes a second ' +
+          'search.',
+      ),
     memory: BytesQuantity.optional().describe(
       'Memory for what a layer gives for all calibration pictures; what needs more lies in a file in the pod’s ' +
         '`/tmp`, and the search finds the same. Weights and the search’s own work are beside that. Absent: 2Gi, or ' +

@@ -59,6 +59,9 @@ export const DEFAULT_SEARCH = {
   strict: false,
 } as const;
 
+/** The search of the paper alone: scales of tensors as they are, and nothing else. */
+export const PAPER_SEARCH = { zeroPoints: false, equalize: false, biasCorrection: false, budget: 0 } as const;
+
 /**
  * Seconds between SIGTERM and SIGKILL, if the pod template names no others. It is long enough to write a checkpoint of
  * a large head. Kubernetes' own default is 30.

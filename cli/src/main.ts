@@ -413,6 +413,13 @@ inputRange(command('quantize', 'quantize an ONNX face model to INT7 by EasyQuant
       .argParser(share)
       .default(DEFAULT_SEARCH.budget),
   )
+  .addOption(
+    new Option(
+      '--paper-search',
+      'search as the paper alone: no zero points, no balanced ranges, no corrected biases',
+    ).conflicts(['budget', 'comparePaper']),
+  )
+  .option('--compare-paper', 'search a second time as the paper alone, and show both in the report')
   .addOption(maxBadPicturesOption())
   .option('--pairs <set...>', 'verification sets to compare FP32 and INT7 on')
   .option('--groups <file...>', 'for each set, a file with a line for each pair: the name of its group')

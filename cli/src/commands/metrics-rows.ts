@@ -8,6 +8,8 @@ const SOURCES = {
   calibration: 'calibration picture, which the search has seen',
 };
 
+export const MEASURED_ON = 'Measured on';
+
 export function metricsRows({
   meanCosine,
   percentile1Cosine,
@@ -20,9 +22,7 @@ export function metricsRows({
   const lowest = worstCosine === undefined ? '' : `, ${worstCosine.toFixed(4)} for the worst of all`;
   return [
     [outputs.length > 0 ? 'Cosine of outputs' : 'Embedding cosine', `${meanCosine.toFixed(4)} mean, ${low}${lowest}`],
-    ...(measuredOn
-      ? [['Measured on', `${measuredOn.pictures} ${SOURCES[measuredOn.source]}`] as [string, string]]
-      : []),
+    ...(measuredOn ? [[MEASURED_ON, `${measuredOn.pictures} ${SOURCES[measuredOn.source]}`] as [string, string]] : []),
     ...outputs.map(({ name, meanCosine: mean, worstCosine: worst, top1Agreement }): [string, string] => [
       `Output ${name}`,
       [

@@ -9,7 +9,9 @@ import {
   DEFAULT_SEARCH,
   FacetrainError,
   hasBounds,
+  type Metrics,
   OUTPUT,
+  PAPER_SEARCH,
   parseDocument,
   type QuantizeConfig,
   type QuantizeReport,
@@ -23,7 +25,7 @@ import { readVerificationSet } from '@facetrain/trainer/verification/verificatio
 import { artifactFiles, hasArtifact, listing } from '../local/run-files.ts';
 import { bytes, duration, progressDetail, type StatusLine, table, warningsOn } from '../terminal-output.ts';
 import { DEFAULT_ORDER, givenRange, type InputRangeOptions, inputText } from './input-range.ts';
-import { metricsRows } from './metrics-rows.ts';
+import { MEASURED_ON, metricsRows } from './metrics-rows.ts';
 
 /** Bounds that the INT7 model must keep, as spec.quantize.gate has them; absent: not checked. */
 interface GateOptions {
@@ -41,6 +43,10 @@ export interface QuantizeOptions extends InputRangeOptions, GateOptions {
   images: number;
   seed: number;
   rounds: number;
+  /** By the paper alone: no zero points, no balanced ranges, no corrected biases, 7 bits. */
+  paperSearch?: boolean;
+  /** Compare with a model of that search. */
+  comparePaper?: boolean;
   /** Share of the multiply-accumulates of which the activations may have 8 bits. */
   budget: number;
   /** Share of the calibration pictures that may be bad. */
@@ -93,6 +99,7 @@ export async function quantize(options: QuantizeOptions, line: StatusLine, signa
       percentile1Cosine: metrics.percentile1Cosine,
       seconds,
       evaluation: metrics.comparisons,
+      ...(report.paperSearch && { paperSearch: report.paperSearch }),
       gate: report.gate,
       files,
     },
@@ -102,6 +109,7 @@ export async function quantize(options: QuantizeOptions, line: StatusLine, signa
       ['Layers', `${layers.length}, in ${duration(seconds)}`],
       ...(report.realNodes ?? []).map(({ node, reason }): [string, string] => ['In FP32', `${node}: ${reason}`]),
       ...metricsRows(metrics),
+      ...(report.paperSearch ? paperRows(report.paperSearch) : []),
       ...gateRows(report.gate),
       ...fileRows(config.outputDirectory, files),
     ]),
@@ -168,7 +176,8 @@ async function makeConfig(options: QuantizeOptions, read: ReadModel | undefined)
       input: givenRange(options),
     },
     calibration: { datasetPath: resolve(calibration), images, seed, maxBadPictures },
-    search: { ...DEFAULT_SEARCH, rounds, budget, strict },
+    search: { ...DEFAULT_SEARCH, rounds, budget, strict, ...(options.paperSearch && PAPER_SEARCH) },
+    ...(options.comparePaper && { comparePaper: true }),
     evaluation: { sets },
     gate: gateOf(options),
     publish: null,
@@ -210,6 +219,13 @@ async function readArtifactFiles(folder: string): Promise<ArtifactManifest['file
   const file = join(folder, ARTIFACT.manifest);
   const manifest: unknown = JSON.parse(await readFile(file, 'utf8'));
   return parseDocument(ArtifactManifest, manifest, file, 'InvalidArtifact').files;
+}
+
+/** Of a model by the paper's search alone. */
+function paperRows(metrics: Metrics): [string, string][] {
+  return metricsRows(metrics)
+    .filter(([what]) => what !== MEASURED_ON)
+    .map(([what, found]) => ['By the paper alone', `${what}: ${found}`]);
 }
 
 /** Of a gate that was passed: a missed one ends the command with an error. */

@@ -22,7 +22,7 @@ export function quantizeConfig(
   storage: QuantizerStorage,
   environment: Environment,
 ): QuantizeConfig {
-  const { memory, ...search } = spec.search;
+  const { memory, comparePaper, ...search } = spec.search;
   return QuantizeConfig.parse({
     schemaVersion: 1,
     job: { name: job.name, uid: job.uid, attempt },
@@ -40,6 +40,8 @@ export function quantizeConfig(
       maxBadPictures: spec.calibration.dataset.maxBadPictures ?? DEFAULT_MAX_BAD_PICTURES,
     },
     search,
+    // Images of before refuse the field, so it is there only when it is asked for.
+    ...(comparePaper && { comparePaper }),
     ...(memory !== undefined && { searchMemoryBytes: parseQuantity(memory) }),
     evaluation: { sets: setsOfConfig(spec.evaluation.sets, storage.evaluations) },
     gate: {

@@ -59,6 +59,13 @@ test('the memory of the search is in bytes, and no part of what decides its resu
   assert.equal(childrenOf(makeQuantizeJob()).config.searchMemoryBytes, undefined);
 });
 
+test('a comparison with the paper’s search is in the config only when it is asked for', () => {
+  const { config } = childrenOf(makeQuantizeJob().with({ search: { comparePaper: true } }));
+  assert.equal(config.comparePaper, true);
+  assert(!('comparePaper' in config.search));
+  assert(!('comparePaper' in childrenOf(makeQuantizeJob()).config));
+});
+
 test('an output folder is mounted, and nothing is published', () => {
   const { config, pod } = childrenOf(
     makeQuantizeJob().with({

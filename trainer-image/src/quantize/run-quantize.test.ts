@@ -13,6 +13,7 @@ import {
   ExitCode,
   FacetrainError,
   OUTPUT,
+  PAPER_SEARCH,
   QuantizeConfig,
   QuantizeReport,
   ScalesDocument,
@@ -237,6 +238,22 @@ async function runProgram(change: Partial<QuantizeConfig>, env: Record<string, s
   );
   return { status, message: await readFile(files.FACETRAIN_TERMINATION_MESSAGE, 'utf8'), output: stdout + stderr };
 }
+
+test('the paper’s search alone is compared when it is asked for, and changes nothing else', async () => {
+  const { rounds, candidates, lower, upper, strict } = config().search;
+  const plain = { rounds, candidates, lower, upper, strict, ...PAPER_SEARCH };
+  const gate = { ...config().gate, minMeanCosine: null };
+  const folder = (name: string) => ({ outputDirectory: join(scratch, name), gate });
+  const alone = await runQuantize(config({ ...folder('alone'), search: plain }), program());
+  const both = await runQuantize(config({ ...folder('both'), comparePaper: true }), program());
+  assert.deepEqual(both.paperSearch, alone.metrics);
+  assert.ok(!('paperSearch' in alone));
+  const { paperSearch: _, ...rest } = both;
+  assert.deepEqual(rest, await runQuantize(config(folder('one')), program()));
+  assert.ok(both.metrics.meanCosine > alone.metrics.meanCosine, 'what is beside the paper brings nothing');
+  const html = await readFile(join(scratch, 'both', 'report.html'), 'utf8');
+  assert.ok(html.includes(both.paperSearch!.meanCosine.toFixed(4)), 'the page has the mean cosine');
+});
 
 test('the termination message has the artifact or the error, and no output has a credential', async () => {
   const publish = server.address('s3://models/program');

@@ -10,6 +10,8 @@ import {
   ARTIFACT,
   FacetrainError,
   joinStorageUri,
+  type Metrics,
+  PAPER_SEARCH,
   type QuantizeConfig,
   type QuantizeReport,
   type StorageAddress,
@@ -192,6 +194,10 @@ async function quantizeInto(
       : await compareOnPictures(compared, source.graph, fp32, int7.model, program);
   const errorSplit = await splitError(found, compared, source.graph, fp32, int7.model, { computeThreads, signal });
 
+  const paperSearch = config.comparePaper
+    ? await comparePaper({ source, sets, pictures, compared, fp32 }, config, program)
+    : undefined;
+
   // ---- The report ----
   const models = {
     [ARTIFACT.model]: modelBytes,
@@ -228,6 +234,7 @@ async function quantizeInto(
     angles: histogram(concatenate(sources.map(({ cosines }) => cosines.map(degrees)))),
     worstPictures: worst,
     metrics,
+    ...(paperSearch && { paperSearch }),
     gate: checkGate(config.gate, metrics),
   };
   progress.update({ stage: 'Publishing' });
@@ -291,6 +298,24 @@ async function quantizeInto(
   return report;
 }
 
+/** How close to FP32 a model is whose scales the paper's search alone has found. Of it nothing is written. */
+async function comparePaper(
+  { source, sets, pictures, compared, fp32 }: Omit<Inputs, 'calibration'>,
+  config: QuantizeConfig,
+  program: Program,
+): Promise<Metrics> {
+  const computeThreads = config.computeThreads ?? availableParallelism();
+  const onPaper = { ...config, search: { ...config.search, ...PAPER_SEARCH } };
+  const found = await search(onPaper, source.layers, pictures, computeThreads, program);
+  program.progress.update({ stage: 'Comparing', step: 0, totalSteps: 0, etaSeconds: null });
+  await using int7 = disposable(await Int7Model.open(found.graph, found.scales, { computeThreads }));
+  const { metrics } =
+    sets.length > 0
+      ? await compareOnSets(config, sets, source.graph, fp32, int7.model, program)
+      : await compareOnPictures(compared, source.graph, fp32, int7.model, program);
+  return metrics;
+}
+
 /** Options of the search as the report has them: a budget of 0 is left out, as in reports from before it. */
 function reported({ budget, ...search }: QuantizeConfig['search']): QuantizeReport['search'] {
   return { ...search, ...(budget > 0 && { budget }) };
@@ -324,12 +349,12 @@ async function search(
   pictures: Pictures,
   computeThreads: number,
   { log, progress, signal }: Program,
-  journal: SearchJournal,
+  journal?: SearchJournal,
 ): Promise<SearchResult> {
   const start = performance.now();
   progress.update({ stage: config.search.equalize ? 'Equalizing' : 'Searching' });
-  if (journal.decided.length > 0)
-    log.info({ decisions: journal.decided.length }, 'going on with an interrupted search');
+  const decided = journal?.decided ?? [];
+  if (decided.length > 0) log.info({ decisions: decided.length }, 'going on with an interrupted search');
   const estimate = new TimeLeft();
   // What an interrupted search had decided takes no time, so it says nothing about the rest.
   let isNew = false;
@@ -341,10 +366,10 @@ async function search(
       temporaryDirectory: tmpdir(),
       computeThreads,
       signal,
-      decided: journal.decided,
+      decided,
       onDecisions: (made) => {
         isNew ||= made.length > 0;
-        journal.add(made);
+        journal?.add(made);
       },
       onProgress: ({ stage, done, total }) =>
         progress.update({
@@ -355,7 +380,7 @@ async function search(
     log.info({ seconds: (performance.now() - start) / 1000 }, 'scales found');
     return found;
   } finally {
-    await journal.close();
+    await journal?.close();
   }
 }
 

@@ -85,6 +85,42 @@ test('the page shows the figures, loads no other file and has no script', () => 
   assert.doesNotMatch(html, /NaN|undefined|Infinity|<script|https?:|\burl\(|@import/);
 });
 
+test('the paper’s search alone stands beside the model, output by output', () => {
+  const metrics = (meanCosine: number) => ({
+    ...{ meanCosine, percentile1Cosine: meanCosine - 0.01, worstCosine: meanCosine - 0.02, accuracyDrop: null },
+    comparisons: [],
+    outputs: [
+      {
+        name: '<boxes>',
+        meanCosine: meanCosine + 0.001,
+        percentile1Cosine: 0.9,
+        worstCosine: 0.8765,
+        top1Agreement: null,
+      },
+    ],
+    measuredOn: { source: 'heldOut' as const, pictures: 50 },
+  });
+  const html = renderQuantizeReport(report({ metrics: metrics(0.99), paperSearch: metrics(0.97) }));
+  for (const [what, ours, theirs] of [
+    ['Mean cosine', '0.9900', '0.9700'],
+    ['Worst of all', '0.9700', '0.9500'],
+    ['Mean cosine of &#60;boxes&#62;', '0.9910', '0.9710'],
+  ])
+    assert.match(html, new RegExp(`${what}.{0,20}${ours}.{0,20}${theirs}`), what);
+  assert.match(html, /0\.8765/, 'the worst cosine of an output');
+  assert.doesNotMatch(html, /NaN|undefined/);
+  assert.doesNotMatch(renderQuantizeReport(report()), /The paper’s search/);
+});
+
+test('a budget is suggested where operands of 7 bits lose most, the cosine is low and there is none', () => {
+  const hint = (change: Partial<QuantizeReport>) => /--budget/.test(renderQuantizeReport(report(change)));
+  const { search, metrics, errorSplit } = report();
+  assert.equal(hint({}), true);
+  assert.equal(hint({ search: { ...search, budget: 0.5 } }), false);
+  assert.equal(hint({ metrics: { ...metrics, meanCosine: 0.991 } }), false);
+  assert.equal(hint({ errorSplit: { ...errorSplit!, weights: 0.98 } }), false);
+});
+
 test('both models on each set, the worst pictures, sizes, times and what was folded', () => {
   const histogram = (counts: number[]) => ({ min: 0, max: 3, sum: 6, sumOfSquares: 9, counts });
   const scores = (tar: number) => ({
