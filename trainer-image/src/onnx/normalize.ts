@@ -14,6 +14,7 @@ import type { Graph, GraphNode, Tensor } from '@facetrain/native';
 import { intAttribute } from './attributes.ts';
 import type { Branch, Branches } from './branches.ts';
 import { Canonicalizer } from './canonical.ts';
+import { composite } from './composites.ts';
 import { foldConstants, MAX_FOLDED_ELEMENTS } from './constant-folding.ts';
 import { normalisationsAtEnd } from './embedding-norm.ts';
 import { inferShapes, ShapeInference } from './infer-shapes.ts';
@@ -88,6 +89,7 @@ export function normalize(
     branches,
     freshName: (name) => names.take(name),
     outputs,
+    expands: kept !== undefined,
   });
   const live = liveNodes(translated, outputs);
   // One vector is an embedding; of others, nothing is known.
@@ -149,19 +151,23 @@ interface Translation {
   branches: Map<string, Branches>;
   freshName: (name: string) => string;
   outputs: string[];
+  /** Whether operators that others can compute are written with those (composites.ts). */
+  expands: boolean;
 }
 
 /** The nodes that depend on the picture, in the form of operator set 17. */
 function translateAll(
   graph: Graph,
   context: Context,
-  { initializers, define, branches, freshName, outputs }: Translation,
+  { initializers, define, branches, freshName, outputs, expands }: Translation,
 ): GraphNode[] {
   /** Values that a branch may read. */
   const known = new Set([graph.input.name]);
   const nodes = graph.nodes.toReversed();
   const aliases = new Map<string, string>();
   const translated: GraphNode[] = [];
+  /** Parts of composites, which have the form of operator set 17. */
+  const written = new Set<GraphNode>();
   let folded = 0;
   for (let original = nodes.pop(); original; original = nodes.pop()) {
     const node: GraphNode = {
@@ -178,7 +184,15 @@ function translateAll(
       continue;
     }
     for (const name of node.outputs) known.add(name);
-    translateNode(node, context);
+    if (!written.has(original)) {
+      translateNode(node, context);
+      const parts = expands ? composite(node, context, freshName) : undefined;
+      if (parts) {
+        for (const part of parts) written.add(part);
+        nodes.push(...parts.toReversed());
+        continue;
+      }
+    }
     const [output] = node.outputs as [string];
     const tensors = node.inputs.map((name) => initializers.get(name));
     if (tensors.every((tensor) => tensor !== undefined)) {

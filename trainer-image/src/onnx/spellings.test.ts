@@ -25,6 +25,7 @@ import {
   VECTORS,
 } from '../testing/graph-spellings.ts';
 import { noise, runOrt } from '../testing/onnx-oracles.ts';
+import { COMPOSITE_OPERATORS } from './composites.ts';
 import { describeModel } from './describe.ts';
 import { CANONICAL_OPERATORS, FLOAT_OPERATORS } from './operators.ts';
 import { parseOnnx } from './read.ts';
@@ -152,6 +153,7 @@ test('the table of operators is what the readers say of themselves', async () =>
   const listed = (message: string) => (/one of ([\w, ]+)$/.exec(message)?.[1] ?? '').split(', ');
   const executor = listed(await refusal(() => Model.open(unknown, { computeThreads: 1 })));
   const quantizer = listed(await refusal(() => fold(unknown)));
-  assert.deepEqual(quantizer, [...new Set([...CANONICAL_OPERATORS, ...NODE_OPERATORS])].toSorted());
+  const written = [...COMPOSITE_OPERATORS, 'Upsample'];
+  assert.deepEqual(quantizer, [...new Set([...CANONICAL_OPERATORS, ...NODE_OPERATORS, ...written])].toSorted());
   for (const op of [...CANONICAL_OPERATORS, ...FLOAT_OPERATORS]) assert.ok(executor.includes(op), op);
 });

@@ -75,6 +75,10 @@ export function translateNode(node: GraphNode, context: Context): void {
     case 'LogSoftmax':
       if (opset < 13) checkSoftmaxAxis(node, context);
       break;
+    case 'Upsample':
+    case 'Resize':
+      if (opset < 11) scalesToResize(node, context);
+      break;
     case 'BatchNormalization':
       if (attributes.spatial === 0 && !hasStatisticsPerChannel(node, context))
         throw refuse(node, 'normalizes every position by itself (spatial = 0)', 'one mean and variance per channel');
@@ -152,6 +156,19 @@ function nameAllPads(node: GraphNode, { batches: [{ shapes, integers }], constan
   });
   if (all.length !== 2 * rank) throw refuse(node, `pads axes ${axes.join(', ')}`, `axes of ${rank}`);
   node.inputs = [data, constant(`${node.name}.pads`, int64Tensor(all)), ...(value ? [value] : [])];
+}
+
+/** Upsample, and Resize of operator set 10: both begin in the corner, and know two modes. */
+function scalesToResize(node: GraphNode, { opset, constant, refuse }: Context): void {
+  const { scales, mode = 'nearest' } = node.attributes;
+  const isList = Array.isArray(scales) && opset < 9;
+  const name = isList
+    ? constant(`${node.name}.scales`, { dims: [scales.length], data: Float32Array.from(scales) })
+    : node.inputs[1];
+  if (!name) throw refuse(node, 'has no scales', 'a scale for each axis');
+  node.op = 'Resize';
+  node.inputs = [node.inputs[0]!, '', name];
+  node.attributes = { mode, coordinate_transformation_mode: 'asymmetric', nearest_mode: 'floor' };
 }
 
 /** Names the axes of a Squeeze of all axes of size 1, without the batch, which may be 1. */

@@ -10,6 +10,7 @@
 import { FacetrainError } from '@facetrain/api';
 import type { Graph, GraphNode, Layer, LayerGraph, NodeLayer, Tensor } from '@facetrain/native';
 import { arithmeticMap, batchNormMap } from '../onnx/channel-map.ts';
+import { COMPOSITE_OPERATORS } from '../onnx/composites.ts';
 import { inferShapes } from '../onnx/infer-shapes.ts';
 import { axisIndex } from '../onnx/known-integers.ts';
 import { UniqueNames } from '../onnx/unique-names.ts';
@@ -113,6 +114,9 @@ const OPERATORS: Record<string, (reader: OnnxReader, node: GraphNode) => void> =
 /** All operators that the quantizer reads. */
 export const QUANTIZER_OPERATORS = [...new Set([...Object.keys(OPERATORS), ...NODE_OPERATORS])].toSorted();
 
+/** Those that a model may have: others are written with these when it is read. */
+const READ_OPERATORS = [...QUANTIZER_OPERATORS, ...COMPOSITE_OPERATORS, 'Upsample'].toSorted();
+
 class OnnxReader {
   readonly operands: Operands;
   private readonly graph: Graph;
@@ -144,7 +148,7 @@ class OnnxReader {
     let refused: FacetrainError;
     try {
       if (!Object.hasOwn(OPERATORS, node.op))
-        throw this.operands.unsupported(node, `operator ${node.op}`, `one of ${QUANTIZER_OPERATORS.join(', ')}`);
+        throw this.operands.unsupported(node, `operator ${node.op}`, `one of ${READ_OPERATORS.join(', ')}`);
       OPERATORS[node.op]!(this, node);
       return;
     } catch (error) {
