@@ -266,8 +266,8 @@ export const QuantizeReport = z.strictObject({
   worstPictures: z.array(WorstPicture).optional().describe('The worst first. report.html shows them.'),
   metrics: Metrics,
   paperSearch: Metrics.optional().describe(
-    'As metrics, of a model by the search of the paper alone: no zero points, no balanced ranges, no corrected biases, ' +
-      '7 bits. Absent: not compared.',
+    'As metrics, of a model by the search of the paper alone: no zero points, no balanced ranges, no corrected ' +
+      'biases, 7 bits. Absent: not compared.',
   ),
   gate: Gate,
 });

@@ -106,8 +106,8 @@ const search = section(
       .default(false)
       .describe(
         'Also search by the paper alone (EasyQuant, arXiv 2006.16669: no zero points, no balanced ranges, no ' +
-          'corrected biases, 7 bits), and show what that model would be beside this one in the report. Takes a second ' +
-          'search.',
+          'corrected biases, 7 bits), and show what that model would be beside this one in the report. Takes a ' +
+          'second search.',
       ),
     memory: BytesQuantity.optional().describe(
       'Memory for what a layer gives for all calibration pictures; what needs more lies in a file in the pod’s ' +

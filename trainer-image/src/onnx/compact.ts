@@ -1,6 +1,6 @@
 /**
- * Writes a graph with fewer bytes, for files of which it is a good part. The same numbers come out. What it brings is in
- * docs/decisions/0064-what-an-int7-file-weighs.md.
+ * Writes a graph with fewer bytes, for files of which it is a good part. The same numbers come out. What it brings is
+ * in docs/decisions/0064-what-an-int7-file-weighs.md.
  */
 import type { Graph, GraphNode, Tensor } from '@facetrain/native';
 import { elementType } from './tensor.ts';
