@@ -156,6 +156,52 @@ describe('Partial FC on a CPU, as docs/benchmarks.md has it', () => {
     });
 });
 
+describe('class centres on a CPU', () => {
+  const facts: TrainingFacts = {
+    ...onH100,
+    backbone: mobilefacenet,
+    numClasses: 1e6,
+    globalBatchSize: 64,
+    sampleRate: 0.1,
+    device: 'cpu',
+    precision: 'fp32',
+  };
+  const headOf = (changes: Partial<TrainingFacts>) => stepTime({ ...facts, ...changes }, cpu).stages.head;
+  const ms = (changes: Partial<TrainingFacts>, than: Partial<TrainingFacts> = {}) =>
+    1000 * (headOf(changes) - headOf(than));
+  const rows = 100_000 + 64;
+  // Bytes a millisecond, and nanoseconds on two threads.
+  const ofBytes = (bytes: number) => (rows * bytes) / (2 * 8e6);
+  const ofHashes = (nanoseconds: number) => nanoseconds / 2 / 1e6;
+
+  test('take as long as what their optimizer keeps has bytes', () => {
+    assertNear(ms({ rowsOptimizer: 'adamw' }), ofBytes(2 * (2048 + 4)), 1e-6, 'AdamW, ms more than SGD');
+    assertNear(ms({}, { rowsOptimizer: 'adagrad' }), ofBytes(2 * (2048 - 4)), 1e-6, 'SGD, ms more than AdaGrad');
+  });
+  test('are rounded to BF16 by a hash, which costs more than the bytes that it saves', () => {
+    const [bytes, hashes] = [ofBytes(-(1024 + 2 * 2048)), ofHashes(rows * 2 * 512 * 3)];
+    assertNear(ms({ rowsPrecision: 'bf16' }), bytes + hashes, 1e-6, 'ms more');
+  });
+  test('catch up with dense updates, and are copied where they are on the host', () => {
+    assertNear(ms({ rowUpdate: 'dense' }), ofBytes(2 * 4096), 1e-6, 'dense, ms more than lazy');
+    assert.equal(ms({ rowUpdate: 'dense', sampleRate: 1 }, { sampleRate: 1 }), 0);
+    assertNear(ms({ rowsPlacement: 'host' }), ofBytes(4 * 4096), 1e-6, 'host, ms more than device');
+    assert.equal(ms({ rowsPlacement: 'host', sampleRate: 1 }, { sampleRate: 1 }), 0);
+  });
+  test('are chosen from all by a hash', () => {
+    const twice = { numClasses: 2e6, sampleRate: 0.05 };
+    assertNear(ms(twice), ofHashes(1e6 * 4), 1e-3, 'ms more for a million more, of which as many are sampled');
+  });
+  test('of ten million identities, as docs/benchmarks.md has it', () => {
+    const row = /\| Partial FC of a step \| (\d\.\d+) s \| (\d\.\d+) s at most by itself/.exec(benchmarks);
+    const [planned, atMost] = row!.slice(1).map(Number) as [number, number];
+    const tenMillion = { numClasses: 1e7, sampleRate: 0.01, rowsPrecision: 'bf16', rowsOptimizer: 'adagrad' } as const;
+    assertNear(headOf(tenMillion), planned, 0.02, 'seconds');
+    // Other programs had most of the processors.
+    assert.ok(planned > 0.5 * atMost && planned < atMost, `${planned} s, measured ${atMost} s`);
+  });
+});
+
 describe('training a backbone on an H100, as docs/benchmarks.md has it', () => {
   const cases: [cell: string, changes: Partial<TrainingFacts>, imagesPerSecond: number][] = [
     ['5,872 / 5,966 / 3,015', { globalBatchSize: 128 }, 5872],

@@ -57,10 +57,13 @@ const COLLECTIVE_SECONDS = 30e-6;
 /** Reads and writes of each parameter’s 4 bytes by the zeroing, the norm, and SGD. */
 const UPDATE_PASSES = 8;
 /**
- * What a step on a CPU costs for each sampled row beside its products, as reads and writes of a row in FP32: gather,
- * exponentials, gradient, update. Where all rows are sampled they follow each other in memory.
+ * What a step on a CPU costs for each sampled row beside its products and the bytes of the row itself, as reads and
+ * writes of a row in FP32: rows at unit length, exponentials, gradient. Where all rows are sampled they follow each
+ * other in memory.
  */
-const CPU_ROW_PASSES = { all: 17.3, some: 21 };
+const CPU_ROW_PASSES = { all: 12.3, some: 16 };
+/** Of a CPU's thread: to round a number to BF16 by a hash, and to decide by a hash whether a step has a class. */
+const CPU_NANOSECONDS = { round: 3, draw: 4 };
 
 /** @throws RangeError when the device has no such precision */
 export function stepTime(facts: TrainingFacts, machines: Machines): StepTime {
@@ -81,7 +84,7 @@ export function stepTime(facts: TrainingFacts, machines: Machines): StepTime {
     data: 0,
     upload: 0,
     forward: backbone / 3,
-    head: headSeconds(facts, kind, rates),
+    head: headSeconds(facts, machines, rates),
     backward: (2 / 3) * backbone + (repeatedForwards(facts) * backbone) / 3,
     communication: collectives.reduce((sum, { seconds }) => sum + seconds, 0),
     update: (UPDATE_PASSES * 4 * facts.backbone.parameters) / rates.bytes,
@@ -118,15 +121,12 @@ function backboneSeconds(facts: TrainingFacts, { type }: DeviceKind, rates: Rate
 }
 
 /** Forward, backward and the rows’ update: three products, and the bytes of logits and sampled rows. */
-export function headSeconds(facts: TrainingFacts, kind: DeviceKind, rates: Rates): number {
+export function headSeconds(facts: TrainingFacts, { kind, threads }: Machines, rates: Rates): number {
   const { embeddingDim: dim, globalBatchSize: batch, sampleRate, precision } = facts;
   const sampled = sampledRows(facts);
   const products = (3 * 2 * batch * sampled * dim) / rates.head;
   const { weight, state } = rowBytes(facts);
-  if (kind.type === 'cpu') {
-    const passes = sampleRate >= 1 ? CPU_ROW_PASSES.all : CPU_ROW_PASSES.some;
-    return products + (sampled * 4 * dim * passes) / rates.bytes;
-  }
+  if (kind.type === 'cpu') return products + cpuRowBytes(facts) / rates.bytes + cpuHashSeconds(facts) / threads;
   const low = BYTES_OF_VALUE[precision];
   const gradient = dim * (precision === 'bf16' ? 2 : 4);
   const logits = batch * sampled * (4 + low);
@@ -144,6 +144,26 @@ export function headSeconds(facts: TrainingFacts, kind: DeviceKind, rates: Rates
 function busBytes(facts: TrainingFacts): number {
   const { weight, state } = rowBytes(facts);
   return sampledRows(facts) * (gatheredBytes(facts) + 2 * (weight + state) + caughtUp(facts));
+}
+
+/** Bytes that a step on a CPU reads and writes for its rows, as CPU_ROW_PASSES counts them. */
+function cpuRowBytes(facts: TrainingFacts): number {
+  const { weight, state } = rowBytes(facts);
+  const passes = facts.sampleRate >= 1 ? CPU_ROW_PASSES.all : CPU_ROW_PASSES.some;
+  // row_window.cc: rows are copied to the window, and back.
+  const copies = facts.rowsPlacement === 'host' && facts.sampleRate < 1 ? 4 * (weight + state) : 0;
+  const stored = weight + 2 * (weight + state) + caughtUp(facts) + copies;
+  return sampledRows(facts) * (passes * 4 * facts.embeddingDim + stored);
+}
+
+/** Of one thread: the numbers that an update rounds, and the classes that are chosen from. */
+function cpuHashSeconds(facts: TrainingFacts): number {
+  const { weight, state } = rowBytes(facts);
+  const stored = 2 * (weight + state) + caughtUp(facts);
+  // A number has 2 bytes; scalars of the state are not rounded, and too few to count.
+  const rounded = facts.rowsPrecision === 'bf16' ? (sampledRows(facts) * stored) / 2 / 2 : 0;
+  const drawn = facts.sampleRate < 1 ? rowsOfRank(facts) : 0;
+  return 1e-9 * (CPU_NANOSECONDS.round * rounded + CPU_NANOSECONDS.draw * drawn);
 }
 
 /** Bytes of a row that are read to make one of unit length. Where all rows are sampled SGD's update makes them. */
