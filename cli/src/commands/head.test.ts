@@ -1,11 +1,11 @@
 /** Identities leave and join a trained head, and training goes on. */
 import assert from 'node:assert/strict';
-import { cp, mkdtemp, readdir, readFile, rm } from 'node:fs/promises';
+import { cp, mkdtemp, readdir, readFile, rm, writeFile } from 'node:fs/promises';
 import { tmpdir } from 'node:os';
 import { join } from 'node:path';
 import { after, before, test } from 'node:test';
 import { openCheckpoint } from '@facetrain/trainer/checkpoint/directory';
-import { rowsOf } from '@facetrain/trainer/checkpoint/edit-head';
+import { type OpenHead, openHeads, rowsOf, storedRows } from '@facetrain/trainer/checkpoint/edit-head';
 import { readIdentities } from '@facetrain/trainer/checkpoint/retired';
 import { writeSmallDataset } from '@facetrain/trainer/testing/training-gang';
 import { facetrain, writeTinyJob } from '../testing/run-cli.ts';
@@ -113,6 +113,7 @@ test('what cannot be done is refused before anything is changed', async () => {
     [['remove', checkpoints, '--classes', '99'], /class 99: the head has no such class; 0 to /],
     [['remove', checkpoints, '--classes', 'two'], /class id: a whole number/],
     [['merge', checkpoints, '--classes', '1', '--into', '3'], /class 3: it was removed or merged before/],
+    [['merge', checkpoints, '--classes', '5', '--into', '5'], /class 5: it would be merged into itself; another class/],
     [['remove', join(folder, 'first'), '--classes', '1'], /no checkpoint; a folder with checkpoints/],
     [['remove', 's3://faces/checkpoints', '--classes', '1'], /s3:.*in an object store cannot be edited there/],
   ];
@@ -120,5 +121,44 @@ test('what cannot be done is refused before anything is changed', async () => {
     const { code, stderr } = await facetrain('head', ...args);
     assert.equal(code, 2, args.join(' '));
     assert.match(stderr, message);
+  }
+});
+
+test('inspect tells the optimizer of class centres, their bytes, and which are retired', async () => {
+  const path = join(checkpoints, (await readdir(checkpoints)).find((name) => name.startsWith('step-'))!);
+  const { stdout } = await facetrain('inspect', path, '--json');
+  const { bytesPerClass, retiredClasses, embeddingDim } = JSON.parse(stdout) as {
+    bytesPerClass: number;
+    retiredClasses: { class: number; into: number | null }[];
+    embeddingDim: number;
+  };
+  assert.equal(bytesPerClass, 2 * 4 * embeddingDim);
+  assert.deepEqual(retiredClasses.slice(0, 2), [
+    { class: 3, into: null },
+    { class: 4, into: 5 },
+  ]);
+  const people = await facetrain('inspect', path);
+  assert.match(people.stdout, /\n *Their optimizer +SGD; \d+ bytes a class\n/);
+  assert.match(people.stdout, /\n *Retired +2 classes/);
+});
+
+test('a former row, or its momentum, that is still in another file of the folder is found', async () => {
+  const [{ checkpoint }] = (await openHeads(checkpoints)) as [OpenHead];
+  const momentum = checkpoint.manifest.rows.tensors.findIndex(({ name }) => name === 'momentum');
+  for (const [classes, place, name] of [
+    ['0,1', 0, 'rows.bak'],
+    ['2', momentum, 'momentum.bak'],
+  ] as const) {
+    const last = Number(classes.split(',').at(-1));
+    const [stored] = await storedRows((await openHeads(checkpoints))[0]!.checkpoint, [last]);
+    const file = join(checkpoints, name);
+    await writeFile(file, Buffer.concat([Buffer.alloc(1001), stored!.tensors[place]!, Buffer.alloc(9)]));
+    const removed = await facetrain('head', 'remove', checkpoints, '--classes', classes);
+    assert.equal(removed.code, 1, removed.stderr);
+    const found = new RegExp(
+      `former rows of ${classes.split(',').length} of them: FOUND in [^,]*${name}; delete these`,
+    );
+    assert.match(removed.stdout, found);
+    await rm(file);
   }
 });

@@ -12,8 +12,7 @@ import {
   openHeads,
   removal,
   removeUnnamed,
-  rowsOf,
-  toStored,
+  storedRows,
 } from '@facetrain/trainer/checkpoint/edit-head';
 import { searchBytes } from '@facetrain/trainer/checkpoint/search-bytes';
 import { writeAtomically } from '@facetrain/trainer/storage/atomic-files';
@@ -27,10 +26,8 @@ export interface MergeOptions {
   map?: string;
 }
 
-/** Rows that are searched for in all files after a removal; each costs time. */
-const MOST_SEARCHED = 16;
-/** Bytes of a row by which it is recognised. */
-const SEARCHED_BYTES = 256;
+/** Bytes of a row by which it is recognised: at most, and at least. A sum of squares is a number like others. */
+const SEARCHED_BYTES = { most: 256, least: 16 };
 
 export interface EditedCheckpoint {
   step: number;
@@ -83,7 +80,7 @@ export async function removeIdentities(folder: string, { classes }: { classes: n
   const searchedFor = new Set<number>();
   const edited = await editAll(folder, line, async (head) => {
     const edit = removal(head, classes);
-    for (const [label, needle] of await needlesOf(head, edit.zero.slice(0, MOST_SEARCHED))) {
+    for (const [label, needle] of await needlesOf(head, edit.zero)) {
       searchedFor.add(label);
       needles.push(needle);
     }
@@ -144,13 +141,13 @@ export async function mergeIdentities(folder: string, { classes, into, map }: Me
 export const steps = (edited: readonly EditedCheckpoint[]) =>
   edited.map(({ step, bytesWritten }) => `step ${step} (${bytes(bytesWritten)} written)`).join(', ');
 
-/** The first bytes of rows that are not zero, by class, as the files hold them. */
+/** The first bytes of centres, momentum and moments that are not zero, by class, as the files hold them. */
 async function needlesOf({ checkpoint }: OpenHead, classes: readonly number[]): Promise<[number, Buffer][]> {
-  const { dtype } = checkpoint.manifest.rows.tensors.find(({ name }) => name === 'weight')!;
-  const rows = await rowsOf(checkpoint, classes);
-  return [...rows]
-    .map(([label, row]): [number, Buffer] => [label, Buffer.from(toStored(row, dtype)).subarray(0, SEARCHED_BYTES)])
-    .filter(([, needle]) => needle.some((byte) => byte !== 0));
+  return (await storedRows(checkpoint, classes)).flatMap(({ class: label, tensors }) =>
+    tensors
+      .map((row): [number, Buffer] => [label, Buffer.from(row).subarray(0, SEARCHED_BYTES.most)])
+      .filter(([, needle]) => needle.length >= SEARCHED_BYTES.least && needle.some((byte) => byte !== 0)),
+  );
 }
 
 /** @throws FacetrainError InvalidArgument */

@@ -5,12 +5,14 @@ import { join } from 'node:path';
 import {
   AnyCheckpointManifest,
   ArtifactManifest,
+  BYTES_OF,
   FacetrainError,
   type Gate,
   hasBounds,
   parseDocument,
 } from '@facetrain/api';
 import type { Graph } from '@facetrain/native';
+import { readIdentities } from '@facetrain/trainer/checkpoint/retired';
 import { describeModel } from '@facetrain/trainer/onnx/describe';
 import { type FoundRange, withInputRange } from '@facetrain/trainer/onnx/input-range';
 import { checkEmbeddingMemory } from '@facetrain/trainer/onnx/memory';
@@ -105,8 +107,18 @@ async function inspectFolder(path: string) {
     return { json: { type: 'artifact', ...artifact }, text: table(artifactRows(path, artifact)) };
   }
   const checkpoint = parseDocument(AnyCheckpointManifest, manifest, file, 'InvalidCheckpoint');
-  return { json: { type: 'checkpoint', ...checkpoint }, text: table(checkpointRows(path, checkpoint)) };
+  const { retired: retiredClasses } = await readIdentities({ directory: path, manifest: checkpoint });
+  return {
+    json: { type: 'checkpoint', ...checkpoint, bytesPerClass: bytesPerClass(checkpoint), retiredClasses },
+    text: table(checkpointRows(path, checkpoint)),
+  };
 }
+
+/** Of a class centre with what its optimizer keeps; null: not known of version 1. */
+const bytesPerClass = (manifest: AnyCheckpointManifest) =>
+  manifest.schemaVersion === 1
+    ? null
+    : manifest.rows.tensors.reduce((sum, { columns, dtype }) => sum + columns * BYTES_OF[dtype], 0);
 
 function checkpointRows(path: string, manifest: AnyCheckpointManifest): [string, string][] {
   const rows = manifest.schemaVersion === 1 ? manifest.rows : manifest.rows.files;
@@ -120,6 +132,14 @@ function checkpointRows(path: string, manifest: AnyCheckpointManifest): [string,
       'Class centres',
       `${manifest.numClasses} of ${manifest.embeddingDim} dimensions (${dtype}), in ${rows.length} files`,
     ],
+    ...(manifest.schemaVersion === 2
+      ? [
+          ['Their optimizer', `${manifest.rows.optimizer}; ${bytesPerClass(manifest)} bytes a class`] as [
+            string,
+            string,
+          ],
+        ]
+      : []),
     ...(manifest.schemaVersion === 2 && manifest.retired
       ? [['Retired', `${manifest.retired.count} classes that were removed or merged`] as [string, string]]
       : []),

@@ -1074,6 +1074,57 @@ describe('identities of checkpoints on disk', () => {
     assert.deepEqual([...last.momentum.slice(-DIM)], Array(DIM).fill(0));
   });
 
+  test('a class whose pictures cancel each other is not added', async () => {
+    const { root } = await twoCheckpoints();
+    const [head] = await openHeads(root);
+    for (const nothing of [new Float32Array(DIM), new Float32Array(DIM).fill(Number.NaN)])
+      await assert.rejects(
+        addition(head!, [new Float32Array(DIM).fill(1), nothing]),
+        /class 12: its pictures have embeddings whose mean has no direction/,
+      );
+  });
+
+  test('only blocks with one of the classes are read; damage in another is found by who reads that', async () => {
+    const fence = await newFence();
+    const root = fence.folder;
+    // One file with blocks of the classes 0 to 3, 4 to 7, and 8 to 10.
+    await new Gang(1).fill().save(fence, 1);
+    const [head] = (await openHeads(root)) as [OpenHead];
+    const [file] = head.checkpoint.manifest.rows.files;
+    const path = join(head.checkpoint.directory, file!.file);
+    const bytes = await readFile(path);
+    bytes[file!.blocks[2]!.offset]! ^= 1;
+    await writeFile(path, bytes);
+    assert.equal((await rows(root, 1, 0))[0]![0], 0.25);
+    await assert.rejects(rows(root, 1, 8), DamagedCheckpoint);
+    await editHead(fence, head, removal(head, [5]));
+    assert.deepEqual(await rows(root, 1, 5), [Array(DIM).fill(0)]);
+    await assert.rejects(rows(root, 1, 8), DamagedCheckpoint);
+  });
+
+  test('a search finds what lies across two of its chunks, at any byte', async () => {
+    const root = await mkdtemp(join(tmpdir(), 'facetrain-search-'));
+    const needle = rowBytesOf(5);
+    const few = [rowBytesOf(9), needle];
+    // Some begin as the content does, or as the one that is there.
+    const many = [
+      ...Array.from({ length: 100 }, (_, id) => rowBytesOf(100 + id)),
+      Buffer.concat([Buffer.alloc(8, 7), needle]),
+      Buffer.concat([needle.subarray(0, 8), Buffer.alloc(8)]),
+    ];
+    const content = Buffer.alloc(2 ** 23 + 100, 7);
+    for (const at of [2 ** 23 - 5, 2 ** 23 + 1, 0, content.length - needle.length]) {
+      const file = Buffer.from(content);
+      needle.copy(file, at);
+      await writeFile(join(root, 'file'), file);
+      for (const sought of [few, [...many.slice(0, 100), needle]])
+        assert.equal((await searchBytes(root, sought)).found.length, 1, `at ${at}`);
+    }
+    await writeFile(join(root, 'file'), content);
+    for (const sought of [few, many]) assert.deepEqual((await searchBytes(root, sought)).found, []);
+    await rm(root, { recursive: true });
+  });
+
   test('BF16 rows are written as they are kept', () => {
     const floats = (bytes: Uint8Array) => [...toFloats(bytes, 'bfloat16')];
     assert.deepEqual(

@@ -362,6 +362,17 @@ export class OpenRowFile implements AsyncDisposable {
     }
   }
 
+  /** The same of a block that is only copied: who reads it later compares its digest. @throws StorageFailed */
+  async readUnchecked({ rows, offset }: RowBlock): Promise<Uint8Array> {
+    const bytes = new Uint8Array(rows * this.#rowBytes);
+    try {
+      await readExactly(this.#path, this.#file, bytes, offset);
+    } catch (error) {
+      throw storageError(this.#path, error);
+    }
+    return bytes;
+  }
+
   [Symbol.asyncDispose](): Promise<void> {
     return this.#file.close();
   }

@@ -93,6 +93,7 @@ export async function merger(head: OpenHead, classes: readonly number[], into: n
   const gone = identities.retired.find((each) => each.class === into);
   if (gone) throw argument(`class ${into}`, 'it was removed or merged before', 'a class that is trained');
   const sources = classes.filter((id) => id !== into);
+  if (sources.length === 0) throw argument(`class ${into}`, 'it would be merged into itself', 'another class to merge');
   const done = new Set(identities.retired.filter((each) => each.into === into).map((each) => each.class));
   const retired = identities.retired.find((each) => sources.includes(each.class) && !done.has(each.class));
   if (retired) throw argument(`class ${retired.class}`, 'it was removed or merged before', 'classes that are trained');
@@ -109,16 +110,31 @@ export async function merger(head: OpenHead, classes: readonly number[], into: n
   };
 }
 
+/** Rows whose mean length is that of an added one are in so many blocks at most, spread evenly. */
+const MOST_MEASURED_BLOCKS = 16;
+
 /**
  * The edit that adds classes after the last.
  * @param directions of unit length or any other, one for each new class; rows get the mean length of those that are
  * there
+ * @throws FacetrainError InvalidArgument for a direction without a length
  */
 export async function addition(head: OpenHead, directions: readonly Float32Array[]): Promise<HeadEdit> {
   const { checkpoint, identities } = head;
+  const { embeddingDim: dim, numClasses, rows: stored } = checkpoint.manifest;
+  const lengths = directions.map(lengthOf);
+  const without = lengths.findIndex((length) => !(length > SHORTEST));
+  if (without >= 0)
+    throw argument(
+      `class ${numClasses + without}`,
+      'its pictures have embeddings whose mean has no direction',
+      'pictures of one person',
+    );
+  const blocks = stored.files.flatMap((file) => file.blocks);
+  const stride = Math.ceil(blocks.length / MOST_MEASURED_BLOCKS);
+  const measured = new Set(blocks.filter((_, index) => index % stride === 0).map(({ firstRow }) => firstRow));
   let [sum, count] = [0, 0];
-  const dim = checkpoint.manifest.embeddingDim;
-  for await (const { rows, values } of readCentres(checkpoint)) {
+  for await (const { rows, values } of readCentres(checkpoint, ({ firstRow }) => measured.has(firstRow))) {
     for (let row = 0; row < rows; row++) {
       const length = lengthOf(values.subarray(row * dim, (row + 1) * dim));
       if (length === 0) continue;
@@ -127,19 +143,66 @@ export async function addition(head: OpenHead, directions: readonly Float32Array
     }
   }
   const length = count > 0 ? sum / count : 1;
-  const add = directions.map((direction) => scaled(direction, length / lengthOf(direction)));
+  const add = directions.map((direction, index) => scaled(direction, length / lengths[index]!));
   return { zero: [], replace: new Map(), add, retired: identities.retired };
 }
+
+/** Below it, a sum of unit vectors is what rounding leaves of nothing. */
+const SHORTEST = 1e-6;
+
+const holds = ({ firstRow, rows }: { firstRow: number; rows: number }, id: number) =>
+  id >= firstRow && id < firstRow + rows;
 
 /** Class centres by class. @throws DamagedCheckpoint, FacetrainError StorageFailed */
 export async function rowsOf(checkpoint: Checkpoint, classes: readonly number[]): Promise<Map<number, Float32Array>> {
   const dim = checkpoint.manifest.embeddingDim;
   const found = new Map<number, Float32Array>();
-  for await (const { firstRow, rows, values } of readCentres(checkpoint))
+  for await (const block of readCentres(checkpoint, (each) => classes.some((id) => holds(each, id))))
     for (const id of classes)
-      if (id >= firstRow && id < firstRow + rows)
-        found.set(id, values.slice((id - firstRow) * dim, (id - firstRow + 1) * dim));
+      if (holds(block, id))
+        found.set(id, block.values.slice((id - block.firstRow) * dim, (id - block.firstRow + 1) * dim));
   return found;
+}
+
+/**
+ * What a checkpoint holds of some classes, as its files have it: the centre of each, and the tensors of its optimizer.
+ * @throws DamagedCheckpoint, FacetrainError StorageFailed
+ */
+export async function storedRows(
+  checkpoint: OpenHead['checkpoint'],
+  classes: readonly number[],
+): Promise<{ class: number; tensors: Uint8Array[] }[]> {
+  const found: { class: number; tensors: Uint8Array[] }[] = [];
+  const { tensors, files } = checkpoint.manifest.rows;
+  for (const stored of files) {
+    const blocks = stored.blocks.filter((block) => classes.some((id) => holds(block, id)));
+    if (blocks.length === 0) continue;
+    await using file = await OpenRowFile.open(checkpoint, stored);
+    for (const block of blocks) {
+      const bytes = await file.read(block);
+      for (const id of classes.filter((each) => holds(block, each)))
+        found.push({
+          class: id,
+          tensors: placesOf(block, tensors, id).map(({ start, end }) => bytes.slice(start, end)),
+        });
+    }
+  }
+  return found;
+}
+
+/** Where a class is in the bytes of its block, in which the tensors follow each other. */
+function placesOf(
+  { firstRow, rows }: { firstRow: number; rows: number },
+  tensors: CheckpointManifest['rows']['tensors'],
+  id: number,
+): { start: number; end: number }[] {
+  let first = 0;
+  return tensors.map(({ dtype, columns }) => {
+    const size = columns * BYTES_OF[dtype];
+    const start = first + (id - firstRow) * size;
+    first += rows * size;
+    return { start, end: start + size };
+  });
 }
 
 /**
@@ -153,9 +216,7 @@ export async function editHead(fence: Fence, { checkpoint }: OpenHead, edit: Hea
   let written = 0;
   const files: RowFile[] = [];
   for (const stored of manifest.rows.files) {
-    const isTouched = stored.blocks.some(({ firstRow, rows }) =>
-      [...changed].some((id) => id >= firstRow && id < firstRow + rows),
-    );
+    const isTouched = stored.blocks.some((block) => [...changed].some((id) => holds(block, id)));
     const file = isTouched ? await rewrite(fence, checkpoint, stored, edit) : stored;
     if (isTouched) written += file.bytes;
     files.push(file);
@@ -189,7 +250,7 @@ export async function removeUnnamed(fence: Fence, checkpoint: Checkpoint): Promi
   for (const name of present) if (!named.has(name)) await fence.remove(join(checkpoint.directory, name));
 }
 
-/** Writes a file of rows under a new name, with the changes. */
+/** Writes a file of rows under a new name, with the changes. Blocks without one keep their bytes and their digest. */
 async function rewrite(
   fence: Fence,
   checkpoint: OpenHead['checkpoint'],
@@ -197,23 +258,26 @@ async function rewrite(
   { zero, replace }: HeadEdit,
 ): Promise<RowFile> {
   const { directory, manifest } = checkpoint;
+  const { tensors } = manifest.rows;
   const file = nextName(stored.file);
   const blocks: RowFile['blocks'] = [];
+  const weight = tensors.findIndex(({ name }) => name === 'weight');
   await using from = await OpenRowFile.open(checkpoint, stored);
   await fence.write(join(directory, file), async (to) => {
     await to.writeFile(await readHeader(join(directory, stored.file), stored.header.bytes));
     for (const block of stored.blocks) {
+      const changed = [...zero, ...replace.keys()].filter((id) => holds(block, id));
+      if (changed.length === 0) {
+        await to.writeFile(await from.readUnchecked(block));
+        blocks.push(block);
+        continue;
+      }
       const bytes = await from.read(block);
-      // In a block the tensors follow each other.
-      let start = 0;
-      for (const { name, dtype, columns } of manifest.rows.tensors) {
-        const size = columns * BYTES_OF[dtype];
-        const place = (id: number) => start + (id - block.firstRow) * size;
-        const isHere = (id: number) => id >= block.firstRow && id < block.firstRow + block.rows;
-        for (const id of [...zero, ...replace.keys()].filter(isHere)) bytes.fill(0, place(id), place(id) + size);
-        if (name === 'weight')
-          for (const [id, row] of replace) if (isHere(id)) bytes.set(toStored(row, dtype), place(id));
-        start += block.rows * size;
+      for (const id of changed) {
+        const places = placesOf(block, tensors, id);
+        for (const { start, end } of places) bytes.fill(0, start, end);
+        const row = replace.get(id);
+        if (row) bytes.set(toStored(row, tensors[weight]!.dtype), places[weight]!.start);
       }
       blocks.push({ ...block, sha256: digestBytes(bytes).sha256 });
       await to.writeFile(bytes);
@@ -295,7 +359,11 @@ export function toStored(values: Float32Array, dtype: StoredType): Uint8Array {
   return new Uint8Array(halves.buffer);
 }
 
-const lengthOf = (row: Float32Array) => Math.sqrt(row.reduce((sum, value) => sum + value ** 2, 0));
+function lengthOf(row: Float32Array): number {
+  let sum = 0;
+  for (let i = 0; i < row.length; i++) sum += row[i]! * row[i]!;
+  return Math.sqrt(sum);
+}
 const scaled = (row: Float32Array, factor: number) => row.map((value) => value * factor);
 const sorted = (retired: RetiredClass[]) => retired.toSorted((a, b) => a.class - b.class);
 

@@ -10,11 +10,17 @@ export interface Centres {
   values: Float32Array;
 }
 
-/** @throws DamagedCheckpoint; FacetrainError StorageFailed */
-export async function* readCentres(checkpoint: Checkpoint): AsyncGenerator<Centres> {
+/**
+ * @param wanted which blocks to read; the others cost nothing. Absent: all
+ * @throws DamagedCheckpoint; FacetrainError StorageFailed
+ */
+export async function* readCentres(
+  checkpoint: Checkpoint,
+  wanted: (block: { firstRow: number; rows: number }) => boolean = () => true,
+): AsyncGenerator<Centres> {
   const { manifest } = checkpoint;
   if (manifest.schemaVersion === 1) {
-    for (const block of manifest.rows) {
+    for (const block of manifest.rows.filter(wanted)) {
       await using file = await openWhole(checkpoint, block);
       yield { firstRow: block.firstRow, rows: block.rows, values: await file.read('weight') };
     }
@@ -26,8 +32,10 @@ export async function* readCentres(checkpoint: Checkpoint): AsyncGenerator<Centr
   // In a block the tensors follow each other.
   const before = tensors.slice(0, place).reduce((sum, tensor) => sum + tensor.columns * BYTES_OF[tensor.dtype], 0);
   for (const stored of files) {
+    const blocks = stored.blocks.filter(wanted);
+    if (blocks.length === 0) continue;
     await using file = await OpenRowFile.open(checkpoint, stored);
-    for (const block of stored.blocks) {
+    for (const block of blocks) {
       const bytes = await file.read(block);
       const start = block.rows * before;
       const weights = bytes.slice(start, start + block.rows * columns * BYTES_OF[dtype]);

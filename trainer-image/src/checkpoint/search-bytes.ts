@@ -12,13 +12,51 @@ export interface SearchResult {
   found: string[];
 }
 
+/** Bytes of a needle that are looked for first; and of the table of which needles begin with such. */
+const [PREFIX, TABLE] = [4, 2 ** 20];
+/** For each of so few, Buffer's own search is faster than one pass for all: it takes a thirtieth of the time. */
+const FEW = 32;
+const slotOf = (prefix: number) => Math.imul(prefix, 0x9e3779b1) >>> 12;
+
+/** Finds any of many byte strings. */
+class Needles {
+  readonly #all: readonly Buffer[];
+  readonly #table = new Uint8Array(TABLE);
+  readonly #byPrefix = new Map<number, Buffer[]>();
+
+  constructor(needles: readonly Buffer[]) {
+    this.#all = needles;
+    for (const needle of needles) {
+      const prefix = needle.readUInt32LE(0) | 0;
+      this.#table[slotOf(prefix)] = 1;
+      this.#byPrefix.set(prefix, [...(this.#byPrefix.get(prefix) ?? []), needle]);
+    }
+  }
+
+  isIn(text: Buffer): boolean {
+    if (this.#all.length <= FEW) return this.#all.some((needle) => text.includes(needle));
+    const table = this.#table;
+    let prefix = 0;
+    for (let end = 0; end < text.length; end++) {
+      prefix = (prefix >>> 8) | (text[end]! << 24);
+      if (table[slotOf(prefix)] === 0 || end < PREFIX - 1) continue;
+      const start = end - (PREFIX - 1);
+      const isHere = (needle: Buffer) => needle.equals(text.subarray(start, start + needle.length));
+      if (this.#byPrefix.get(prefix)?.some(isHere)) return true;
+    }
+    return false;
+  }
+}
+
 /**
- * @param needles shorter than 1 MiB
+ * @param sought of 4 bytes and more, and shorter than 1 MiB; many of them take one pass over each file
  * @throws FacetrainError StorageFailed
  */
-export async function searchBytes(root: string, needles: readonly Buffer[]): Promise<SearchResult> {
+export async function searchBytes(root: string, sought: readonly Buffer[]): Promise<SearchResult> {
   const result: SearchResult = { files: 0, bytes: 0, found: [] };
-  const overlap = Math.max(0, ...needles.map((needle) => needle.byteLength - 1));
+  const needles = new Needles(sought);
+  const overlap = Math.max(0, ...sought.map((needle) => needle.byteLength - 1));
+  const chunk = Buffer.alloc(overlap + CHUNK_BYTES);
   try {
     const entries = await readdir(root, { recursive: true, withFileTypes: true });
     for (const entry of entries.filter((each) => each.isFile())) {
@@ -26,19 +64,21 @@ export async function searchBytes(root: string, needles: readonly Buffer[]): Pro
       const file = await open(path, 'r');
       try {
         result.files += 1;
-        let kept = Buffer.alloc(0);
+        let kept = 0;
         for (let position = 0; ; ) {
-          const chunk = Buffer.alloc(CHUNK_BYTES);
-          const { bytesRead } = await file.read(chunk, 0, CHUNK_BYTES, position);
+          const { bytesRead } = await file.read(chunk, kept, CHUNK_BYTES, position);
           if (bytesRead === 0) break;
           position += bytesRead;
           result.bytes += bytesRead;
-          const text = Buffer.concat([kept, chunk.subarray(0, bytesRead)]);
-          if (needles.some((needle) => text.includes(needle))) {
+          const end = kept + bytesRead;
+          if (needles.isIn(chunk.subarray(0, end))) {
             result.found.push(path);
             break;
           }
-          kept = text.subarray(Math.max(0, text.byteLength - overlap));
+          // What may be the beginning of one.
+          const rest = Math.min(end, overlap);
+          chunk.copyWithin(0, end - rest, end);
+          kept = rest;
         }
       } finally {
         await file.close();
