@@ -309,6 +309,11 @@ describe('class centres in host memory', () => {
   });
 });
 
+test('92 million identities fit eight GPUs of 32 GiB', () => {
+  const facts = { ...onH100, numClasses: 92e6, globalBatchSize: 512, replicas: 8, sampleRate: 0.1 } as const;
+  assertNear(sumOf(trainingMemory({ ...facts, rowsPrecision: 'bf16' }).device) / GIB, 28.7, 0.005, 'GiB');
+});
+
 test('classes and pictures are divided among the ranks, and the backbone is not', () => {
   const one = { ...onH100, numClasses: 1e6, globalBatchSize: 1024, sampleRate: 0.1 };
   const part = (facts: TrainingFacts, name: string) =>
