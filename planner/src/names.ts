@@ -52,9 +52,16 @@ export const attemptName = (kind: JobKind, { name }: Pick<JobIdentity, 'name'>, 
 export const podName = (kind: JobKind, job: Pick<JobIdentity, 'name'>, attempt: number, rank: number): string =>
   kind === 'QuantizeJob' ? attemptName(kind, job, attempt) : `${attemptName(kind, job, attempt)}-${rank}`;
 
-/** Name of the Workload of a job, which outlives attempts. */
-export const workloadName = (kind: JobKind, { name }: Pick<JobIdentity, 'name'>): string =>
-  `${kind.toLowerCase()}-${name}`;
+/**
+ * Name of a Workload of a job, which outlives attempts. Names of jobs have no dot, so that of no other job is equal.
+ *
+ * @param first number of the first pod for which it asks quota; 0: it is the Workload with which the job begins
+ */
+export const workloadName = (kind: JobKind, { name }: Pick<JobIdentity, 'name'>, first = 0): string =>
+  `${kind.toLowerCase()}-${name}${first === 0 ? '' : `.${first}`}`;
+
+/** The number in the name of a Workload that `workloadName` has made. */
+export const firstPodOf = (name: string): number => Number(/\.(\d+)$/.exec(name)?.[1] ?? 0);
 
 /** What follows the name of a job in that of a ConfigMap or PodGroup, also of a former version of the operator. */
 const ATTEMPT_PART = new RegExp(`^(\\d+)(-${QUANTIZER})?$`);

@@ -145,6 +145,7 @@ export interface Workload {
     podSets: {
       name: string;
       count: number;
+      minCount?: number;
       topologyRequest?: { required?: string | undefined; preferred?: string | undefined; podIndexLabel: string };
       template: { spec: Record<string, unknown> };
     }[];

@@ -169,15 +169,22 @@ export interface ObservedWorkload {
   finalizers: string[];
   /** The label facetrain.dev/spec-digest: for which pods it was made. */
   specDigest?: string;
+  /** Number of the first pod for which it was made: 0, or that of one by which an elastic gang asks for more. */
+  first: number;
   /** Number of pods for which it was made. */
   count: number;
+  /** Kueue may admit it for as few; absent: for all or none, also where Kueue admits none in part. */
+  minCount?: number;
   /** Number of those whose quota was given back: `status.reclaimablePods`. */
   reclaimable: number;
   /** `spec.active`: false takes it out of its queue. */
   active: boolean;
   conditions: Condition[];
-  /** `status.admission.podSetAssignments`, of which there is one. `flavors`: names, without repetition. */
-  assignment?: { flavors: string[]; hasTopology: boolean };
+  /**
+   * `status.admission.podSetAssignments`, of which there is one. `count`: the number of pods that it was admitted for.
+   * `flavors`: names, without repetition.
+   */
+  assignment?: { count?: number; flavors: string[]; hasTopology: boolean };
   checks: AdmissionCheck[];
 }
 
@@ -206,9 +213,11 @@ export interface ObservedQueue {
    */
   workloads: 'Listed' | 'NotListed' | 'NotServed';
   workload?: ObservedWorkload;
+  /** Further Workloads of an elastic gang: for pods that it lacks, or has gained since it was admitted. */
+  growth?: ObservedWorkload[];
   /** Value of the WorkloadPriorityClass of the spec, when it was read. */
   priority?: number;
-  /** The ResourceFlavors of the assignment that were read, by name. */
+  /** The ResourceFlavors of the assignments that were read, by name. */
   flavors: Record<string, Placement>;
   /** Why an object of Kueue's could not be read: what it is, and the API server's words. */
   problem?: string;

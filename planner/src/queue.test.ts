@@ -7,9 +7,10 @@ import type { Pod, Workload } from './objects.ts';
 import type { ObservedFaceTrainJob, ObservedPod, ObservedQueue, ObservedWorkload } from './observed.ts';
 import type { Action } from './plan.ts';
 import { planQuantizeJob } from './quantizejob/plan-quantizejob.ts';
-import { WORKLOAD_FINALIZER } from './queue.ts';
+
 import { after, at, makeJob, makePod, makeQuantizeJob } from './testing/builders.ts';
 import { testEnvironment } from './testing/test-environment.ts';
+import { WORKLOAD_FINALIZER } from './workload.ts';
 
 const RESOURCES = { requests: { cpu: 1 } };
 const job = () =>
@@ -51,6 +52,7 @@ const queueWith = (workload: Partial<ObservedWorkload> = {}, more: Partial<Obser
     deleting: false,
     finalizers: [WORKLOAD_FINALIZER],
     specDigest: digestOf(job().observe()),
+    first: 0,
     count: 2,
     reclaimable: 0,
     active: true,
@@ -299,17 +301,26 @@ describe('an elastic gang of four in a queue', () => {
     assert.deepEqual(reclaimed(plan({ ...running, queue: lent() }).actions), [{ name: 'main', count: 1 }]);
   });
 
-  test('asks anew for more than it has kept, and for less than it was not lent yet', () => {
+  test('keeps what it was lent when it begins again, and asks anew where it was not lent anything yet', () => {
     const before: FaceTrainJobStatus = { observedGeneration: 1, attempt: 1 };
-    const deleted = (replicas: number, queue: ObservedQueue) =>
-      plan(elastic(replicas).observe(before, [], { queue })).actions.filter(
-        (action) => action.type === 'delete' && action.kind === 'Workload',
-      ).length;
-    assert.equal(deleted(3, lent({ reclaimable: 1 })), 0);
-    assert.equal(deleted(4, lent({ reclaimable: 1 })), 1);
-    assert.equal(deleted(5, lent()), 1);
-    assert.equal(deleted(3, lent({ conditions: [] })), 1);
-    assert.equal(deleted(3, lent({ conditions: [condition('QuotaReserved', 'True')] })), 0);
+    const begin = (replicas: number, queue: ObservedQueue) => {
+      const { actions } = plan(elastic(replicas).observe(before, [], { queue }));
+      const asksAnew = actions.some((action) => action.type === 'delete' && action.kind === 'Workload');
+      return asksAnew ? 'asks anew' : createdOf(actions).filter(({ kind }) => kind === 'Pod').length;
+    };
+    assert.equal(begin(3, lent({ reclaimable: 1 })), 3);
+    assert.equal(begin(4, lent({ reclaimable: 1 })), 3);
+    assert.equal(begin(5, lent()), 4);
+    assert.equal(begin(4, lent({ assignment: { count: 2, flavors: [], hasTopology: false } })), 2);
+    assert.equal(begin(4, lent({ minCount: 1 })), 4);
+    assert.equal(begin(3, lent({ conditions: [] })), 'asks anew');
+    assert.equal(begin(4, lent({ conditions: [], minCount: 3 })), 'asks anew');
+    assert.equal(begin(4, lent({ conditions: [], minCount: 1 })), 0);
+    assert.equal(begin(3, lent({ conditions: [condition('QuotaReserved', 'True')] })), 0);
+    // A user wishes more than is lent as the smallest number.
+    const four = job().trainers({ replicas: 6, elastic: { minReplicas: 5, maxReplicas: 6 }, resources: RESOURCES });
+    const { actions } = plan(four.observe(before, [], { queue: lent() }));
+    assert(actions.some((action) => action.type === 'delete' && action.kind === 'Workload'));
   });
 
   test('that is evicted while it has two ranks begins with all four', () => {

@@ -1,9 +1,10 @@
 /**
  * Kueue (sigs.k8s.io/kueue): a job with `spec.queue` has pods only while Kueue lends it the quota for all of them.
  *
- * The request is a Workload of our own, one for each job, with one podSet: plain pod groups neither start suspended nor
- * are suspended again. Of Kueue's contract with a job's controller (pkg/controller/jobframework, ReconcileGenericJob),
- * this file keeps:
+ * The request is a Workload of our own, with one podSet: plain pod groups neither start suspended nor are suspended
+ * again. An elastic gang may be admitted for fewer pods than it wishes (`minCount`), and asks for more, of what its
+ * Workload does not have, by further ones, each for the pods after those of the others. Of Kueue's contract with a
+ * job's controller (pkg/controller/jobframework, ReconcileGenericJob), this file keeps:
  *
  *   Workload                                job
  *   absent                                  create it; no pod
@@ -13,43 +14,47 @@
  *   Evicted, and no pod is alive            give the quota back: no admission, QuotaReserved False, Requeued
  *   made for other pods, before an attempt  replace it
  *   admitted for more pods than are wished  give the quota of the others back: reclaimablePods
+ *   of an elastic gang, for fewer           begin with them; then make a Workload for the others: growth
+ *   growth admitted                         look for places for its pods: facetrainjob/elastic.ts
+ *   growth evicted                          the gang goes on without its pods
+ *   growth not wanted, and none of its pods is alive    delete it
  *   job suspended, and no pod is alive      delete it
  *   job over, and no pod is alive           Finished
  *
  * The finalizer of Kueue keeps a deleted Workload, and with it the quota, until no pod is alive. An executor without
  * queues (`facetrain run`) observes none, and nothing here applies.
  */
-import type { Condition, Queue, Topology } from '@facetrain/api';
+import { MAX_RESIZE_MESSAGE, type Queue } from '@facetrain/api';
 import { isAlive, type JobView, outcomeOf, specDigest } from './attempt.ts';
 import type { Blocker } from './blocker.ts';
 import type { Child } from './children.ts';
-import { childMetadata, Label, workloadName } from './names.ts';
+import { workloadName } from './names.ts';
 import type { Pod, Workload } from './objects.ts';
 import type { ObservedQueue, ObservedWorkload, Placement } from './observed.ts';
 import { truncate } from './plain-data.ts';
 import type { Action } from './plan.ts';
-import { countFetches, isFetchContainer } from './pod-storage.ts';
 import { MAX_MESSAGE, Reason } from './reasons.ts';
-import { hasBegun, type Stage } from './stage.ts';
-import { timestamp } from './time.ts';
-
-/** Of a Workload that a controller still looks after (apis/kueue/v1beta2, ResourceInUseFinalizerName). */
-export const WORKLOAD_FINALIZER = 'kueue.x-k8s.io/resource-in-use';
-
-/** Name of the only podSet: Kueue's own for a job of one. */
-const POD_SET = 'main';
-
-/** Fields of a pod's spec by which Kueue counts its resources and chooses flavors, besides its containers. */
-const POD_FIELDS = [
-  'nodeSelector',
-  'affinity',
-  'runtimeClassName',
-  'overhead',
-  'priorityClassName',
-  'resourceClaims',
-  'resources',
-  'topologySpreadConstraints',
-];
+import { hasBegun, isEnding, type Stage } from './stage.ts';
+import {
+  askedBy,
+  conditionOf,
+  countOf,
+  deletion,
+  holds,
+  isAdmitted,
+  isForPodsOf,
+  lentBy,
+  makeWorkload,
+  NOT_READY,
+  POD_SET,
+  patchOf,
+  type QueuedGang,
+  release,
+  returnedQuota,
+  sizeOf,
+  type Wanted,
+  withConditions,
+} from './workload.ts';
 
 /** Annotations by which Kueue knows the pods that wait for its choice of their nodes; it looks at no others. */
 export const TopologyAnnotation = {
@@ -58,46 +63,6 @@ export const TopologyAnnotation = {
   /** On pods that ask for no topology, and that have a flavor with one. */
   unconstrained: 'kueue.x-k8s.io/podset-unconstrained-topology',
 } as const;
-
-type Loose = Record<string, unknown>;
-
-/** The gang as Kueue sees it. */
-export interface QueuedGang {
-  queue: Queue;
-  /** Number of pods. An elastic gang asks quota for all that its spec wishes, and keeps it while it has fewer. */
-  count: number;
-  /** Any pod of the gang: all ask for the same. */
-  pod: Pod;
-  /** Levels of Kueue's topology, as in `gang.topology`. */
-  topology?: Topology | undefined;
-  /** Tolerations of the user's pod template. Ours are for lost nodes, and change with the failure policy. */
-  tolerations: Loose[];
-}
-
-/**
- * Digest of what quota was asked for; another image needs no other quota. Containers that fetch need none beside the
- * one after them. They count as former versions made them, one without resources for each input: otherwise an upgrade
- * would take their quota from the gangs that have it.
- */
-export function queueDigest({ queue, count, pod, topology, tolerations }: QueuedGang): string {
-  const { spec } = pod;
-  const resources = [...(spec.initContainers ?? []), ...spec.containers].flatMap((container) =>
-    isFetchContainer(container.name)
-      ? Array.from({ length: countFetches(container) }, () => ({}))
-      : [container.resources ?? {}],
-  );
-  return specDigest({
-    queue,
-    count,
-    resources,
-    tolerations,
-    ...(topology && { topology }),
-    ...pick(spec as unknown as Loose),
-  });
-}
-
-const pick = (spec: Loose): Loose =>
-  Object.fromEntries(POD_FIELDS.flatMap((field) => (spec[field] === undefined ? [] : [[field, spec[field]]])));
 
 /** The Workload as a child of its job; none without a queue. */
 export const workloadChildren = (
@@ -115,106 +80,76 @@ export const workloadChildren = (
         },
       ];
 
-function makeWorkload({ kind, identity }: JobView, gang: QueuedGang, priority: number | undefined): Workload {
-  const { queue, count, pod, topology, tolerations } = gang;
-  const container = ({ name, image, resources, restartPolicy }: Loose): Loose => ({
-    name,
-    ...(image !== undefined && { image }),
-    ...(resources !== undefined && { resources }),
-    ...(restartPolicy !== undefined && { restartPolicy }),
-  });
-  const { initContainers, containers } = pod.spec as unknown as { initContainers?: Loose[]; containers: Loose[] };
-  return {
-    apiVersion: 'kueue.x-k8s.io/v1beta2',
-    kind: 'Workload',
-    metadata: {
-      ...childMetadata(kind, identity, workloadName(kind, identity), { [Label.specDigest]: queueDigest(gang) }),
-      finalizers: [WORKLOAD_FINALIZER],
-    },
-    spec: {
-      podSets: [
-        {
-          name: POD_SET,
-          count,
-          ...(topology && { topologyRequest: { ...topology, podIndexLabel: Label.rank } }),
-          template: {
-            spec: {
-              ...pick(pod.spec as unknown as Loose),
-              ...(tolerations.length > 0 && { tolerations }),
-              ...(initContainers && { initContainers: initContainers.map(container) }),
-              containers: containers.map(container),
-              restartPolicy: 'Never',
-            },
-          },
-        },
-      ],
-      queueName: queue.name,
-      ...(queue.priorityClassName !== undefined && {
-        priorityClassRef: {
-          group: 'kueue.x-k8s.io',
-          kind: 'WorkloadPriorityClass',
-          name: queue.priorityClassName,
-        },
-        priority: priority ?? 0,
-      }),
-    },
-  };
-}
-
-const conditionOf = ({ conditions }: ObservedWorkload, type: string): Condition | undefined =>
-  conditions.find((condition) => condition.type === type);
-const holds = (workload: ObservedWorkload, type: string): boolean => conditionOf(workload, type)?.status === 'True';
-
-/** Number of pods for which the Workload asks quota, or has it. */
-const countOf = ({ count, reclaimable }: ObservedWorkload): number => count - reclaimable;
-
-/** Whether the Workload was made for such pods, be it for another number of them. */
-const isForPodsOf = (gang: QueuedGang, { specDigest: made, count }: ObservedWorkload): boolean =>
-  made === queueDigest({ ...gang, count });
+/**
+ * Whether the gang can have more quota by further Workloads. Kueue would choose the places of each without regard to
+ * the others, so a gang that needs one domain of a topology gets it for all its pods at once.
+ */
+const growsInParts = ({ minCount, topology }: QueuedGang): boolean =>
+  minCount !== undefined && topology?.required === undefined;
 
 /**
- * Whether the quota that the Workload asks for is not what the gang needs. More than that, once lent, can be reduced.
+ * Whether the quota that the Workload asks for is not what the gang needs to begin. More than that, once lent, can be
+ * reduced. A Workload without `minCount` may be of a former version, or of a Kueue without PartialAdmission.
  */
-const isForOtherPods = (gang: QueuedGang, workload: ObservedWorkload): boolean =>
-  !isForPodsOf(gang, workload) ||
-  countOf(workload) < gang.count ||
-  (countOf(workload) > gang.count && !holds(workload, 'QuotaReserved'));
+function isForOtherPods(gang: QueuedGang, observed: ObservedQueue, workload: ObservedWorkload): boolean {
+  const { count, minCount = count } = gang;
+  if (!isForPodsOf(gang, workload)) return true;
+  if (holds(workload, 'QuotaReserved'))
+    return growsInParts(gang)
+      ? Math.max(countOf(workload), sizeOf(lentBy(observed))) < minCount
+      : askedBy(workload) < count;
+  return askedBy(workload) !== count || (workload.minCount !== undefined && workload.minCount !== minCount);
+}
 
-/** Whether Kueue lends the job its quota. */
-const isAdmitted = (workload: ObservedWorkload | undefined): boolean =>
-  workload !== undefined &&
-  !workload.deleting &&
-  workload.active &&
-  holds(workload, 'Admitted') &&
-  !holds(workload, 'Evicted') &&
-  !holds(workload, 'Finished');
+/** For how many pods Kueue lends the job quota; Infinity without a queue, or where no Workload is known. */
+export const lentPods = (queue: Queue | undefined, observed: ObservedQueue | undefined): number =>
+  queue === undefined || observed?.workloads !== 'Listed' ? Infinity : sizeOf(lentBy(observed));
 
 /** Number of the job's pods, of all attempts, of which a container can run. */
 const livePods = ({ ranks, otherPods, placeholders }: JobView): number =>
   [...ranks, ...otherPods, ...placeholders].filter((pod) => pod !== undefined && !pod.removed && isAlive(pod)).length;
 
-const hasEnded = (view: JobView): boolean => livePods(view) === 0;
-
 /**
  * Ends an attempt whose quota Kueue has taken back. A cluster that no longer serves Workloads takes none back: the gang
  * goes on.
+ *
+ * @param minReplicas of an elastic gang, which goes on when Kueue takes back the quota of some pods
  */
-export function evicted(view: JobView, queue: Queue | undefined, observed: ObservedQueue | undefined): Stage | null {
+export function evicted(
+  view: JobView,
+  queue: Queue | undefined,
+  observed: ObservedQueue | undefined,
+  minReplicas?: number,
+): Stage | null {
   if (queue === undefined || observed === undefined || observed.workloads !== 'Listed' || !hasBegun(view)) return null;
-  const { workload } = observed;
-  if (isAdmitted(workload)) return null;
-  const name = workloadName(view.kind, view.identity);
-  const why =
-    workload === undefined
-      ? `Workload ${name} is gone`
-      : workload.deleting
-        ? `Workload ${name} is being deleted`
-        : evictionOf(workload);
-  return {
-    name: 'Replace',
-    reason: Reason.queueEvicted,
-    message: `Kueue takes the quota back, and the gang stops: ${why}`,
-  };
+  const { workload, growth = [] } = observed;
+  const stop = (message: string): Stage => ({ name: 'Replace', reason: Reason.queueEvicted, message });
+  if (!isAdmitted(workload))
+    return stop(`Kueue takes the quota back, and the gang stops: ${whyLost(view, workload, 0)}`);
+  const size = view.ranks.length;
+  const left = sizeOf(lentBy(observed));
+  if (minReplicas === undefined || left >= size || isEnding(view)) return null;
+  const why = whyLost(
+    view,
+    growth.find(({ first }) => first === left),
+    left,
+  );
+  const lost = `Kueue takes the quota of ${size - left} of ${size} pods back`;
+  return left < minReplicas
+    ? stop(`${lost}, and the gang stops: ${why}`)
+    : {
+        name: 'Replace',
+        reason: Reason.scaledDown,
+        message: truncate(`${lost}, and the gang goes on with ${left}: ${why}`, MAX_RESIZE_MESSAGE),
+        trainers: left,
+      };
+}
+
+/** @param first number of its first pod */
+function whyLost(view: JobView, workload: ObservedWorkload | undefined, first: number): string {
+  const name = workloadName(view.kind, view.identity, first);
+  if (workload === undefined) return `Workload ${name} is gone`;
+  return workload.deleting ? `Workload ${name} is being deleted` : evictionOf(workload);
 }
 
 function evictionOf(workload: ObservedWorkload): string {
@@ -247,15 +182,13 @@ export function awaitAdmission(
     const create: Action = { type: 'create', object: makeWorkload(view, gang, observed.priority) };
     return wait('the Workload is being made', [create]);
   }
-  const { name, uid } = workload;
+  const { name } = workload;
   if (workload.deleting) return wait(`Workload ${name} is being deleted`);
-  const isStale = isForOtherPods(gang, workload) || holds(workload, 'Finished');
+  const isStale = isForOtherPods(gang, observed, workload) || holds(workload, 'Finished');
   if (isStale && !hasBegun(view))
-    return wait('the Workload is made anew, as the job asks for other pods', [
-      { type: 'delete', kind: 'Workload', name, uid, reason: Reason.specChanged },
-    ]);
+    return wait('the Workload is made anew, as the job asks for other pods', [deletion(workload, Reason.specChanged)]);
   if (!isAdmitted(workload)) return wait(whyNotAdmitted(workload));
-  const unread = unreadFlavor(workload, observed);
+  const unread = unreadFlavor(observed);
   return unread === undefined ? null : wait(`admitted; ResourceFlavor ${unread} has not been read yet`);
 }
 
@@ -279,21 +212,76 @@ export function queueBlocker(gang: QueuedGang | null, observed: ObservedQueue | 
   return { reason, message: `spec.queue: ${queue.name}; ${problem}`, ...(temporary && { temporary }) };
 }
 
-/** A flavor of the assignment that says where pods belong, and was not read. */
-const unreadFlavor = ({ assignment }: ObservedWorkload, { flavors }: ObservedQueue): string | undefined =>
-  assignment?.flavors.find((flavor) => flavors[flavor] === undefined);
+/** A flavor of the assignments that says where pods belong, and was not read. */
+const unreadFlavor = (observed: ObservedQueue): string | undefined =>
+  lentBy(observed)
+    .flatMap(({ assignment }) => assignment?.flavors ?? [])
+    .find((flavor) => observed.flavors[flavor] === undefined);
 
 /**
- * Whether Kueue lends quota for a gang as it is now, with all the ranks that its spec wishes, and it is known where its
- * pods belong; true without a queue.
+ * For how many pods of a gang as it is now Kueue lends quota, as far as it is known where they belong; Infinity without
+ * a queue.
  */
-export const hasQuotaFor = (gang: QueuedGang | null, observed: ObservedQueue | undefined): boolean =>
-  gang === null ||
-  observed === undefined ||
-  (observed.workload !== undefined &&
-    isAdmitted(observed.workload) &&
-    !isForOtherPods(gang, observed.workload) &&
-    unreadFlavor(observed.workload, observed) === undefined);
+export function quotaFor(gang: QueuedGang | null, observed: ObservedQueue | undefined): number {
+  if (gang === null || observed === undefined) return Infinity;
+  const { workload } = observed;
+  const isUsable = workload !== undefined && isForPodsOf(gang, workload) && unreadFlavor(observed) === undefined;
+  return isUsable ? sizeOf(lentBy(observed)) : 0;
+}
+
+/** The Workload by which a gang asks for the pods that it has no quota for; undefined: it is not made yet. */
+const nextGrowth = ({ growth = [], ...observed }: ObservedQueue): ObservedWorkload | undefined => {
+  const size = sizeOf(lentBy({ ...observed, growth }));
+  return growth.find(({ first }) => first === size);
+};
+
+/** The pods that an elastic gang wishes beyond its quota, and can have by another Workload; null: none. */
+function lackOfQuota(gang: QueuedGang | null, observed: ObservedQueue | undefined) {
+  if (gang === null || observed === undefined || !growsInParts(gang)) return null;
+  const quota = quotaFor(gang, observed);
+  if (quota === 0 || quota >= gang.count) return null;
+  // Kueue may admit any number of them.
+  return { observed, quota, missing: { ...gang, count: gang.count - quota, minCount: 1 }, made: nextGrowth(observed) };
+}
+
+/** The Workload to be made for pods that an elastic gang lacks. They go to nodes of the flavors of the others. */
+export function growthWorkload(
+  view: JobView,
+  gang: QueuedGang | null,
+  queue: ObservedQueue | undefined,
+): Workload | null {
+  const lack = lackOfQuota(gang, queue);
+  if (lack === null || lack.made !== undefined) return null;
+  const { observed, missing, quota } = lack;
+  const { nodeSelector } = merged(flavorsOf(observed.workload!, observed));
+  return makeWorkload(view, missing, observed.priority, quota, nodeSelector);
+}
+
+/** Deletes a Workload that asks, in vain so far, for other pods than the gang lacks, or another number of them. */
+export function staleGrowth(gang: QueuedGang | null, queue: ObservedQueue | undefined): Action[] {
+  const { missing, made } = lackOfQuota(gang, queue) ?? {};
+  if (!missing || !made || made.deleting || holds(made, 'QuotaReserved')) return [];
+  const isCurrent = isForPodsOf(missing, made) && askedBy(made) === missing.count && !holds(made, 'Finished');
+  return isCurrent ? [] : [deletion(made, Reason.specChanged)];
+}
+
+/** What a gang that has fewer pods than it wishes waits for in its queue; undefined: for nothing. */
+export function whatGrowthWaitsFor(gang: QueuedGang | null, observed: ObservedQueue | undefined): string | undefined {
+  if (gang === null || observed === undefined || observed.workloads !== 'Listed') return undefined;
+  const { queue, count, topology } = gang;
+  const missing = count - sizeOf(lentBy(observed));
+  if (missing <= 0) return undefined;
+  const wait = (why: string) =>
+    `queue ${queue.name}: quota for ${missing} more ${missing === 1 ? 'pod' : 'pods'} ${why}`;
+  if (topology?.required !== undefined)
+    return wait('needs a new admission of the whole gang, for gang.topology.required; the next attempt asks for it');
+  if (observed.workload === undefined || !isForPodsOf(gang, observed.workload))
+    return wait('comes with the next attempt, as the pods were changed');
+  const made = nextGrowth(observed);
+  if (made === undefined)
+    return wait(observed.problem === undefined ? 'is not asked for yet' : `is not asked for: ${observed.problem}`);
+  return wait(`is waited for: ${made.deleting ? `Workload ${made.name} is being deleted` : whyNotAdmitted(made)}`);
+}
 
 /** Kueue's words about a Workload that is not admitted. */
 function whyNotAdmitted(workload: ObservedWorkload): string {
@@ -308,21 +296,37 @@ function whyNotAdmitted(workload: ObservedWorkload): string {
   return reserved ? reserved.message : 'Kueue has not looked at the Workload yet';
 }
 
-/** What flavors and admission checks want of the pods, as Kueue's integrations apply it (pkg/podset). */
-export function placementOf({ workload, flavors }: ObservedQueue): PodPlacement {
-  if (workload === undefined) return {};
-  const { name, assignment, checks } = workload;
-  const parts = [
-    ...(assignment?.flavors ?? []).map((flavor) => flavors[flavor] ?? {}),
-    ...checks.map(({ update }) => update ?? {}),
-  ];
+const flavorsOf = ({ assignment }: ObservedWorkload, { flavors }: ObservedQueue): Placement[] =>
+  (assignment?.flavors ?? []).map((flavor) => flavors[flavor] ?? {});
+
+function merged(parts: Placement[]): Placement {
   const all = <K extends 'labels' | 'annotations' | 'nodeSelector'>(field: K): Record<string, string> =>
     Object.assign({}, ...parts.map((part) => part[field]));
   return {
-    labels: { ...all('labels'), 'kueue.x-k8s.io/podset': POD_SET },
-    annotations: { ...all('annotations'), 'kueue.x-k8s.io/workload': name },
+    labels: all('labels'),
+    annotations: all('annotations'),
     nodeSelector: all('nodeSelector'),
     tolerations: parts.flatMap(({ tolerations = [] }) => tolerations),
+  };
+}
+
+/**
+ * What flavors and admission checks want of a pod, as Kueue's integrations apply it (pkg/podset).
+ *
+ * @param number of the pod in its gang: the Workload that has quota for it decides
+ */
+export function placementOf(observed: ObservedQueue, number = 0): PodPlacement {
+  const workload = lentBy(observed).findLast(({ first }) => first <= number) ?? observed.workload;
+  if (workload === undefined) return {};
+  const { name, assignment, checks } = workload;
+  const { labels, annotations, ...where } = merged([
+    ...flavorsOf(workload, observed),
+    ...checks.map(({ update }) => update ?? {}),
+  ]);
+  return {
+    labels: { ...labels, 'kueue.x-k8s.io/podset': POD_SET },
+    annotations: { ...annotations, 'kueue.x-k8s.io/workload': name },
+    ...where,
     // Kueue opens the gate of each pod once it has chosen the pod's place in the topology.
     ...(assignment?.hasTopology && { schedulingGates: [{ name: 'kueue.x-k8s.io/topology' }] }),
   };
@@ -360,9 +364,8 @@ export function placed(pod: Pod, placement: PodPlacement): Pod {
 }
 
 /**
- * What a stage changes in the Workload: quota is given back once no pod is alive, that of ranks that are not wished any
- * more once as few pods are alive as are wished, and PodsReady is kept, by which Kueue may wait for the gang
- * (`waitForPodsReady` of its configuration).
+ * What a stage changes in the Workloads: quota is given back once no pod that needs it is alive, and PodsReady is kept,
+ * by which Kueue may wait for the gang (`waitForPodsReady` of its configuration).
  *
  * @param count number of pods that the spec wishes
  * @param isOver whether, by the observed status, no attempt follows: also of a training whose QuantizeJob cannot be
@@ -376,72 +379,81 @@ export function workloadUpdates(
   observed: ObservedQueue | undefined,
   isOver: boolean,
 ): Action[] {
-  const workload = observed?.workload;
-  if (workload === undefined) return [];
-  const { name, uid, resourceVersion, finalizers, deleting } = workload;
-  const patch = (reason: string, change: { status?: Loose; finalizers?: string[] }): Action[] => [
-    { type: 'patchWorkload', kind: 'Workload', name, uid, resourceVersion, reason, ...change },
+  if (observed?.workload === undefined && observed?.growth === undefined) return [];
+  const { workload, growth = [] } = observed;
+  const wished = isOver || queue === undefined || stage.name === 'Suspended' ? 0 : count;
+  const lent = lentBy(observed);
+  const next = lent.length > 0 ? nextGrowth(observed) : undefined;
+  return [
+    ...(workload === undefined
+      ? []
+      : quotaUpdates(stage, view, workload, wished, () => giveUp(stage, view, workload, queue, isOver))),
+    ...growth.flatMap((each) => {
+      const isWanted = each.first < wished && (each === next || lent.includes(each));
+      return quotaUpdates(stage, view, each, wished, () => (isWanted ? null : [deletion(each, Reason.notWanted)]));
+    }),
   ];
-  const release = (reason: string): Action[] =>
-    finalizers.includes(WORKLOAD_FINALIZER)
-      ? patch(reason, { finalizers: finalizers.filter((finalizer) => finalizer !== WORKLOAD_FINALIZER) })
-      : [];
-  const isWanted = !isOver && queue !== undefined && stage.name !== 'Suspended' && isAdmitted(workload);
-  if (isWanted && count < countOf(workload) && livePods(view) <= count)
+}
+
+/**
+ * @param wished number of pods that the job wishes now
+ * @param whenUnused what becomes of the Workload when no pod of it is alive; null: it stays
+ */
+function quotaUpdates(
+  stage: Stage,
+  view: JobView,
+  workload: ObservedWorkload,
+  wished: number,
+  whenUnused: () => Action[] | null,
+): Action[] {
+  const { first } = workload;
+  const alive = livePods(view);
+  const needed = wished - first;
+  if (needed > 0 && needed < countOf(workload) && isAdmitted(workload) && alive <= wished)
     // The number never decreases while the quota is lent (validateReclaimablePodsUpdate of Kueue's webhook).
-    return patch(Reason.scaledDown, {
-      status: { reclaimablePods: [{ name: POD_SET, count: workload.count - count }] },
-    });
-  if (!hasEnded(view)) return stage.name === 'Active' && isAdmitted(workload) ? podsReady(workload, view, patch) : [];
-  if (deleting) return release(Reason.attemptOver);
-  if (stage.name === 'Suspended' || queue === undefined)
-    return [{ type: 'delete', kind: 'Workload', name, uid, reason: Reason.notWanted }];
-  if (isOver) {
-    if (holds(workload, 'Finished')) return release(Reason.over);
-    const finished = {
-      type: 'Finished',
-      status: 'True' as const,
-      reason: stage.name === 'Failed' ? 'Failed' : 'Succeeded',
-      message: 'message' in stage ? stage.message : stage.name,
-    };
-    return patch(Reason.over, { status: { conditions: withConditions(workload, view, finished) } });
-  }
+    return [
+      patchOf(workload, Reason.scaledDown, {
+        status: { reclaimablePods: [{ name: POD_SET, count: workload.count - needed }] },
+      }),
+    ];
+  if (alive > first) return stage.name === 'Active' && isAdmitted(workload) ? podsReady(workload, view) : [];
+  if (workload.deleting) return release(workload, Reason.attemptOver);
+  const given = whenUnused();
+  if (given !== null) return given;
   const eviction = conditionOf(workload, 'Evicted');
-  if (eviction?.status !== 'True' || !holds(workload, 'QuotaReserved')) return [];
-  return patch(Reason.queueEvicted, { status: returnedQuota(workload, view, eviction) });
+  if (eviction?.status === 'True' && holds(workload, 'QuotaReserved'))
+    return [patchOf(workload, Reason.queueEvicted, { status: returnedQuota(workload, view, eviction) })];
+  // The gang goes on without those pods, for want of places.
+  return conditionOf(workload, 'PodsReady') && isAdmitted(workload) && hasBegun(view) ? podsReady(workload, view) : [];
 }
 
-/** Evictions after which Kueue puts the Workload back into its queue at once; after others it does so itself later. */
-const REQUEUED = new Set(['Preempted', 'NodeFailures']);
-
-/** The status by which a controller gives quota back (step 6 of ReconcileGenericJob; UnsetQuotaReservation). */
-function returnedQuota(workload: ObservedWorkload, view: JobView, { reason, message }: Condition): Loose {
-  return {
-    admission: null,
-    conditions: withConditions(
-      workload,
-      view,
-      { type: 'Requeued', status: REQUEUED.has(reason) ? 'True' : 'False', reason, message },
-      { type: 'QuotaReserved', status: 'False', reason: 'Pending', message },
-      { type: 'Admitted', status: 'False', reason: 'NoReservation', message: 'The workload has no reservation' },
-      ...(conditionOf(workload, 'PodsReady')
-        ? [{ type: 'PodsReady', status: 'False' as const, reason: 'WaitForStart', message: NOT_READY }]
-        : []),
-    ),
+/** What becomes of the Workload with which a job began, when no pod is alive; null: the next attempt needs it. */
+function giveUp(
+  stage: Stage,
+  view: JobView,
+  workload: ObservedWorkload,
+  queue: Queue | undefined,
+  isOver: boolean,
+): Action[] | null {
+  if (stage.name === 'Suspended' || queue === undefined) return [deletion(workload, Reason.notWanted)];
+  if (!isOver) return null;
+  if (holds(workload, 'Finished')) return release(workload, Reason.over);
+  const finished = {
+    type: 'Finished',
+    status: 'True' as const,
+    reason: stage.name === 'Failed' ? 'Failed' : 'Succeeded',
+    message: 'message' in stage ? stage.message : stage.name,
   };
+  return [patchOf(workload, Reason.over, { status: { conditions: withConditions(workload, view, finished) } })];
 }
-
-const NOT_READY = 'Not all pods are ready or succeeded';
 
 /** The reasons are Kueue's (generatePodsReadyCondition): its timeouts for a start and for a recovery differ. */
-function podsReady(
-  workload: ObservedWorkload,
-  view: JobView,
-  patch: (reason: string, change: { status: Loose }) => Action[],
-): Action[] {
+function podsReady(workload: ObservedWorkload, view: JobView): Action[] {
   const before = conditionOf(workload, 'PodsReady');
   const hasBeenReady = before?.status === 'True' || before?.reason === 'WaitForRecovery';
-  const ready = view.ranks.every((pod) => pod !== undefined && (pod.ready || outcomeOf(pod) === 'succeeded'));
+  const ready =
+    view.ranks.length > workload.first &&
+    view.ranks.every((pod) => pod !== undefined && (pod.ready || outcomeOf(pod) === 'succeeded'));
   const wanted: Wanted = ready
     ? {
         type: 'PodsReady',
@@ -456,22 +468,5 @@ function podsReady(
         message: NOT_READY,
       };
   if (before?.status === wanted.status && before.reason === wanted.reason) return [];
-  return patch(Reason.podsReady, { status: { conditions: withConditions(workload, view, wanted) } });
-}
-
-type Wanted = Pick<Condition, 'type' | 'status' | 'reason' | 'message'>;
-
-/** All conditions of the Workload, with these changed: a merge patch replaces the whole list. */
-function withConditions(workload: ObservedWorkload, { now }: JobView, ...wanted: Wanted[]): Condition[] {
-  const changed = wanted.map((condition) => ({
-    ...condition,
-    message: truncate(condition.message, MAX_MESSAGE),
-    observedGeneration: workload.generation,
-    lastTransitionTime:
-      conditionOf(workload, condition.type)?.status === condition.status
-        ? conditionOf(workload, condition.type)!.lastTransitionTime
-        : timestamp(now),
-  }));
-  const types = new Set(wanted.map(({ type }) => type));
-  return [...workload.conditions.filter(({ type }) => !types.has(type)), ...changed];
+  return [patchOf(workload, Reason.podsReady, { status: { conditions: withConditions(workload, view, wanted) } })];
 }

@@ -50,8 +50,11 @@ export type Stage =
   /** Kueue has not admitted the job: queue.ts. `actions` make, or replace, its Workload. */
   | { name: 'Queued'; message: string; actions: Action[] }
   | { name: 'Backoff'; until: Date }
-  /** The attempt is being created, waits for its pods, or runs. `updates` change objects that outlive attempts. */
-  | { name: 'Active'; create: ChildObject[]; updates?: Action[] }
+  /**
+   * The attempt is being created, waits for its pods, or runs. `updates` change objects that outlive attempts. `lacks`:
+   * what the gang waits for to have more pods.
+   */
+  | { name: 'Active'; create: ChildObject[]; updates?: Action[]; lacks?: string }
   /** Training has succeeded, its QuantizeJob has not ended. */
   | { name: 'Quantizing'; message: string; actions: Action[] }
   | { name: 'Succeeded'; message: string }
@@ -147,6 +150,10 @@ export const isStopping = (view: JobView): boolean => view.otherPods.some(isAliv
 /** Whether at least a part of the current attempt was created. */
 export const hasBegun = (view: JobView): boolean =>
   view.startedAt !== undefined || view.ranks.some((pod) => pod !== undefined);
+
+/** A rank has succeeded, so the training is done, and the others are about to end: the gang is left alone. */
+export const isEnding = ({ ranks }: JobView): boolean =>
+  ranks.some((pod) => pod !== undefined && outcomeOf(pod) === 'succeeded');
 
 /** Whether every rank runs and is ready, or has succeeded. */
 export const allReady = (view: JobView): boolean =>

@@ -20,7 +20,8 @@ import type { FaceTrainPhase, Restarts } from '@facetrain/api';
 import { firstWaiting, isAlive, type JobStatus, type JobView } from './attempt.ts';
 import { findCondition, isTrue, mergeConditions, type WantedCondition } from './conditions.ts';
 import { whatPodsWaitFor } from './deadlines.ts';
-import { ConditionType, Reason } from './reasons.ts';
+import { truncate } from './plain-data.ts';
+import { ConditionType, MAX_MESSAGE, Reason } from './reasons.ts';
 import { allReady, isStopping, type Stage } from './stage.ts';
 import { secondsSince, timestamp } from './time.ts';
 
@@ -200,7 +201,12 @@ function summaryOf(stage: Stage, view: JobView): Summary {
       };
     case 'Active':
       if (allReady(view))
-        return { ready: true, kstatus: 'Current', reason: Reason.podsReady, message: allReadyMessage(view) };
+        return {
+          ready: true,
+          kstatus: 'Current',
+          reason: Reason.podsReady,
+          message: truncate(`${allReadyMessage(view)}${stage.lacks ? `; ${stage.lacks}` : ''}`, MAX_MESSAGE),
+        };
       return {
         ready: false,
         kstatus: 'InProgress',

@@ -170,6 +170,6 @@ function stripPodGroup(group: PodGroupObject): PodGroupObject {
 
 /** The pod templates of a Workload are most of it, and are not read. */
 function stripWorkload({ spec: { active, podSets = [] }, ...workload }: WorkloadObject): WorkloadObject {
-  const counts = podSets.map(({ count = 1 }) => ({ count }));
+  const counts = podSets.map(({ count = 1, minCount }) => ({ count, ...(minCount !== undefined && { minCount }) }));
   return { ...workload, spec: { ...(active !== undefined && { active }), podSets: counts } };
 }

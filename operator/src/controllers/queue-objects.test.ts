@@ -18,7 +18,7 @@ const workload: WorkloadObject = {
   status: { admission: { podSetAssignments: [{ flavors: { cpu: 'gpus' } }] } },
 };
 const client = { get: async () => ({ metadata, spec: { nodeLabels: { pool: 'gpus' } } }) as never };
-const caches = { Workload: { get: () => workload } as never };
+const caches = { Workload: { indexed: () => [workload] } as never };
 const elastic = { minReplicas: 1, maxReplicas: 4, scaleDownSeconds: 60, scaleUpSeconds: 60 };
 const running = (desired: number, more = {}) => ({
   attemptStartTime: '2026-01-01T00:00:00Z',
@@ -44,7 +44,7 @@ test('flavors are read while pods may be made: without any, and while an elastic
 
 test('while Workloads have not been listed, none counts as deleted', async () => {
   const job: JobObject = { metadata, spec: {} };
-  const unread = { Workload: { isSynced: false, get: () => undefined } as never };
+  const unread = { Workload: { isSynced: false, indexed: () => [] } as never };
   const { workloads, workload } = observeQueue(unread, 'FaceTrainJob', job, { flavors: {} });
   assert.deepEqual([workloads, workload], ['NotListed', undefined]);
   // Nor is anything else of Kueue's asked for: it may fail as well.
@@ -52,6 +52,24 @@ test('while Workloads have not been listed, none counts as deleted', async () =>
   const spec = { queue: { name: 'team', priorityClassName: 'high' } };
   assert.deepEqual(await readReferences(fail, unread, 'FaceTrainJob', job, spec), { flavors: {} });
   assert.equal(observeQueue(caches, 'FaceTrainJob', job, { flavors: {} }).workload?.name, 'facetrainjob-faces');
+});
+
+test('the Workloads of a job are told apart by the first pod that they are for', () => {
+  const job: JobObject = { metadata, spec: {} };
+  const named = (name: string, ...fields: object[]) =>
+    Object.assign({}, workload, { metadata: { ...workload.metadata, name } }, ...fields) as WorkloadObject;
+  const all = [
+    named('facetrainjob-faces.3', { spec: { podSets: [{ count: 2, minCount: 1 }] } }),
+    named('facetrainjob-faces', { status: { admission: { podSetAssignments: [{ count: 3 }] } } }),
+    named('facetrainjob-faces.03'),
+    named('facetrainjob-other'),
+  ];
+  const observed = observeQueue({ Workload: { indexed: () => all } as never }, 'FaceTrainJob', job, { flavors: {} });
+  assert.partialDeepStrictEqual(observed.workload, { name: 'facetrainjob-faces', first: 0, assignment: { count: 3 } });
+  assert.deepEqual(
+    observed.growth!.map(({ name, first, count, minCount }) => [name, first, count, minCount]),
+    [['facetrainjob-faces.3', 3, 2, 1]],
+  );
 });
 
 test('a Workload of a deleted job that cannot be released does not hold up the next job of its name', async () => {

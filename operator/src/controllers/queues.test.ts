@@ -5,7 +5,7 @@ import { join } from 'node:path';
 import { after, before, test } from 'node:test';
 import { parse, parseAllDocuments } from 'yaml';
 import { root } from '../../../hack/lib/paths.mjs';
-import type { KubernetesObject } from '../runtime/resource.ts';
+import { defineResource, type KubernetesObject } from '../runtime/resource.ts';
 import { ControlPlane } from '../testing/control-plane.ts';
 import { eventually } from '../testing/eventually.ts';
 import { createKueueObject, createLocalQueue, startKueue } from '../testing/kueue.ts';
@@ -26,18 +26,25 @@ before(async () => {
 });
 after(() => plane?.stop());
 
+const clusterQueues = defineResource('kueue.x-k8s.io/v1beta2', 'clusterqueues');
+
+/** Of a ClusterQueue. */
+const quotaOf = (cpus: number) => ({
+  resourceGroups: [
+    {
+      coveredResources: ['cpu'],
+      flavors: [{ name: 'gpus', resources: [{ name: 'cpu', nominalQuota: String(cpus) }] }],
+    },
+  ],
+});
+
 /** A ClusterQueue with quota for so many pods that ask for one CPU, and a LocalQueue `team` for it. */
 async function makeQueue(namespace: string, cpus: number): Promise<void> {
   await createKueueObject(plane, 'ClusterQueue', namespace, {
     spec: {
       namespaceSelector: {},
       preemption: { withinClusterQueue: 'LowerPriority' },
-      resourceGroups: [
-        {
-          coveredResources: ['cpu'],
-          flavors: [{ name: 'gpus', resources: [{ name: 'cpu', nominalQuota: String(cpus) }] }],
-        },
-      ],
+      ...quotaOf(cpus),
     },
   });
   await createLocalQueue(plane, namespace, 'team', namespace);
@@ -216,6 +223,92 @@ test('a Workload that is deleted stops its gang and keeps the quota until then; 
   await reap(ns, 'faces');
   await waitForPods(ns, 'faces', 'faces-1-0');
   assert.notEqual((await ns.get(workloads, 'facetrainjob-faces')).metadata.uid, before.metadata.uid);
+});
+
+/** A job whose gang may have two to four pods. */
+const elastic = (replicas: number) => ({
+  globalBatchSize: 60,
+  trainers: {
+    replicas,
+    elastic: { minReplicas: 2, maxReplicas: 4, scaleUpSeconds: 1 },
+    resources: { requests: { cpu: 1 } },
+  },
+  queue: { name: 'team', priorityClassName: 'low' },
+});
+const names = (attempt: number, ...ranks: number[]) => ranks.map((rank) => `faces-${attempt}-${rank}`);
+const scale = (ns: TestNamespace, replicas: number) =>
+  ns.patch(faceTrainJobs, 'faces', { spec: { trainers: { replicas } } });
+/** The gang has stopped for another number of pods: the kubelet ends its pods, and starts those that follow. */
+async function restart(ns: TestNamespace, attempt: number, size: number): Promise<void> {
+  const ranks = [0, 1, 2, 3].slice(0, size);
+  await eventually(async () => {
+    await reap(ns, 'faces');
+    assert.deepEqual(await runningPods(ns, 'faces'), names(attempt, ...ranks));
+  });
+  await run(ns, 'faces');
+}
+
+test('an elastic gang of 4, 3, 4, 2 and 4 pods gives quota back, and asks for it again', async (t) => {
+  const ns = await TestNamespace.open(t, plane, 'elastic');
+  await makeQueue('elastic', 4);
+  await ns.applyFaceTrainJob('faces', elastic(4));
+  await waitForPods(ns, 'faces', ...names(0, 0, 1, 2, 3));
+  await run(ns, 'faces');
+
+  await scale(ns, 3);
+  await restart(ns, 1, 3);
+  await ns.applyQuantizeJob('small', {
+    queue: { name: 'team', priorityClassName: 'low' },
+    quantizer: { resources: { requests: { cpu: 1 } } },
+  });
+  await waitForPods(ns, 'small', 'small-0-quantizer');
+
+  // Another job has the quota by now. The three train on, and the status says what they wait for.
+  await scale(ns, 4);
+  await waitForReason(ns, 'faces', /^PodsReady: .* quota for 1 more pod is waited for: couldn't assign flavors/);
+  assert.deepEqual(await runningPods(ns, 'faces'), names(1, 0, 1, 2));
+  await ns.delete(quantizeJobs, 'small');
+  for (const { metadata } of await podsOf(ns, 'small'))
+    await plane.client.delete(pods, ns.namespace, metadata.name, metadata.uid, 0);
+  const more = 'faces-1-3';
+  await waitForPods(ns, 'faces', ...names(1, 0, 1, 2), more);
+  const placeholder = (await podsOf(ns, 'faces')).find(({ metadata }) => metadata.name === more)!;
+  assert.equal(placeholder.metadata.annotations?.['kueue.x-k8s.io/workload'], 'facetrainjob-faces.3');
+  await ns.schedule(more, 'somewhere');
+  await restart(ns, 2, 4);
+
+  await scale(ns, 2);
+  await restart(ns, 3, 2);
+  await eventually(async () => assert.deepEqual(await ns.names(workloads), ['facetrainjob-faces']));
+  await scale(ns, 4);
+  await waitForPods(ns, 'faces', ...names(3, 0, 1, 2, 3));
+  for (const name of names(3, 2, 3)) await ns.schedule(name, 'somewhere');
+  await restart(ns, 4, 4);
+  const { restarts, scaling } = await ns.statusOf('faces');
+  assert.deepEqual([restarts, scaling!.history.map(({ trainers }) => trainers)], [undefined, [3, 4, 2, 4]]);
+  await finish(ns, 'faces');
+  await eventually(async () => assert.deepEqual(await ns.names(workloads), ['facetrainjob-faces']));
+});
+
+test('an elastic gang begins with the quota there is, and goes on with less when some is taken back', async (t) => {
+  const ns = await TestNamespace.open(t, plane, 'partly');
+  await makeQueue('partly', 3);
+  await ns.applyFaceTrainJob('faces', elastic(4));
+  await waitForPods(ns, 'faces', ...names(0, 0, 1, 2));
+  await run(ns, 'faces');
+  await waitForReason(ns, 'faces', /^PodsReady: .* quota for 1 more pod is waited for: couldn't assign flavors/);
+  await plane.client.patch(clusterQueues, null, 'partly', { spec: quotaOf(4) });
+  await waitForPods(ns, 'faces', ...names(0, 0, 1, 2, 3));
+  await ns.schedule('faces-0-3', 'somewhere');
+  await restart(ns, 1, 4);
+
+  // A job of a higher priority preempts what was admitted last.
+  await ns.applyFaceTrainJob('urgent', queued(1, 'high'));
+  await restart(ns, 2, 3);
+  await waitForPods(ns, 'urgent', 'urgent-0-0');
+  const { restarts, scaling } = await ns.statusOf('faces');
+  assert.deepEqual([restarts, scaling!.history.map(({ trainers }) => trainers)], [undefined, [4, 3]]);
+  assert.match(scaling!.history.at(-1)!.message, /^Kueue takes the quota of 1 of 4 pods back, .* with 3: Preempted/);
 });
 
 test('the queue of the guide, made by its manifests, admits the job of the guide with all its pods', async (t) => {

@@ -1,19 +1,19 @@
 /**
- * Kueue as a plan takes it: the Workload of a job, and what it refers to. The Workload comes from its cache. Priority
+ * Kueue as a plan takes it: the Workloads of a job, and what they refer to. They come from their cache. Priority
  * classes and flavors are cluster-scoped and few, and are read when pods or a Workload are about to be made.
  *
  * A Workload of a deleted job has Kueue's finalizer. It stays, with its quota, until the job's pods have ended; then
  * `releaseOrphans` removes it.
  */
 import type { FaceTrainJobSpec, Queue } from '@facetrain/api';
-import { type JobKind, Label, workloadName } from '@facetrain/planner/names';
+import { firstPodOf, type JobKind, Label, workloadName } from '@facetrain/planner/names';
 import type { ObservedQueue, ObservedWorkload, Placement } from '@facetrain/planner/observed';
-import { WORKLOAD_FINALIZER } from '@facetrain/planner/queue';
+import { WORKLOAD_FINALIZER } from '@facetrain/planner/workload';
 import type { Logger } from 'pino';
 import { ApiError, isApiError } from '../runtime/api-error.ts';
 import type { Client } from '../runtime/client.ts';
 import { LeadershipLost } from '../runtime/leadership.ts';
-import { controllerOf, type KubernetesObject, keyOf, type Resource, splitKey } from '../runtime/resource.ts';
+import { controllerOf, type KubernetesObject, type Resource, splitKey } from '../runtime/resource.ts';
 import { type Caches, jobNameIndexValue } from './caches.ts';
 import { isPodAlive } from './observe.ts';
 import {
@@ -34,8 +34,8 @@ export interface QueueSpec {
 }
 
 /**
- * Reads what the Workload of a job refers to, while pods may be made: the job has none, or an elastic gang lacks some
- * and may look for room. Nothing for a job without a queue.
+ * Reads what the Workloads of a job refer to, while they or pods may be made: the job has none, or an elastic gang
+ * lacks some and may look for room. Nothing for a job without a queue.
  */
 export async function readReferences(
   client: Pick<Client, 'get'>,
@@ -49,22 +49,21 @@ export async function readReferences(
   const { attemptStartTime, completionTime, trainers: { desired = 0 } = {} } = job.status ?? {};
   const mayGrow = completionTime === undefined && trainers?.elastic !== undefined && desired < trainers.replicas;
   if (attemptStartTime !== undefined && !mayGrow) return nothing;
-  const workload = workloadOf(caches, kind, job);
+  const made = workloadsOf(caches, kind, job).map(observeWorkload);
+  const { priorityClassName } = queue;
   try {
-    if (!workload) {
-      const { priorityClassName } = queue;
-      if (priorityClassName === undefined) return nothing;
-      const { value } = await read(client, 'WorkloadPriorityClass', workloadPriorityClasses, priorityClassName);
-      return { ...nothing, priority: value };
-    }
-    const names = observeWorkload(workload).assignment?.flavors ?? [];
+    const priority =
+      priorityClassName !== undefined && (mayGrow || !made.some(({ first }) => first === 0))
+        ? (await read(client, 'WorkloadPriorityClass', workloadPriorityClasses, priorityClassName)).value
+        : undefined;
+    const names = new Set(made.flatMap(({ assignment }) => assignment?.flavors ?? []));
     const flavors = await Promise.all(
-      names.map(async (name): Promise<[string, Placement]> => {
+      [...names].map(async (name): Promise<[string, Placement]> => {
         const { spec = {} } = await read(client, 'ResourceFlavor', resourceFlavors, name);
         return [name, { nodeSelector: spec.nodeLabels ?? {}, tolerations: spec.tolerations ?? [] }];
       }),
     );
-    return { flavors: Object.fromEntries(flavors) };
+    return { flavors: Object.fromEntries(flavors), ...(priority !== undefined && { priority }) };
   } catch (error) {
     if (!(error instanceof Unreadable)) throw error;
     return { ...nothing, problem: error.message };
@@ -100,30 +99,34 @@ export function observeQueue(
 ): ObservedQueue {
   // Without the list, the Workload of a gang that runs would be taken for a deleted one.
   if (isUnread(caches)) return { workloads: 'NotListed', flavors: {} };
-  const workload = workloadOf(caches, kind, job);
+  const made = workloadsOf(caches, kind, job).map(observeWorkload);
+  const workload = made.find(({ first }) => first === 0);
+  const growth = made.filter(({ first }) => first > 0);
   return {
     workloads: caches.Workload === undefined ? 'NotServed' : 'Listed',
     ...references,
-    ...(workload && { workload: observeWorkload(workload) }),
+    ...(workload && { workload }),
+    ...(growth.length > 0 && { growth }),
   };
 }
 
-/** The Workload that belongs to the job. */
-function workloadOf(
-  caches: Pick<Caches, 'Workload'>,
+/** The Workloads that belong to the job, under the names that the planner gives them. */
+const workloadsOf = (
+  { Workload }: Pick<Caches, 'Workload'>,
   kind: JobKind,
-  { metadata }: JobObject,
-): WorkloadObject | undefined {
-  const { namespace, name, uid } = metadata;
-  const key = keyOf({ metadata: { namespace: namespace!, name: workloadName(kind, { name }) } });
-  const workload = caches.Workload?.get(key);
-  return workload && controllerOf(workload)?.uid === uid ? workload : undefined;
-}
+  { metadata: { name, uid } }: JobObject,
+): WorkloadObject[] =>
+  (Workload?.indexed('job', uid) ?? []).filter(
+    (workload) =>
+      controllerOf(workload)?.uid === uid &&
+      workload.metadata.name === workloadName(kind, { name }, firstPodOf(workload.metadata.name)),
+  );
 
 /** A Workload as the planner takes it; of one podSet, the only one that the operator asks for. */
 export function observeWorkload({ metadata, spec, status = {} }: WorkloadObject): ObservedWorkload {
   const { name, uid, resourceVersion, generation = 0, deletionTimestamp, finalizers = [], labels } = metadata;
   const assignment = status.admission?.podSetAssignments?.[0];
+  const { count = 1, minCount } = spec.podSets?.[0] ?? {};
   const digest = labels?.[Label.specDigest];
   return {
     name,
@@ -132,13 +135,16 @@ export function observeWorkload({ metadata, spec, status = {} }: WorkloadObject)
     generation,
     deleting: deletionTimestamp !== undefined,
     finalizers,
-    count: spec.podSets?.[0]?.count ?? 1,
+    first: firstPodOf(name),
+    count,
+    ...(minCount !== undefined && { minCount }),
     reclaimable: status.reclaimablePods?.[0]?.count ?? 0,
     active: spec.active !== false,
     conditions: status.conditions ?? [],
     ...(digest !== undefined && { specDigest: digest }),
     ...(assignment && {
       assignment: {
+        ...(assignment.count !== undefined && { count: assignment.count }),
         flavors: [...new Set(Object.values(assignment.flavors ?? {}))],
         hasTopology: assignment.topologyAssignment !== undefined,
       },

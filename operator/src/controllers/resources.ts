@@ -79,11 +79,13 @@ export const timeOfEvent = ({ metadata, lastTimestamp, eventTime, series }: PodE
 
 /** Kueue's request for quota, with the fields that are read. */
 export interface WorkloadObject extends KubernetesObject {
-  spec: { active?: boolean; podSets?: { count?: number }[] };
+  spec: { active?: boolean; podSets?: { count?: number; minCount?: number }[] };
   status?: {
     conditions?: Condition[];
     reclaimablePods?: { count: number }[];
-    admission?: { podSetAssignments?: { flavors?: Record<string, string>; topologyAssignment?: object }[] };
+    admission?: {
+      podSetAssignments?: { count?: number; flavors?: Record<string, string>; topologyAssignment?: object }[];
+    };
     admissionChecks?: { name: string; state: string; message?: string; podSetUpdates?: Placement[] }[];
   };
 }

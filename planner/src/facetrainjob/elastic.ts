@@ -19,12 +19,13 @@
  * a place while such a quota refuses pods of another job: that one has nothing to go on with yet.
  */
 import { MAX_REPLICAS, MAX_RESIZE_MESSAGE, MAX_RESIZES, type Scaling } from '@facetrain/api';
-import { isAlive, type JobView, outcomeOf } from '../attempt.ts';
+import { isAlive, type JobView } from '../attempt.ts';
 import type { ObservedFaceTrainJob, ObservedPod } from '../observed.ts';
 import { compact, truncate } from '../plain-data.ts';
 import type { PlanEvent } from '../plan.ts';
+import { lentPods } from '../queue.ts';
 import { Reason } from '../reasons.ts';
-import { allReady, hasBegun, type Stage } from '../stage.ts';
+import { allReady, hasBegun, isEnding, type Stage } from '../stage.ts';
 import { secondsSince, soonest, timestamp } from '../time.ts';
 
 /** Seconds for which the gang waits for the other placeholders to get places, when some have. */
@@ -41,7 +42,7 @@ const RENDEZVOUS_MARGIN_SECONDS = 120;
 /** Between two looks at whether other jobs wait for quota. */
 const GIVE_WAY_SECONDS = 30;
 
-type Job = Pick<ObservedFaceTrainJob, 'spec' | 'status' | 'pods' | 'othersWaitForQuota'>;
+type Job = Pick<ObservedFaceTrainJob, 'spec' | 'status' | 'pods' | 'othersWaitForQuota' | 'queue'>;
 
 /** How long the ranks wait for each other at the start of an attempt. */
 export function rendezvousTimeoutOf({ rendezvousTimeoutSeconds, elastic }: Job['spec']['trainers']): number {
@@ -50,7 +51,7 @@ export function rendezvousTimeoutOf({ rendezvousTimeoutSeconds, elastic }: Job['
 }
 
 /** Number of ranks of the current attempt, or of the next one if none has begun. */
-export function gangSize({ spec, status, pods }: Job): number {
+export function gangSize({ spec, status, pods, queue }: Job): number {
   const { elastic, replicas } = spec.trainers;
   if (elastic === undefined) return replicas;
   const trainers = pods.filter(({ placeholder }) => !placeholder);
@@ -63,8 +64,10 @@ export function gangSize({ spec, status, pods }: Job): number {
     return Math.min(started ?? desired ?? Math.max(...ofAttempt.map(({ rank }) => rank)) + 1, MAX_REPLICAS);
   }
   const isChanged = status.scaling !== undefined && status.scaling.replicas !== replicas;
-  if (desired === undefined || status.scaling === undefined || isChanged) return replicas;
-  return Math.min(Math.max(desired, elastic.minReplicas), replicas);
+  const isNew = desired === undefined || status.scaling === undefined || isChanged;
+  const wanted = isNew ? replicas : Math.min(Math.max(desired, elastic.minReplicas), replicas);
+  // Before Kueue has admitted the job, it begins with as many as it asks for.
+  return Math.min(wanted, lentPods(spec.queue, queue) || wanted);
 }
 
 /** A rank has a node, or its process has run: also a remembered one. */
@@ -74,10 +77,6 @@ const hasPlace = (pod: ObservedPod | undefined): boolean =>
 /** The scheduler has given the placeholder a place. One whose program has ended had one. */
 const holdsPlace = (pod: ObservedPod): boolean =>
   pod.node !== undefined && !pod.rejected && !pod.deleting && pod.lostNode === undefined;
-
-/** A rank has succeeded, so the training is done, and the others are about to end: the gang is left alone. */
-const isEnding = ({ ranks }: JobView): boolean =>
-  ranks.some((pod) => pod !== undefined && outcomeOf(pod) === 'succeeded');
 
 /** The attempt that follows with another number of ranks; null: the gang stays as it is. */
 export function resized(observed: ObservedFaceTrainJob, view: JobView): Stage | null {
@@ -155,10 +154,14 @@ export function keepsAllowedPods(observed: ObservedFaceTrainJob, view: JobView, 
 }
 
 /** For how many more ranks there are places, and after how many seconds the gang takes them; null: for none. */
-function foundRoom({ spec }: ObservedFaceTrainJob, view: JobView): { places: number; secondsLeft: number } | null {
+function foundRoom(
+  { spec, queue }: ObservedFaceTrainJob,
+  view: JobView,
+): { places: number; secondsLeft: number } | null {
   if (isEnding(view)) return null;
   const missing = spec.trainers.replicas - view.ranks.length;
-  const holders = view.placeholders.filter(({ rank }) => rank < spec.trainers.replicas);
+  const mayRun = Math.min(spec.trainers.replicas, lentPods(spec.queue, queue));
+  const holders = view.placeholders.filter(({ rank }) => rank < mayRun);
   const places = holders.filter(holdsPlace).length;
   if (places === 0) return null;
   const youngest = Math.min(...holders.map(({ createdAt }) => secondsSince(createdAt, view.now)));
@@ -171,16 +174,25 @@ function secondsToSearch({ spec, status }: Job, view: JobView): number | null {
   const { startedAt, now } = view;
   if (elastic === undefined || replicas <= view.ranks.length || startedAt === undefined) return null;
   if (!allReady(view) || isEnding(view)) return null;
-  const { askedTime, refusedTime, failedGrowths = 0 } = scalingNow({ spec, status }, view) ?? {};
-  const wait = elastic.scaleUpSeconds * 2 ** Math.min(failedGrowths, MAX_DOUBLINGS);
-  // A user who asks for more does not wait.
-  const isAsked = askedTime !== undefined && Date.parse(askedTime) >= Date.parse(startedAt);
-  const left = isAsked ? 0 : wait - secondsSince(startedAt, now);
-  const afterRefusal = refusedTime === undefined ? 0 : elastic.scaleUpSeconds - secondsSince(refusedTime, now);
-  return Math.max(left, afterRefusal, 0);
+  const next = nextSearch(elastic, scalingNow({ spec, status }, view), startedAt);
+  return Math.max((next.getTime() - now.getTime()) / 1000, 0);
 }
 
-/** Ranks for which placeholders should exist, beside those that do. */
+/** When a gang that began with fewer ranks than it wishes looks for room for the others; it may look longer already. */
+export function nextSearch(
+  { scaleUpSeconds }: Pick<NonNullable<Job['spec']['trainers']['elastic']>, 'scaleUpSeconds'>,
+  { askedTime, refusedTime, failedGrowths = 0 }: Partial<Scaling> = {},
+  startedAt: string,
+): Date {
+  const started = Date.parse(startedAt);
+  // A user who asks for more does not wait.
+  const isAsked = askedTime !== undefined && Date.parse(askedTime) >= started;
+  const wait = isAsked ? 0 : scaleUpSeconds * 2 ** Math.min(failedGrowths, MAX_DOUBLINGS);
+  const afterRefusal = refusedTime === undefined ? 0 : Date.parse(refusedTime) + 1000 * scaleUpSeconds;
+  return new Date(Math.max(started + 1000 * wait, afterRefusal));
+}
+
+/** Ranks for which placeholders should exist, beside those that do, as far as there is quota for them. */
 export function ranksToSearchFor(observed: Job, view: JobView): number[] {
   if (secondsToSearch(observed, view) !== 0 || observed.othersWaitForQuota) return [];
   const { replicas } = observed.spec.trainers;
@@ -189,19 +201,22 @@ export function ranksToSearchFor(observed: Job, view: JobView): number[] {
 }
 
 /**
- * Placeholders that are not wanted any more: of ranks that are not wished, that have ended without a place and may be
- * tried again, or that have no place while another job waits for the quota in which they count.
+ * Placeholders that are not wanted any more: of ranks that are not wished, or for which Kueue lends no quota any more,
+ * that have ended without a place and may be tried again, or that have no place while another job waits for the quota
+ * in which they count.
  */
 export function uselessPlaceholders(
-  { spec, othersWaitForQuota }: Pick<ObservedFaceTrainJob, 'spec' | 'othersWaitForQuota'>,
+  { spec, queue, othersWaitForQuota }: Pick<ObservedFaceTrainJob, 'spec' | 'queue' | 'othersWaitForQuota'>,
   view: JobView,
 ): ObservedPod[] {
   const { elastic, replicas } = spec.trainers;
+  const lent = lentPods(spec.queue, queue);
   return view.placeholders.filter(
     (pod) =>
       !pod.deleting &&
       (elastic === undefined ||
         pod.rank >= replicas ||
+        pod.rank >= lent ||
         pod.lostNode !== undefined ||
         (othersWaitForQuota && isAlive(pod) && pod.node === undefined) ||
         (!isAlive(pod) && !holdsPlace(pod) && secondsSince(pod.createdAt, view.now) >= elastic.scaleUpSeconds)),

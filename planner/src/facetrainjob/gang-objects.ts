@@ -12,8 +12,9 @@ import type { JobIdentity, ObservedObject } from '../observed.ts';
 import type { Action } from '../plan.ts';
 import { makePod, type PodParts, progressServer, templateConflict } from '../pod.ts';
 import { allStorage as allQuantizerStorage, quantizerStorage } from '../quantizer-storage.ts';
-import { type PodPlacement, placed, type QueuedGang } from '../queue.ts';
+import { type PodPlacement, placed } from '../queue.ts';
 import { Reason } from '../reasons.ts';
+import type { QueuedGang } from '../workload.ts';
 import { trainerPlaces } from '../written-places.ts';
 import { quantizerData } from './child-quantizejob.ts';
 import { type Gang, podGroup } from './gang.ts';
@@ -31,8 +32,8 @@ export interface Attempt {
   /** The kubelet may start trainers again in their pods: container-restarts.ts. */
   restartsTrainers?: boolean;
   environment: Environment;
-  /** Where Kueue wants the pods; absent without a queue. */
-  placement?: PodPlacement;
+  /** Where Kueue wants a pod, by its number; absent without a queue. */
+  placement?: (number: number) => PodPlacement;
 }
 
 /** The objects that must exist while the attempt runs. They are made only if they are missing. */
@@ -69,6 +70,7 @@ export function queuedGang(context: Attempt): QueuedGang | null {
   return {
     queue: spec.queue,
     count: spec.trainers.replicas,
+    minCount: spec.trainers.elastic?.minReplicas,
     pod: pod(unplaced, trainerStorage(spec, environment), trainingDigest(spec), 0),
     topology: spec.gang.topology,
     tolerations: spec.trainers.podTemplate?.spec?.tolerations ?? [],
@@ -199,7 +201,7 @@ function configMap({ job, spec, attempt, environment }: Attempt, storage: Traine
 }
 
 function pod(
-  { job, spec, attempt, size, gang, restartsTrainers, environment, placement = {} }: Attempt,
+  { job, spec, attempt, size, gang, restartsTrainers, environment, placement }: Attempt,
   storage: TrainerStorage,
   digest: string,
   number: number,
@@ -237,7 +239,7 @@ function pod(
     network: { hostname: name, subdomain: job.name },
     podGroup: gang.mode === 'native' ? gangName : undefined,
   };
-  return placed(nearOthers(makePod(parts, environment), spec), placement);
+  return placed(nearOthers(makePod(parts, environment), spec), placement?.(number) ?? {});
 }
 
 /**

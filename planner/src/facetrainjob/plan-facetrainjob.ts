@@ -17,16 +17,20 @@ import type { WantedCondition } from '../conditions.ts';
 import type { Environment } from '../environment.ts';
 import { eventsOf } from '../job-events.ts';
 import { selectorLabels } from '../names.ts';
+import type { ChildObject } from '../objects.ts';
 import type { ObservedFaceTrainJob } from '../observed.ts';
 import { compact } from '../plain-data.ts';
-import type { PlanFaceTrainJob } from '../plan.ts';
+import type { Action, PlanFaceTrainJob } from '../plan.ts';
 import { toleratesNodeLoss } from '../pod.ts';
 import {
   awaitAdmission,
   evicted,
-  hasQuotaFor,
+  growthWorkload,
   placementOf,
   queueBlocker,
+  quotaFor,
+  staleGrowth,
+  whatGrowthWaitsFor,
   workloadChildren,
   workloadUpdates,
 } from '../queue.ts';
@@ -143,7 +147,7 @@ function stageOf(observed: ObservedFaceTrainJob, view: JobView, environment: Env
     afterTraining(observed, view) ??
     suspended(view) ??
     specChanged(trainingDigest(observed.spec), view, observed.objects) ??
-    evicted(view, observed.spec.queue, observed.queue) ??
+    evicted(view, observed.spec.queue, observed.queue, observed.spec.trainers.elastic?.minReplicas) ??
     releaseAfterTimeout(view) ??
     failed(view) ??
     notFollowed(view) ??
@@ -181,7 +185,7 @@ function active(observed: ObservedFaceTrainJob, view: JobView, environment: Envi
   const { queue } = observed;
   const served = gangOf(spec, podGroupApi);
   const gang: Gang = served.mode === 'native' && beganAsPlainPods(view) ? { mode: 'none' } : served;
-  const placement = spec.queue && queue && placementOf(queue);
+  const placement = spec.queue && queue && ((number: number) => placementOf(queue, number));
   const attempt: Attempt = {
     job: identity,
     spec,
@@ -217,19 +221,44 @@ function active(observed: ObservedFaceTrainJob, view: JobView, environment: Envi
   }
   const wait = awaitAdmission(view, queued, queue);
   if (wait) return wait;
-  const updates = [...networkUpdates(attempt, objects), ...deletePlaceholders(uselessPlaceholders(observed, view))];
-  return { name: 'Active', create: [...create.map(({ make }) => make()), ...search(observed, view, attempt)], updates };
+  const { found, updates, lacks } = grow(observed, view, attempt);
+  return {
+    name: 'Active',
+    create: [...create.map(({ make }) => make()), ...found],
+    updates: [
+      ...networkUpdates(attempt, objects),
+      ...deletePlaceholders(uselessPlaceholders(observed, view)),
+      ...updates,
+    ],
+    ...(lacks !== undefined && { lacks }),
+  };
 }
 
-/** The placeholders to create. One that was refused is tried again later: `scaling.refusedTime`. */
-function search({ refused, objects, ...observed }: ObservedFaceTrainJob, view: JobView, attempt: Attempt) {
-  if (refused?.kind === 'Pod') return [];
+/**
+ * What an elastic gang that has fewer pods than it wishes does for more: it asks for quota, and creates placeholders
+ * for the pods that it has quota for. An object that was refused is tried again later: `scaling.refusedTime`.
+ */
+function grow(
+  { refused, objects, ...observed }: ObservedFaceTrainJob,
+  view: JobView,
+  attempt: Attempt,
+): { found: ChildObject[]; updates: Action[]; lacks: string | undefined } {
+  const { spec, queue } = observed;
+  if (spec.trainers.elastic === undefined || spec.trainers.replicas <= view.ranks.length)
+    return { found: [], updates: [], lacks: undefined };
+  const gang = queuedGang(attempt);
+  const quota = quotaFor(gang, queue);
   const ranks = ranksToSearchFor(observed, view);
-  // Quota for more replicas than the Workload asked for comes with the next attempt.
-  if (ranks.length === 0 || !hasQuotaFor(queuedGang(attempt), observed.queue)) return [];
-  return placeholdersOf(attempt, ranks).filter(({ metadata: { name } }) =>
-    objects.every((object) => object.kind !== 'Pod' || object.name !== name),
+  const places = placeholdersOf(
+    attempt,
+    ranks.filter((rank) => rank < quota),
   );
+  const growth = ranks.some((rank) => rank >= quota) ? growthWorkload(view, gang, queue) : null;
+  const found = [...places, ...(growth ? [growth] : [])].filter(
+    ({ kind, metadata: { name } }) =>
+      kind !== refused?.kind && objects.every((object) => object.kind !== kind || object.name !== name),
+  );
+  return { found, updates: staleGrowth(gang, queue), lacks: whatGrowthWaitsFor(gang, queue) };
 }
 
 /**

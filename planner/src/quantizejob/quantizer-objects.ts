@@ -17,7 +17,8 @@ import type { JobIdentity } from '../observed.ts';
 import { makePod, type PodParts, progressServer, templateConflict } from '../pod.ts';
 import { credentialEnv } from '../pod-storage.ts';
 import { allStorage, type QuantizerStorage, quantizerStorage } from '../quantizer-storage.ts';
-import { type PodPlacement, placed, type QueuedGang } from '../queue.ts';
+import { type PodPlacement, placed } from '../queue.ts';
+import type { QueuedGang } from '../workload.ts';
 import { quantizerPlaces } from '../written-places.ts';
 import { quantizeConfig } from './make-quantize-config.ts';
 
