@@ -23,7 +23,8 @@ export async function setSuspended(cluster: Cluster, name: string, suspend: bool
 
 /**
  * Ends the attempt with a checkpoint and begins another: suspends the job, waits until its pods have ended, and resumes
- * it. Such a restart does not count. Of a job that has trained, the quantization begins anew.
+ * it. Such a restart does not count. Of a job that has trained, the quantization begins anew. A job in a queue gives
+ * its quota back and waits for it again.
  *
  * @throws FacetrainError InvalidArgument as setSuspended; also when the wait or the resumption fails, or the signal
  *   aborts: the job stays suspended
@@ -49,7 +50,9 @@ export async function restart(
   }
   if (after === 'ended') throw refusalOf(name, 'has ended meanwhile', 'see status');
   const how = after === 'training' ? 'from its newest checkpoint' : 'its quantization';
-  return { json: { job: name, changed: true }, text: `FaceTrainJob ${name} restarts ${how}\n` };
+  const { name: queue } = (job.spec.queue ?? {}) as { name?: string };
+  const queues = queue === undefined ? '' : ` once queue ${queue} admits it again: a suspension gives its quota back`;
+  return { json: { job: name, changed: true }, text: `FaceTrainJob ${name} restarts ${how}${queues}\n` };
 }
 
 /** Waits until a job is suspended and its pods have ended. @returns what goes on when it is resumed */

@@ -4,7 +4,7 @@ import { ApiError, isApiError } from '@facetrain/operator/runtime/api-error';
 import { Client } from '@facetrain/operator/runtime/client';
 import { type KubeContext, readKubeConfig } from '@facetrain/operator/runtime/kubeconfig';
 import { defineResource, type KubernetesObject } from '@facetrain/operator/runtime/resource';
-import { CONTAINER, Label } from '@facetrain/planner/names';
+import { CONTAINER, firstPodOf, Label } from '@facetrain/planner/names';
 
 /** The options of every command. */
 export interface ClusterOptions {
@@ -20,6 +20,16 @@ export interface Job extends KubernetesObject {
 
 export interface QuantizeJob extends KubernetesObject {
   status?: { phase?: string; attempt?: number; conditions?: Condition[] };
+}
+
+/** Kueue's request for quota. */
+export interface Workload extends KubernetesObject {
+  spec: { active?: boolean; podSets?: { count?: number }[] };
+  status?: {
+    conditions?: Condition[];
+    admission?: { podSetAssignments?: { count?: number }[] };
+    reclaimablePods?: { count: number }[];
+  };
 }
 
 interface ContainerState {
@@ -64,6 +74,7 @@ export const jobs = defineResource<Job>(API_VERSION, 'facetrainjobs');
 export const quantizeJobs = defineResource<QuantizeJob>(API_VERSION, 'quantizejobs');
 export const pods = defineResource<Pod>('v1', 'pods');
 const events = defineResource<Event>('v1', 'events');
+const workloads = defineResource<Workload>('kueue.x-k8s.io/v1beta2', 'workloads');
 
 export const refusal = (subject: string, found: string, allowed: string, cause?: unknown) =>
   new FacetrainError({ code: 'InvalidArgument', subject, found, allowed, cause });
@@ -140,6 +151,18 @@ export class Cluster {
         return undefined;
       }),
     );
+  }
+
+  /** The Workloads of a job, in the order of their pods; empty where there are none, or the user may not read them. */
+  async workloads(uid: string): Promise<Workload[]> {
+    try {
+      const labelSelector = `${Label.jobUid}=${uid}`;
+      const { items } = await this.client.list(workloads, this.namespace, { labelSelector });
+      return (items ?? []).sort((a, b) => firstPodOf(a.metadata.name) - firstPodOf(b.metadata.name));
+    } catch (error) {
+      if (isApiError(error, 'Forbidden', 'NotFound')) return [];
+      return this.inWords('workloads', () => Promise.reject(error as Error));
+    }
   }
 
   /** Warnings about an object, the newest last; empty where the user may not read Events. */

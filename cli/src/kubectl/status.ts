@@ -1,4 +1,5 @@
 /** `kubectl facetrain status` and `top`: what jobs do, and what they wait for. */
+import { nextSearch } from '@facetrain/planner/facetrainjob/elastic';
 import { isGone, timesStartedAgain } from '@facetrain/planner/gone-containers';
 import type { Outcome } from '../command-action.ts';
 import { duration, oneLine } from '../terminal-output.ts';
@@ -6,12 +7,14 @@ import {
   attemptOf,
   type Cluster,
   type Event,
+  isFinished,
   isPlaceholder,
   type Job,
   type Pod,
   ranksText,
   readyOf,
   timeOfEvent,
+  type Workload,
 } from './cluster.ts';
 import { bar, speedAndTime } from './progress-bar.ts';
 
@@ -23,11 +26,15 @@ interface Node {
   children?: Node[];
 }
 
-/** A job as a tree: why it waits, its progress, its attempts with their pods, its quantization, recent warnings. */
+/**
+ * A job as a tree: why it waits, its number of trainers, its quota, its progress, its attempts with their pods, its
+ * quantization, recent warnings.
+ */
 export async function jobStatus(cluster: Cluster, name: string): Promise<Outcome> {
   const job = await cluster.job(name);
-  const [pods, quantizeJob, warnings] = await Promise.all([
+  const [pods, workloads, quantizeJob, warnings] = await Promise.all([
     cluster.pods(job.metadata.uid),
+    job.spec.queue === undefined ? [] : cluster.workloads(job.metadata.uid),
     job.status?.quantizeJobName === undefined ? undefined : cluster.quantizeJob(job.status.quantizeJobName),
     cluster.warnings(job.metadata.uid),
   ]);
@@ -37,6 +44,8 @@ export async function jobStatus(cluster: Cluster, name: string): Promise<Outcome
     text: `FaceTrainJob ${name}  ${job.status?.phase ?? 'not seen by the operator yet'}`,
     children: [
       ...reasonNodes(job),
+      ...scalingNodes(job),
+      ...workloads.map((workload) => ({ text: workloadText(workload) })),
       ...progressNodes(job),
       ...attempts(pods, job.status?.attempt ?? 0),
       ...(quantizeJob
@@ -51,7 +60,7 @@ export async function jobStatus(cluster: Cluster, name: string): Promise<Outcome
       ...(shownWarnings.length > 0 ? [{ text: 'warnings', children: shownWarnings.map(warningNode) }] : []),
     ],
   };
-  return { json: { job, pods, quantizeJob, quantizerPods, warnings }, text: draw(tree) };
+  return { json: { job, pods, workloads, quantizeJob, quantizerPods, warnings }, text: draw(tree) };
 }
 
 /** All jobs of the namespace, a line each. */
@@ -86,6 +95,60 @@ function reasonNodes(job: Parameters<typeof readyOf>[0]): Node[] {
   if (!ready) return [{ text: 'waits for the operator' }];
   const words = `${ready.reason}: ${ready.message}`;
   return [{ text: ready.status === 'False' ? `not ready: ${words}` : words }];
+}
+
+/** Of an elastic job: how many trainers it has and wishes, when it looks for room, and the last change. */
+export function scalingNodes(job: Job, now = new Date()): Node[] {
+  const { spec, status } = job;
+  const { replicas = 1, elastic } = (spec.trainers ?? {}) as {
+    replicas?: number;
+    elastic?: { scaleUpSeconds: number };
+  };
+  const { trainers, scaling, attemptStartTime } = status ?? {};
+  if (elastic === undefined || trainers === undefined || isFinished(job)) return [];
+  const last = scaling?.history.at(-1);
+  const lacks = trainers.desired < replicas && attemptStartTime !== undefined;
+  const next = lacks ? nextSearch(elastic, scaling, attemptStartTime) : undefined;
+  const search =
+    next === undefined
+      ? ''
+      : next > now
+        ? `; looks for more in ${duration((next.getTime() - now.getTime()) / 1000)}`
+        : '; looks for more';
+  return [
+    {
+      text: `trainers: ${trainers.desired} of ${replicas} wished${search}`,
+      children: last
+        ? [
+            {
+              text:
+                `the last of ${scaling!.resizes} changes, ${age(last.time, now)} ago: ` +
+                `${last.reason}: ${last.message}`,
+            },
+          ]
+        : [],
+    },
+  ];
+}
+
+/** What Kueue lends by a Workload, or says about it. */
+export function workloadText({ metadata, spec, status = {} }: Workload): string {
+  const conditionOf = (type: string) => status.conditions?.find((condition) => condition.type === type);
+  const isTrue = (type: string) => conditionOf(type)?.status === 'True';
+  const wished = (spec.podSets?.[0]?.count ?? 1) - (status.reclaimablePods?.[0]?.count ?? 0);
+  const lent = Math.min(wished, status.admission?.podSetAssignments?.[0]?.count ?? wished);
+  const of = (count: number) => `${count} ${count === 1 ? 'pod' : 'pods'}`;
+  const state =
+    spec.active === false
+      ? 'deactivated'
+      : isTrue('Finished')
+        ? 'finished'
+        : isTrue('Evicted')
+          ? `evicted: ${conditionOf('Evicted')!.message}`
+          : isTrue('Admitted')
+            ? `has quota for ${of(lent)}`
+            : `asks quota for ${of(wished)}: ${conditionOf('QuotaReserved')?.message ?? 'Kueue has not looked at it'}`;
+  return `Workload ${metadata.name}  ${state}`;
 }
 
 function progressNodes({ status }: Job): Node[] {
@@ -152,7 +215,8 @@ const warningNode = (event: Event): Node => ({
   text: `${age(timeOfEvent(event))} ago  ${event.reason}: ${event.message ?? ''}`,
 });
 
-const age = (time: string): string => duration(Math.max(0, (Date.now() - Date.parse(time)) / 1000));
+const age = (time: string, now = new Date()): string =>
+  duration(Math.max(0, (now.getTime() - Date.parse(time)) / 1000));
 
 /** The tree in lines, with branches as in `tree`. */
 export function draw({ text, children = [] }: Node, indent = ''): string {
