@@ -204,6 +204,15 @@ if wants pfc; then
 100000 512 1 fp32 fp32 yes
 1000000 1024 1 tf32 fp32 no
 SIZES
+  while read -r optimizer tier; do
+    measure 15 "$build/pfc_bench" --classes 1000000 --batch 1024 --sample-rate 0.1 --precision bf16 \
+      --rows-precision bf16 --optimizer "$optimizer" --tier "$tier" --steps 23 --reference none
+  done <<'KINDS'
+adagrad device
+adamw device
+sgd host
+adagrad host
+KINDS
   theirs pfc 100000,512,1,fp16 1000000,1024,0.1,fp32 1000000,1024,0.1,fp16 1000000,1024,1,fp16
 fi
 

@@ -10,7 +10,7 @@ import { freePorts } from '../../hack/lib/free-ports.mjs';
 import { exampleFaces } from '../../hack/lib/paths.mjs';
 import { Model } from './model.ts';
 import { DIM, startRank, tinyNet, trainingOptions } from './testing/training-fixtures.ts';
-import { type BackboneState, capabilities, type TrainingOptions, TrainingSession } from './training.ts';
+import { type BackboneState, capabilities, type Rows, type TrainingOptions, TrainingSession } from './training.ts';
 
 async function withSession<T>(
   options: Partial<TrainingOptions>,
@@ -354,6 +354,87 @@ test('class centres in bfloat16 train, and a resumed run is the uninterrupted on
   });
   for (const [step, loss] of wide.entries()) assert.ok(Math.abs(loss - whole.losses[step]!) < 0.02 * loss);
 });
+
+suite('class centres go on from a checkpoint', () => {
+  const trained = (options: Partial<TrainingOptions>) =>
+    withSession({ sampleRate: 0.5, ...options }, async (session) => {
+      for (let step = 0; step < 3; step++) await session.step(step, 0.1);
+      const state = { backbone: await session.saveBackbone(), rows: await session.saveRows(0, 40) };
+      const { loss } = await session.step(3, 0.1);
+      return { state, loss, rows: await session.saveRows(0, 40) };
+    });
+  const resumed = (
+    options: Partial<TrainingOptions>,
+    { backbone, rows }: Awaited<ReturnType<typeof trained>>['state'],
+  ) =>
+    withSession({ sampleRate: 0.5, ...options }, async (session) => {
+      await session.loadBackbone(backbone);
+      await session.loadRows(rows);
+      const loaded = await session.saveRows(0, 40);
+      const { loss } = await session.step(3, 0.1);
+      return { loaded, loss, rows: await session.saveRows(0, 40) };
+    });
+  const cases = [
+    { rowsOptimizer: 'adamw', rowsPrecision: 'fp32' },
+    { rowsOptimizer: 'adamw', rowsPrecision: 'bf16' },
+    { rowsOptimizer: 'adagrad', rowsPrecision: 'fp32' },
+    { rowsOptimizer: 'adagrad', rowsPrecision: 'bf16' },
+    { rowsOptimizer: 'sgd', rowsPrecision: 'fp32', rowUpdate: 'dense' },
+    { rowsOptimizer: 'adagrad', rowsPrecision: 'bf16', rowUpdate: 'dense' },
+    { rowsOptimizer: 'adamw', rowsPrecision: 'bf16', rowsPlacement: 'host' },
+  ] as const;
+  for (const options of cases)
+    test(`${Object.values(options).join(', ')}: as the uninterrupted run, bit for bit`, async () => {
+      const whole = await trained(options);
+      const { loaded, ...rest } = await resumed(options, whole.state);
+      assert.deepEqual(loaded, whole.state.rows);
+      assert.deepEqual(rest, { loss: whole.loss, rows: whole.rows });
+    });
+
+  for (const [first, then] of [
+    [{ rowUpdate: 'lazy' }, { rowUpdate: 'dense' }],
+    [{ rowUpdate: 'dense' }, { rowUpdate: 'lazy' }],
+    [{ rowsPlacement: 'device' }, { rowsPlacement: 'host' }],
+    [{ rowsPlacement: 'host' }, { rowsPlacement: 'device' }],
+  ] as const)
+    test(`${Object.values(first)}, then ${Object.values(then)}: the same numbers, then as the new one`, async () => {
+      const { state } = await trained(first);
+      const { loaded, rows } = await resumed(then, state);
+      assert.deepEqual(loaded, state.rows);
+      // A placement computes the same, and another update what it does from here on.
+      const own = await resumed(first, state);
+      if ('rowsPlacement' in then) assert.deepEqual(rows, own.rows);
+      else assert.notDeepEqual(rows, own.rows);
+    });
+
+  test('another type converts: to float32 exactly, to bfloat16 by rounding to the nearest', async () => {
+    for (const rowsOptimizer of ['sgd', 'adamw', 'adagrad'] as const) {
+      const [wide, narrow] = [
+        await trained({ rowsOptimizer }),
+        await trained({ rowsOptimizer, rowsPrecision: 'bf16' }),
+      ];
+      const widened = await resumed({ rowsOptimizer }, narrow.state);
+      const narrowed = await resumed({ rowsOptimizer, rowsPrecision: 'bf16' }, wide.state);
+      for (const [name, { dtype, bytes }] of Object.entries(narrow.state.rows.tensors)) {
+        if (dtype !== 'bfloat16') continue;
+        assert.deepEqual(floatsOf(widened.loaded.tensors[name]!), floatsOf({ dtype, bytes }), name);
+        const [exact, rounded] = [wide.state.rows, narrowed.loaded].map((from) => floatsOf(from.tensors[name]!));
+        // Half of the last of 8 bits.
+        exact!.forEach((value, i) => {
+          assert.ok(Math.abs(rounded![i]! - value) <= Math.abs(value) / 256, `${name}: ${value} to ${rounded![i]}`);
+        });
+      }
+      assert.ok(Number.isFinite(widened.loss) && Number.isFinite(narrowed.loss));
+    }
+  });
+});
+
+/** Numbers of a tensor of rows. */
+function floatsOf({ dtype, bytes }: Rows['tensors'][string]): number[] {
+  const { buffer } = Uint8Array.from(bytes);
+  if (dtype === 'float32') return [...new Float32Array(buffer)];
+  return [...new Float32Array(Uint32Array.from(new Uint16Array(buffer), (half) => half << 16).buffer)];
+}
 
 test('a copy keeps the state of its moment while steps change the session', async () => {
   await withSession({ graph: tinyNet({ batchNorm: true }) }, async (session) => {

@@ -81,8 +81,9 @@ export async function openSession(
     throw isOfModel && config.model.onnxPath !== null ? withSubject(config.model.onnxPath, error) : error;
   });
   const session = await abortable(signal, withinDeadline(opening, config, ranks));
-  const { device, precision, rowsPlacement } = session;
-  log.info({ device, precision, rowsPlacement }, 'met the other ranks');
+  const { device, precision, rowsPlacement, rowsOptimizer } = session;
+  const { rowUpdate } = config.optimizer;
+  log.info({ device, precision, rowsPlacement, rowsOptimizer, rowUpdate }, 'met the other ranks');
   return session;
 }
 
