@@ -558,9 +558,9 @@ describe('refused before any work', () => {
     'an operator that is unknown': {
       change: async () => ({
         model: {
-          path: await writeModel('mish.onnx', (graph) => {
+          path: await writeModel('mystery.onnx', (graph) => {
             Object.assign(graph.nodes.find(({ op }) => op === 'PRelu')!, {
-              op: 'Mish',
+              op: 'Mystery',
               inputs: ['BatchNormalization_1:0'],
             });
           }),
@@ -569,7 +569,7 @@ describe('refused before any work', () => {
         },
       }),
       code: 'UnsupportedOperator',
-      expected: /mish\.onnx: node ["']PRelu_2["'] \(Mish\): the operator is not supported/,
+      expected: /mystery\.onnx: node ["']PRelu_2["'] \(Mystery\): the operator is not supported/,
     },
     'values that overflow in a layer': {
       change: async () => ({
