@@ -2,8 +2,8 @@
  * The quantizer's configuration: `config.json` of a QuantizeJob's pod, written by the planner (or by `facetrain
  * quantize`).
  *
- * It holds paths as the pod sees them, and all defaults are resolved. It never holds credentials: those are environment
- * variables from a Secret (AWS_ACCESS_KEY_ID, AWS_SECRET_ACCESS_KEY, AWS_SESSION_TOKEN).
+ * It holds paths as the pod sees them, and all defaults are resolved. It never holds credentials: those are files of a
+ * mounted Secret, or environment variables (AWS_ACCESS_KEY_ID, AWS_SECRET_ACCESS_KEY, AWS_SESSION_TOKEN).
  */
 import { z } from 'zod';
 import {
@@ -23,7 +23,7 @@ import {
   seed,
 } from './ranges.ts';
 import { DEFAULT_SEARCH } from './shared-defaults.ts';
-import { StorageAddress } from './storage.ts';
+import { Destination } from './storage.ts';
 import { ModelInput, VerificationSet } from './trainer-config.ts';
 
 export const QuantizeConfig = z.strictObject({
@@ -91,7 +91,7 @@ export const QuantizeConfig = z.strictObject({
       ),
     minWorstCosine: cosine.optional().describe('Smallest cosine of any picture; absent: not checked.'),
   }),
-  publish: StorageAddress.nullable().describe('null: the files stay in outputDirectory.'),
+  publish: Destination.nullable().describe('null: the files stay in outputDirectory.'),
   outputDirectory: z
     .string()
     .min(1)

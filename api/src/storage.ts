@@ -255,6 +255,15 @@ export const storageAddress = ({ uri, s3 }: StorageRef): StorageAddress => ({
   forcePathStyle: s3?.forcePathStyle ?? false,
 });
 
+const credentials = z
+  .string()
+  .min(1)
+  .nullable()
+  .describe(
+    'Folder with a file for each of AWS_ACCESS_KEY_ID, AWS_SECRET_ACCESS_KEY and, where it is temporary, ' +
+      'AWS_SESSION_TOKEN, which are read for each request; null: as the AWS SDK finds them.',
+  );
+
 /** A prefix of an object store that a program writes to in place of a folder. */
 export const ObjectStorePlace = z.strictObject({
   ...StorageAddress.shape,
@@ -262,13 +271,10 @@ export const ObjectStorePlace = z.strictObject({
     .string()
     .regex(/^s3:\/\//)
     .describe('s3://bucket/prefix.'),
-  credentials: z
-    .string()
-    .min(1)
-    .nullable()
-    .describe(
-      'Folder with a file for each of AWS_ACCESS_KEY_ID, AWS_SECRET_ACCESS_KEY and, where it is temporary, ' +
-        'AWS_SESSION_TOKEN, which are read for each request; null: as the AWS SDK finds them.',
-    ),
+  credentials,
 });
 export type ObjectStorePlace = z.infer<typeof ObjectStorePlace>;
+
+/** Where a quantizer publishes: a folder, or an object store. */
+export const Destination = StorageAddress.extend({ credentials: credentials.optional() });
+export type Destination = z.infer<typeof Destination>;

@@ -72,9 +72,18 @@ export function writtenStorage(environment: Environment, name: string, reference
   if (parseStorageUri(reference.uri).scheme !== 's3')
     return { ...environment.storage(name, reference, 'write'), store: null };
   const uri = normalStorageUri(reference.uri);
-  const secret = reference.s3?.secretRef;
-  const { path = null, ...mounted } = (secret && environment.credentials(`${name}-credentials`, secret.name)) ?? {};
+  const { path = null, ...mounted } = mountedCredentials(environment, name, reference) ?? {};
   return { ...mounted, path: uri, store: { ...storageAddress(reference), uri, credentials: path } };
+}
+
+/** The Secret of a place that a program writes to, as files; null: it names none, or the environment has them. */
+export function mountedCredentials(
+  environment: Environment,
+  name: string,
+  { s3 }: Pick<StorageRef, 's3'>,
+): MountedStorage | null {
+  const secret = s3?.secretRef;
+  return secret ? environment.credentials(`${name}-credentials`, secret.name) : null;
 }
 
 /**

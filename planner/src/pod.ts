@@ -82,11 +82,11 @@ export function makePod(parts: PodParts, environment: Environment): Pod {
   const userSpec = (template?.spec ?? {}) as unknown as Loose & Partial<PodSpec>;
   const { containers: userContainers = [], initContainers: userInitContainers = [] } = userSpec;
   const theirs = userContainers.find(({ name }) => name === CONTAINER);
-  const image = imageOf(parts.fields, theirs, environment);
+  const image = imageOf(parts.fields, environment);
   const ours = mergeContainer(ourContainer(parts, image), theirs);
   const inputs = parts.storage.flatMap(({ fetch }) => fetch ?? []);
   // An image of another release may not know the arguments for several inputs.
-  const fetches = (image.image === environment.defaultImage ? joinFetches(inputs) : inputs).map((fetch) =>
+  const fetches = (hasDefaultImage(parts.fields, environment) ? joinFetches(inputs) : inputs).map((fetch) =>
     withSecurity({ ...fetch, ...image, ...fetchResources(ours.resources) }),
   );
   const spec: PodSpec = {
@@ -164,14 +164,19 @@ function ourVolumes(config: string, storage: MountedStorage[]): Volume[] {
 
 /** The image of our program: of the job, else of the template's container "facetrain", else the operator's. */
 function imageOf(
-  { image, imagePullPolicy }: PodFields,
-  theirs: Partial<Container> | undefined,
+  { image, imagePullPolicy, podTemplate }: PodFields,
   environment: Environment,
 ): Pick<Container, 'image' | 'imagePullPolicy'> {
+  const containers = podTemplate?.spec?.containers as Partial<Container>[] | undefined;
+  const theirs = containers?.find(({ name }) => name === CONTAINER);
   const chosen = image ?? theirs?.image ?? environment.defaultImage;
   const policy = imagePullPolicy ?? theirs?.imagePullPolicy;
   return { ...(chosen !== undefined && { image: chosen }), ...(policy !== undefined && { imagePullPolicy: policy }) };
 }
+
+/** Whether a pod has the image of the operator's release. Another may be older, and not know what it is told. */
+export const hasDefaultImage = (fields: PodFields, environment: Environment): boolean =>
+  imageOf(fields, environment).image === environment.defaultImage;
 
 function ourContainer(parts: PodParts, image: Pick<Container, 'image' | 'imagePullPolicy'>): Container {
   const { resourceClaims = [] } = parts.fields;

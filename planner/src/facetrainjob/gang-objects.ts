@@ -97,7 +97,7 @@ function quantizerConflict(
   environment: Environment,
 ): Blocker | null {
   const data = quantizerData(spec, template);
-  const storage = allQuantizerStorage(quantizerStorage(data, environment));
+  const storage = allQuantizerStorage(quantizerStorage(data, template.quantizer, environment));
   return templateConflict('spec.quantize.quantizer', template.quantizer, storage, data.output);
 }
 

@@ -2,11 +2,11 @@
 import {
   DEFAULT_MAX_BAD_PICTURES,
   DEFAULT_PROGRESS_PORT,
+  type Destination,
   parseQuantity,
   parseStorageUri,
   QuantizeConfig,
   type QuantizeJobSpec,
-  type StorageAddress,
   storageAddress,
 } from '@facetrain/api';
 import type { Environment } from '../environment.ts';
@@ -49,7 +49,7 @@ export function quantizeConfig(
       maxAccuracyDrop: spec.gate.maxAccuracyDrop ?? null,
       minMeanCosine: spec.gate.minMeanCosine ?? null,
     },
-    publish: publishTo(spec.output),
+    publish: publishTo(spec.output, storage),
     outputDirectory: storage.output.path,
     computeThreads: spec.quantizer.computeThreads ?? null,
     progress: environment.progress(DEFAULT_PROGRESS_PORT),
@@ -60,6 +60,7 @@ export function quantizeConfig(
  * The object store to which the quantizer publishes; null if the output is a folder, which the quantizer writes
  * directly.
  */
-function publishTo(output: QuantizeJobSpec['output']): StorageAddress | null {
-  return parseStorageUri(output.uri).scheme === 's3' ? storageAddress(output) : null;
+function publishTo(output: QuantizeJobSpec['output'], { credentials }: QuantizerStorage): Destination | null {
+  if (parseStorageUri(output.uri).scheme !== 's3') return null;
+  return { ...storageAddress(output), ...(credentials && { credentials: credentials.path }) };
 }

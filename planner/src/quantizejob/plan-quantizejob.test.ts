@@ -35,21 +35,40 @@ test('a new job gets its ConfigMap and its pod, in that order', () => {
   });
 });
 
-test('credentials of the output’s object store are references to a Secret, and not in the config', () => {
+describe('credentials of the output’s object store', () => {
   const s3 = { endpoint: 'http://store:9000', forcePathStyle: true, secretRef: { name: 'aws' } };
-  const { config, pod } = childrenOf(makeQuantizeJob().with({ output: { uri: 's3://models/small', s3 } }));
-  assert.deepEqual(config.publish, {
-    uri: 's3://models/small',
-    endpoint: 'http://store:9000',
-    region: null,
-    forcePathStyle: true,
+  const output = { uri: 's3://models/small', s3 };
+  const published = { uri: 's3://models/small', endpoint: 'http://store:9000', region: null, forcePathStyle: true };
+  const keysOf = ({ spec }: Pod) =>
+    spec.containers[0]!.env.flatMap((entry) => ('valueFrom' in entry ? [entry.valueFrom.secretKeyRef.key] : []));
+
+  test('are files of the Secret, which follow it', () => {
+    const { config, pod } = childrenOf(makeQuantizeJob().with({ output }));
+    assert.deepEqual(config.publish, { ...published, credentials: '/mnt/output-credentials' });
+    assert.equal(config.outputDirectory, '/mnt/output');
+    assert.deepEqual(
+      pod.spec.volumes.filter(({ name }) => name.startsWith('output')),
+      [
+        { name: 'output', emptyDir: {} },
+        { name: 'output-credentials', secret: { secretName: 'aws' } },
+      ],
+    );
+    assert.deepEqual(keysOf(pod), []);
   });
-  assert.equal(config.outputDirectory, '/mnt/output');
-  assert(!JSON.stringify(config).includes('aws'));
-  assert.deepEqual(
-    pod.spec.containers[0]!.env.flatMap((entry) => ('valueFrom' in entry ? [entry.valueFrom.secretKeyRef.key] : [])),
-    ['AWS_ACCESS_KEY_ID', 'AWS_SECRET_ACCESS_KEY', 'AWS_SESSION_TOKEN'],
-  );
+
+  test('are variables for another image, which may not know the files', () => {
+    const quantizer = { image: 'registry.example/facetrain:0' };
+    const { config, pod } = childrenOf(makeQuantizeJob().with({ output, quantizer }));
+    assert.deepEqual(config.publish, published);
+    assert(!pod.spec.volumes.some(({ name }) => name === 'output-credentials'));
+    assert.deepEqual(keysOf(pod), ['AWS_ACCESS_KEY_ID', 'AWS_SECRET_ACCESS_KEY', 'AWS_SESSION_TOKEN']);
+  });
+
+  test('are those of the pod without a Secret', () => {
+    const { config, pod } = childrenOf(makeQuantizeJob().with({ output: { uri: 's3://models/small' } }));
+    assert.deepEqual(config.publish, { ...published, endpoint: null, forcePathStyle: false });
+    assert.deepEqual(keysOf(pod), []);
+  });
 });
 
 test('the memory of the search is in bytes, and no part of what decides its result', () => {

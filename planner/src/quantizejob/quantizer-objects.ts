@@ -35,7 +35,7 @@ export interface Attempt {
 /** The objects that must exist while the attempt runs. They are made only if they are missing. */
 export function childrenOf(context: Attempt): Child[] {
   const { job, spec, attempt, environment } = context;
-  const storage = quantizerStorage(spec, environment);
+  const storage = quantizerStorage(spec, spec.quantizer, environment);
   return [
     { kind: 'ConfigMap', name: attemptName('QuantizeJob', job, attempt), make: () => configMap(context, storage) },
     {
@@ -54,14 +54,14 @@ export function queuedGang(context: Attempt): QueuedGang | null {
   return {
     queue,
     count: 1,
-    pod: pod(context, quantizerStorage(context.spec, context.environment)),
+    pod: pod(context, quantizerStorage(context.spec, context.spec.quantizer, context.environment)),
     tolerations: quantizer.podTemplate?.spec?.tolerations ?? [],
   };
 }
 
 /** Checks what the schema cannot check: whether all of the pod template has an effect. */
 export function findConflict({ spec, environment }: Attempt): Blocker | null {
-  const storage = allStorage(quantizerStorage(spec, environment));
+  const storage = allStorage(quantizerStorage(spec, spec.quantizer, environment));
   return templateConflict('spec.quantizer', spec.quantizer, storage, spec.output);
 }
 
@@ -84,7 +84,7 @@ function pod({ job, spec, attempt, environment }: Attempt, storage: QuantizerSto
     fields: spec.quantizer,
     nodeLostSeconds: spec.failurePolicy.nodeLostSeconds,
     args: ['quantize'],
-    env: credentialEnv(spec.output.s3),
+    env: storage.credentials ? [] : credentialEnv(spec.output.s3),
     storage: allStorage(storage),
     config: { name, directory: environment.configDirectory(name) },
     writesTo: quantizerPlaces(spec),

@@ -423,7 +423,7 @@ test('a quantizer that was stopped or killed goes on where it was, and writes th
   assert.deepEqual(await contents(outputDirectory), whole);
 });
 
-test('a quantizer that cannot publish does not search again', async () => {
+test('a quantizer that cannot publish does not search again, in the same pod or in another', async () => {
   const publish = server.address('s3://models/late');
   for (const [name, gate] of Object.entries({
     artifact: config().gate,
@@ -431,6 +431,7 @@ test('a quantizer that cannot publish does not search again', async () => {
   })) {
     const out = join(scratch, name);
     const change = { publish, gate, outputDirectory: out };
+    const other = { ...change, outputDirectory: join(scratch, `${name} in another pod`) };
     const controller = new AbortController();
     const stopped = program(controller.signal);
     const { update } = stopped.progress;
@@ -443,11 +444,16 @@ test('a quantizer that cannot publish does not search again', async () => {
 
     const found: string[] = [];
     const log = pino({ level: 'info' }, { write: (line: string) => found.push(line) });
-    const again = runQuantize(config(change), { ...program(), log });
-    if (name === 'artifact') await again;
-    else await assert.rejects(again, { code: 'GateFailed' });
-    assert.equal(resumedWith(found.join('')).length, 1, name);
-    assert.ok(!Object.keys(await contents(out)).includes(SEARCH_JOURNAL), name);
+    const inStore = server.address(`${publish.uri}/${SEARCH_JOURNAL}`);
+    await fetchTo({ ...inStore, to: join(scratch, `${name}.journal`) });
+    for (const folders of [other, change]) {
+      const again = runQuantize(config(folders), { ...program(), log });
+      if (name === 'artifact') await again;
+      else await assert.rejects(again, { code: 'GateFailed' });
+      assert.ok(!Object.keys(await contents(folders.outputDirectory)).includes(SEARCH_JOURNAL), name);
+    }
+    assert.equal(resumedWith(found.join('')).length, 2, name);
+    await assert.rejects(fetchTo({ ...inStore, to: join(scratch, 'left') }), { code: 'StorageFailed' });
   }
 });
 
@@ -490,7 +496,8 @@ test('an older quantizer that wakes after a newer one has begun changes nothing,
       return true;
     });
     assert.deepEqual(await contents(out), before, name);
-    assert.deepEqual(await readdir(join(server.folder, 'models', 'old')).catch(() => []), [], name);
+    // What it has decided is for the next that publishes there.
+    assert.deepEqual(await readdir(join(server.folder, 'models', 'old')), [SEARCH_JOURNAL], name);
     await rm(out, { recursive: true });
   }
 });

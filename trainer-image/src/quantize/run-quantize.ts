@@ -8,13 +8,14 @@ import { availableParallelism, tmpdir } from 'node:os';
 import { join } from 'node:path';
 import {
   ARTIFACT,
+  type Destination,
   FacetrainError,
   joinStorageUri,
   type Metrics,
   PAPER_SEARCH,
+  parseStorageUri,
   type QuantizeConfig,
   type QuantizeReport,
-  type StorageAddress,
 } from '@facetrain/api';
 import {
   addonDigest,
@@ -34,8 +35,10 @@ import type { Program } from '../program/program.ts';
 import { isStop } from '../program/stop-signal.ts';
 import { histogram } from '../report/histogram.ts';
 import { Fence } from '../storage/fence.ts';
+import { PATIENCE_MS } from '../storage/object-store.ts';
 import { publish, withdraw } from '../storage/publish.ts';
 import { withRetries } from '../storage/retries.ts';
+import { isOfCredentials } from '../storage/s3.ts';
 import { digestOf, manifestFile, modelFile, reportFiles, scalesFile } from './artifact-files.ts';
 import { checkFolded, checkOutputs, checkWritten } from './check-models.ts';
 import { type CheckSourceOptions, checkFound, checkScales, checkSource } from './check-source.ts';
@@ -55,6 +58,7 @@ import { onnxToLayers } from './onnx-to-layers.ts';
 import { predictedLatency } from './predicted-latency.ts';
 import { decodeInt7 } from './qdq.ts';
 import { SearchJournal, searchKey } from './search-journal.ts';
+import { StoredJournal } from './stored-journal.ts';
 import { TimeLeft } from './time-left.ts';
 import { thumbnails, worstPictures } from './worst-pictures.ts';
 
@@ -167,10 +171,13 @@ async function quantizeInto(
   const computeThreads = config.computeThreads ?? availableParallelism();
 
   // ---- The search for scales ----
+  const isStored = destination !== null && parseStorageUri(destination.uri).scheme === 's3';
+  using stored = isStored ? await StoredJournal.open(destination, log) : null;
   const journal = await SearchJournal.open(
     output,
     searchKey(source.layers, pictures, calibration.sha256, config.search, addonDigest()),
     log,
+    stored,
   );
   const found = await search(config, source.layers, pictures, computeThreads, program, journal);
   checkFound(found.layers, config.model.path);
@@ -285,7 +292,7 @@ async function quantizeInto(
   // An object store has no fence: the check has to do.
   await output.check();
   if (destination) {
-    await retried(() => withdraw(rejected, destination, signal), program);
+    await retried(() => withdraw(rejected, destination, signal), destination, program);
     await upload(outputDirectory, [...Object.keys(listed), ARTIFACT.manifest], destination, program);
   }
   // Until here a quantizer that is stopped, or that cannot publish, would otherwise search again.
@@ -392,14 +399,19 @@ async function openInt7(bytes: Uint8Array, computeThreads: number): Promise<Int7
 }
 
 /** Publishes files of a folder. */
-function upload(folder: string, names: string[], to: StorageAddress, program: Program): Promise<unknown> {
-  return retried(() => publish(folder, names, to, program.signal), program);
+function upload(folder: string, names: string[], to: Destination, program: Program): Promise<unknown> {
+  return retried(() => publish(folder, names, to, program.signal), to, program);
 }
 
-/** Changes the destination, with retries: the search before may have taken hours. */
-function retried<T>(change: () => Promise<T>, { log, signal }: Program): Promise<T> {
+/**
+ * Changes the destination, with retries for as long as trainers have: the search before may have taken hours. It could
+ * be reached before that. The files of a mounted Secret follow a change of the credentials within minutes.
+ */
+function retried<T>(change: () => Promise<T>, { credentials }: Destination, { log, signal }: Program): Promise<T> {
   return withRetries(change, {
     signal,
+    giveUpAfter: PATIENCE_MS,
+    mayPass: ({ cause }) => credentials != null && isOfCredentials(cause),
     onRetry: ({ message }, milliseconds) => log.warn({ retryInMs: milliseconds }, message),
   });
 }

@@ -16,7 +16,7 @@ import {
   type S3Client,
 } from '@aws-sdk/client-s3';
 import { Upload } from '@aws-sdk/lib-storage';
-import { ARTIFACT, normalStorageUri, parseStorageUri, type StorageAddress, type StoredFile } from '@facetrain/api';
+import { ARTIFACT, type Destination, normalStorageUri, parseStorageUri, type StoredFile } from '@facetrain/api';
 import { flushFolder, storageError, writeAtomically } from './atomic-files.ts';
 import { digestFile } from './digest.ts';
 import { DIGEST_METADATA, httpStatus, s3Client, s3Error } from './s3.ts';
@@ -38,7 +38,7 @@ export interface Published {
 export function publish(
   folder: string,
   names: string[],
-  destination: StorageAddress,
+  destination: Destination,
   signal?: AbortSignal,
 ): Promise<Published[]> {
   return atPlace(destination, (place) => publishTo(place, folder, names, signal), signal);
@@ -49,7 +49,7 @@ export function publish(
  * not check the permission to write.
  * @throws FacetrainError StorageFailed
  */
-export async function checkDestination(destination: StorageAddress, signal?: AbortSignal): Promise<void> {
+export async function checkDestination(destination: Destination, signal?: AbortSignal): Promise<void> {
   const location = parseStorageUri(destination.uri);
   if (location.scheme !== 's3') return;
   const client = s3Client(destination);
@@ -72,7 +72,7 @@ export async function checkDestination(destination: StorageAddress, signal?: Abo
  * left out.
  * @throws FacetrainError StorageFailed
  */
-export function withdraw(names: string[], destination: StorageAddress, signal?: AbortSignal): Promise<void> {
+export function withdraw(names: string[], destination: Destination, signal?: AbortSignal): Promise<void> {
   return atPlace(
     destination,
     async (place) => {
@@ -95,7 +95,7 @@ interface Place {
 }
 
 async function atPlace<T>(
-  destination: StorageAddress,
+  destination: Destination,
   use: (place: Place) => Promise<T>,
   signal?: AbortSignal,
 ): Promise<T> {
@@ -160,7 +160,7 @@ function folderPlace(to: string, signal?: AbortSignal): Place {
 
 function bucketPlace(
   client: S3Client,
-  address: StorageAddress,
+  address: Destination,
   { bucket, prefix }: { bucket: string; prefix: string },
   signal?: AbortSignal,
 ): Place {

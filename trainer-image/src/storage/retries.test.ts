@@ -63,3 +63,11 @@ test('an abort ends the wait', async () => {
     { name: 'AbortError' },
   );
 });
+
+test('what else may pass is tried again, too', async () => {
+  const refused = failure(ExitCode.refused);
+  const { work, waits, onRetry } = failing(refused, refused, new Error('a defect'));
+  const mayPass = (error: FacetrainError) => error === refused;
+  await assert.rejects(withRetries(work, { signal, onRetry, mayPass, firstWait: 1 }), /a defect/);
+  assert.deepEqual(waits, [1, 2]);
+});

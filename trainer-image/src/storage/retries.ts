@@ -10,6 +10,8 @@ export interface RetryOptions {
    * Retries end this many milliseconds after the first failure. It is short, so that a wrong address is reported soon.
    */
   giveUpAfter?: number;
+  /** Failures that may pass besides those that are transient. */
+  mayPass?: (error: FacetrainError) => boolean;
   /** The first wait, in milliseconds; each further one is twice as long, up to 10 s. */
   firstWait?: number;
 }
@@ -23,14 +25,16 @@ const LONGEST_WAIT_MILLISECONDS = 10_000;
  * @throws the last failure, when it is not transient or the time is up; Error AbortError when the signal is aborted
  */
 export async function withRetries<T>(work: () => Promise<T>, options: RetryOptions): Promise<T> {
-  const { signal, onRetry, giveUpAfter = GIVE_UP_AFTER_MILLISECONDS, firstWait = FIRST_WAIT_MILLISECONDS } = options;
+  const { signal, onRetry, mayPass = () => false } = options;
+  const { giveUpAfter = GIVE_UP_AFTER_MILLISECONDS, firstWait = FIRST_WAIT_MILLISECONDS } = options;
   let firstFailure: number | undefined;
   for (let wait = firstWait; ; wait = Math.min(2 * wait, LONGEST_WAIT_MILLISECONDS)) {
     try {
       return await work();
     } catch (error) {
       firstFailure ??= performance.now();
-      if (!isTransient(error) || performance.now() + wait - firstFailure > giveUpAfter) throw error;
+      if (!(error instanceof FacetrainError) || !(isTransient(error) || mayPass(error))) throw error;
+      if (performance.now() + wait - firstFailure > giveUpAfter) throw error;
       onRetry(error, wait);
       await delay(wait, undefined, { signal });
     }
@@ -38,5 +42,5 @@ export async function withRetries<T>(work: () => Promise<T>, options: RetryOptio
 }
 
 /** s3Error gives the exit code `failure` to failures that a retry may solve, and `refused` to all others. */
-const isTransient = (error: unknown): error is FacetrainError =>
-  error instanceof FacetrainError && error.code === 'StorageFailed' && error.exitCode === ExitCode.failure;
+const isTransient = ({ code, exitCode }: FacetrainError): boolean =>
+  code === 'StorageFailed' && exitCode === ExitCode.failure;

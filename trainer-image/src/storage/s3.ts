@@ -7,7 +7,14 @@
 import { readFile } from 'node:fs/promises';
 import { join } from 'node:path';
 import { S3Client } from '@aws-sdk/client-s3';
-import { ExitCode, FacetrainError, S3_CREDENTIALS_ENV, type StorageAddress, s3Uri } from '@facetrain/api';
+import {
+  type Destination,
+  ExitCode,
+  FacetrainError,
+  S3_CREDENTIALS_ENV,
+  type StorageAddress,
+  s3Uri,
+} from '@facetrain/api';
 
 /** The key of the user metadata that has an object's SHA-256, in hexadecimal, in every object that we write. */
 export const DIGEST_METADATA = 'sha256';
@@ -21,7 +28,7 @@ const SILENCE_MILLISECONDS = 30_000;
  * @param options.attempts of the SDK, for each request
  */
 export function s3Client(
-  { endpoint, region, forcePathStyle, credentials }: StorageAddress & { credentials?: string | null },
+  { endpoint, region, forcePathStyle, credentials }: Destination,
   { silence = SILENCE_MILLISECONDS, attempts = ATTEMPTS }: { silence?: number; attempts?: number } = {},
 ): S3Client {
   // Other servers ignore the region, but the SDK requires one. For AWS the SDK finds it by its own rules.
