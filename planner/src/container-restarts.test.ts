@@ -462,8 +462,9 @@ test('pods of a failed job in which the kubelet would start trainers again are n
 });
 
 describe('restart rules of a pod', () => {
+  const OTHER = 'registry.example/facetrain:0';
   const values = (job: FaceTrainJobBuilder) =>
-    restartRules(job.parse()).restartPolicyRules?.flatMap(({ exitCodes }) => exitCodes.values) ?? [];
+    restartRules(job.parse(), testEnvironment).restartPolicyRules?.flatMap(({ exitCodes }) => exitCodes.values) ?? [];
 
   for (const [name, job, want] of [
     ['lost peers and SIGKILL', makeJob(), [4, 137]],
@@ -474,6 +475,14 @@ describe('restart rules of a pod', () => {
     ],
     ['none if nothing restarts', makeJob().failurePolicy({ maxRestarts: 0 }), []],
     ['none if the pods of a finished job are kept', makeJob().with({ cleanPodPolicy: 'None' }), []],
+    ['none with another image, which may be older', makeJob().trainers({ image: OTHER }), []],
+    [
+      'with an image that keeps its steps in memory',
+      makeJob()
+        .trainers({ image: OTHER })
+        .with({ checkpoint: { inMemory: true } }),
+      [4, 137],
+    ],
   ] as const)
     test(name, () => assert.deepEqual(values(job), want));
 
@@ -485,7 +494,8 @@ describe('restart rules of a pod', () => {
 
   test('are those of all trainers, where the cluster serves them', () => {
     assert.equal(containers(true).length, 2);
-    for (const container of containers(true)) assert.partialDeepStrictEqual(container, restartRules(makeJob().parse()));
+    for (const container of containers(true))
+      assert.partialDeepStrictEqual(container, restartRules(makeJob().parse(), testEnvironment));
     for (const container of containers(false)) {
       assert(!('restartPolicy' in container));
       assert(!('restartPolicyRules' in container));

@@ -18,9 +18,11 @@
  */
 import { ExitCode, type FaceTrainJobSpec, type FaceTrainJobStatus, type Restarts } from '@facetrain/api';
 import { isAlive, type JobView, outcomeOf } from './attempt.ts';
+import type { Environment } from './environment.ts';
 import type { Failure } from './failure.ts';
 import type { Container } from './objects.ts';
 import type { ObservedPod } from './observed.ts';
+import { hasDefaultImage } from './pod.ts';
 import { backoffEnd } from './restarts.ts';
 import { KILLED, RESTART_SECONDS } from './starts.ts';
 import { secondsSince, soonest } from './time.ts';
@@ -32,13 +34,16 @@ const RESTARTABLE = [ExitCode.peerLost, KILLED];
  * The fields by which the kubelet starts the trainer's container again.
  *
  * None for an exit code that the failure policy names, nor where nothing may restart. Nor where pods of a finished job
- * are kept: trainers whose job has failed would be started again for ever.
+ * are kept: trainers whose job has failed would be started again for ever. Nor with an image of another release: of one
+ * from before restarts in place, a rank that is back first would look for its peers at a rank 0 that is gone. An image
+ * that keeps steps in memory knows them.
  */
-export function restartRules({
-  failurePolicy: { maxRestarts, rules },
-  cleanPodPolicy,
-}: FaceTrainJobSpec): Pick<Container, 'restartPolicy' | 'restartPolicyRules'> {
+export function restartRules(
+  { failurePolicy: { maxRestarts, rules }, cleanPodPolicy, checkpoint, trainers }: FaceTrainJobSpec,
+  environment: Environment,
+): Pick<Container, 'restartPolicy' | 'restartPolicyRules'> {
   if (maxRestarts === 0 || cleanPodPolicy === 'None') return {};
+  if (!checkpoint.inMemory && !hasDefaultImage(trainers, environment)) return {};
   const values = RESTARTABLE.filter((code) => !rules.some(({ exitCodes }) => exitCodes?.includes(code)));
   if (values.length === 0) return {};
   return {

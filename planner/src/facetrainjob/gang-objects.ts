@@ -235,7 +235,7 @@ function pod(
     writesTo: trainerPlaces(spec),
     labels: MESH_LABELS,
     annotations: meshAnnotations(trainers.rendezvousPort),
-    container: { ...(number === 0 && serverOf(trainers)), ...(restartsTrainers && restartRules(spec)) },
+    container: { ...(number === 0 && serverOf(trainers)), ...(restartsTrainers && restartRules(spec, environment)) },
     network: { hostname: name, subdomain: job.name },
     podGroup: gang.mode === 'native' ? gangName : undefined,
   };
