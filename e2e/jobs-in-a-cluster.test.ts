@@ -15,8 +15,9 @@ import { eventually } from '@facetrain/operator/testing/eventually';
 import { InferenceSession, Tensor } from 'onnxruntime-node';
 import { Cluster } from './cluster/cluster.ts';
 import { buildImages } from './cluster/images.ts';
-import { installAll, installChart, s3 } from './cluster/install-facetrain.ts';
+import { installAll, installChart, S3_KEYS, s3 } from './cluster/install-facetrain.ts';
 import { installKueue } from './cluster/install-kueue.ts';
+import { trainersFollowTheirSecret, wrongCredentialsFailAQuantization } from './failures/credentials.ts';
 import { lifeOfAJob } from './failures/life-of-a-job.ts';
 import { trainersOutliveTheirPods } from './failures/old-trainers.ts';
 import { podsGoWhileTheOperatorIsAway } from './failures/operator-away.ts';
@@ -35,13 +36,13 @@ import {
   stepOf,
   stepResumedFrom,
   trainLongWithoutEvaluation,
+  withoutVolume,
 } from './testing/example-job.ts';
 import { condition, type Job, MINUTE, Namespace } from './testing/namespace.ts';
 import { processesOf, signal } from './testing/processes.ts';
 import { trainJob } from './testing/small-jobs.ts';
 
-/** In cluster/namespace.yaml. */
-const SECRET_KEY = 'facetrain-secret';
+const SECRET_KEY = S3_KEYS.AWS_SECRET_ACCESS_KEY;
 
 let cluster: Cluster;
 
@@ -120,11 +121,13 @@ together(
       await assertPublished('models', 'lfw-small');
       await assertEachFileFetchedOnce(ns);
       await assertNoCredentialsShown(ns);
-      await quantizesOnlyWithTheRightCredentials(ns);
     },
 
-    async 'a gang survives a killed trainer, a deleted pod, an upgrade and a suspension, and leaves nothing'(ns) {
-      await applyExample(ns, 'killed', trainLongWithoutEvaluation);
+    async 'a gang survives a killed trainer, a deleted pod, an upgrade, a suspension and a wrong key'(ns) {
+      await applyExample(ns, 'killed', (spec) => {
+        withoutVolume(spec);
+        trainLongWithoutEvaluation(spec);
+      });
       const running = await reachesStep(ns, 'killed', { attempt: 0, step: BEGUN });
 
       // A killed process: the kubelet starts all trainers again in their pods, from the newest checkpoint.
@@ -170,7 +173,10 @@ together(
       await eventually(async () => assert.deepEqual(await ns.list('pod'), []), 5 * MINUTE);
       assert(stopped!.checkpoint.step >= stopped!.progress.step, 'the stopped trainers have written no checkpoint');
       await ns.patch('facetrainjob', 'killed', { spec: { suspend: false } });
-      await reachesStep(ns, 'killed', { attempt: stopped!.attempt, step: stopped!.checkpoint.step + 1 });
+      const { attempt } = stopped!;
+      await reachesStep(ns, 'killed', { attempt, step: stopped!.checkpoint.step + 1 });
+
+      await trainersFollowTheirSecret(ns, 'killed', `killed-${attempt}-0`);
 
       // Deleted while it trains, the job leaves no object behind.
       const kinds = (await childrenOf(ns, 'killed')).map((name) => name.split('/')[0]!.split('.')[0]);
@@ -205,8 +211,10 @@ together(
       await ns.kubectl('delete', 'facetrainjob', 'ranks');
     },
 
-    async 'a training whose number of trainers changes four times is the one that never changed'(ns) {
-      await fourChangesGiveTheSameTraining(ns);
+    async 'without a volume, a training whose number of trainers changes four times is the one that never changed'(ns) {
+      const trained = await fourChangesGiveTheSameTraining(ns);
+      await assertPublished('models', `${trained}/int7`);
+      await wrongCredentialsFailAQuantization(ns, trained);
     },
 
     async 'a gang that loses a node starts again on another, and its old trainers harm nothing'(ns) {
@@ -215,6 +223,7 @@ together(
       await trainersOutliveTheirPods(ns, worker);
 
       await applyExample(ns, 'moved', (spec) => {
+        withoutVolume(spec);
         trainLongWithoutEvaluation(spec);
         spec.trainers.podTemplate = { spec: ON_WORKERS };
         spec.failurePolicy = { nodeLostSeconds: 5 };
@@ -244,47 +253,6 @@ test('helm uninstall keeps the jobs', async () => {
   await cluster.run('helm', ['uninstall', 'facetrain', '--namespace', 'facetrain-system', '--wait']);
   assert.equal((await ns.get('facetrainjob', 'done')).status!.phase, 'Succeeded');
 });
-
-/** Wrong credentials fail a QuantizeJob with the server's answer; the right ones let another succeed. */
-async function quantizesOnlyWithTheRightCredentials(ns: Namespace): Promise<void> {
-  const { spec: example } = await ns.get('facetrainjob', 'lfw-small');
-  const applySecret = (key: string) =>
-    ns.apply({
-      apiVersion: 'v1',
-      kind: 'Secret',
-      metadata: { name: 'other' },
-      stringData: { AWS_ACCESS_KEY_ID: 'facetrain', AWS_SECRET_ACCESS_KEY: key },
-    });
-  const output = structuredClone(example.quantize.output);
-  output.s3.secretRef.name = 'other';
-  output.uri = 's3://models/alone';
-  const applyQuantizeJob = (name: string) =>
-    ns.apply({
-      apiVersion: 'facetrain.dev/v1alpha1',
-      kind: 'QuantizeJob',
-      metadata: { name },
-      spec: {
-        model: { uri: 'pvc://facetrain/lfw-small/model/backbone.onnx' },
-        calibration: { dataset: example.dataset, images: 8 },
-        search: { rounds: 0 },
-        output,
-        failurePolicy: { maxRestarts: 0 },
-      },
-    });
-
-  await applySecret('wrong');
-  await applyQuantizeJob('wrong');
-  const failed = await ns.reachesPhase('wrong', 'Failed', { kind: 'quantizejob' });
-  assert.match(
-    condition(failed, 'Failed')!.message,
-    /s3:\/\/models\/alone.*(SignatureDoesNotMatch|denied|403|signature)/is,
-  );
-
-  await applySecret(SECRET_KEY);
-  await applyQuantizeJob('right');
-  const { status } = await ns.reachesPhase('right', 'Succeeded', { kind: 'quantizejob' });
-  assert.equal(status!.artifact.uri, 's3://models/alone');
-}
 
 /** The objects that the operator has made for a job, as kubectl names them: pod/killed-0-0. */
 async function childrenOf(ns: Namespace, job: string): Promise<string[]> {

@@ -10,13 +10,19 @@ import { OPERATOR_IMAGE, TRAINER_IMAGE } from './images.ts';
 export const OPERATOR_NAMESPACE = 'facetrain-system';
 const CHART = join(root, 'charts', 'facetrain');
 
-/** A client of the cluster's object store; the keys are those in object-store.yaml. */
+/** The keys of the cluster's object store, as object-store.yaml and namespace.yaml have them. */
+export const S3_KEYS = { AWS_ACCESS_KEY_ID: 'facetrain', AWS_SECRET_ACCESS_KEY: 'facetrain-secret' };
+
+/** The URL by which this machine reaches the cluster's object store. */
+export const s3Endpoint = (cluster: Cluster): string => `http://${cluster.address(S3_NODE_PORT)}`;
+
+/** A client of the cluster's object store. */
 export const s3 = (cluster: Cluster): S3Client =>
   new S3Client({
-    endpoint: `http://${cluster.address(S3_NODE_PORT)}`,
+    endpoint: s3Endpoint(cluster),
     region: 'us-east-1',
     forcePathStyle: true,
-    credentials: { accessKeyId: 'facetrain', secretAccessKey: 'facetrain-secret' },
+    credentials: { accessKeyId: S3_KEYS.AWS_ACCESS_KEY_ID, secretAccessKey: S3_KEYS.AWS_SECRET_ACCESS_KEY },
   });
 
 /**

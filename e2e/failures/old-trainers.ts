@@ -1,6 +1,7 @@
 /**
  * Trainers that live on after the cluster has given them up: the kubelet of their node has stopped, their pods were
- * deleted by force, and the next attempt trains in the same folder. They must not harm it.
+ * deleted by force, and the next attempt trains in the same folder, or to the same place of the object store. They must
+ * not harm it.
  */
 import assert from 'node:assert/strict';
 import { createHash } from 'node:crypto';
@@ -17,6 +18,7 @@ import {
   reachesStep,
   stepOf,
   trainLongWithoutEvaluation,
+  withoutVolume,
 } from '../testing/example-job.ts';
 import { condition, MINUTE, type Namespace, restartsOf } from '../testing/namespace.ts';
 import { kubeletOf, processesOf, signal } from '../testing/processes.ts';
@@ -31,13 +33,14 @@ interface Pod {
 
 /**
  * Stops the kubelet of a worker while two gangs train on it. The trainers of the one are frozen, those of the other go
- * on; later all run again.
+ * on; later all run again. The one writes to the object store, the other to a volume.
  */
 export async function trainersOutliveTheirPods(ns: Namespace, worker: string): Promise<void> {
   const { cluster } = ns;
   const names = ['frozen', 'running'];
   for (const name of names)
     await applyExample(ns, name, (spec) => {
+      if (name === 'frozen') withoutVolume(spec);
       trainLongWithoutEvaluation(spec);
       spec.trainers.replicas = name === 'frozen' ? 2 : 1;
       spec.trainers.podTemplate = { spec: ON_WORKERS };
@@ -80,8 +83,9 @@ export async function trainersOutliveTheirPods(ns: Namespace, worker: string): P
     await reachesStep(ns, name, { attempt: 1, step: status!.progress.step + CHECKPOINT_STEPS });
     const job = await ns.get('facetrainjob', name);
     assert.equal(condition(job, 'Failed'), undefined);
-    await assertCheckpointsWhole(join(ns.folder, name, 'checkpoints'));
   }
+  await assertCheckpointsWhole(join(ns.folder, 'running', 'checkpoints'));
+  await ns.fetch('frozen', 'checkpoint');
   await ns.kubectl('delete', 'facetrainjob', ...names);
   await signal(cluster, worker, 'CONT', [await kubeletOf(cluster, worker)]);
   await cluster.kubectl('wait', `node/${worker}`, '--for=condition=Ready', '--timeout=5m');

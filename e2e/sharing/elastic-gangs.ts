@@ -1,13 +1,20 @@
-/** A training whose number of trainers changes, by its user and by the room that the cluster has. */
+/**
+ * A training whose number of trainers changes, by its user and by the room that the cluster has. Its namespace has no
+ * volume: checkpoints and results are in the object store.
+ */
 import assert from 'node:assert/strict';
-import { readdir } from 'node:fs/promises';
-import { join } from 'node:path';
-import { CheckpointManifest, checkpointFolder, checkpointStep } from '@facetrain/api';
+import { CheckpointManifest } from '@facetrain/api';
 import { compareCheckpoints, openAt } from '@facetrain/trainer/checkpoint/compare';
 import type { Cluster } from '../cluster/cluster.ts';
-import { applyExample, reachesStep, stepOf, trainLongWithoutEvaluation } from '../testing/example-job.ts';
+import {
+  applyExample,
+  reachesStep,
+  stepOf,
+  trainLongWithoutEvaluation,
+  withoutVolume,
+} from '../testing/example-job.ts';
 import { condition, type Job, MINUTE, type Namespace, restartsOf } from '../testing/namespace.ts';
-import { AT_THE_GATE, gated, openGate, shellContainer } from '../testing/small-jobs.ts';
+import { shellContainer } from '../testing/small-jobs.ts';
 
 /** A resource of which the node has one for each trainer, so that a pod takes the place of one. */
 const PLACE = 'example.com/trainer';
@@ -22,7 +29,9 @@ async function makePlaces(cluster: Cluster, count: number): Promise<void> {
 
 /** What both trainings have: the sums of a step do not depend on the number of ranks, but for rounding. */
 function trainTheSame(spec: Job['spec']): void {
+  withoutVolume(spec);
   trainLongWithoutEvaluation(spec);
+  spec.schedule = { type: 'Constant' };
   spec.model.syncBatchNorm = true;
   // The training itself multiplies rounding: at a rate of 1e-4 a thousandfold in ten steps.
   spec.optimizer.learningRate = 1e-6;
@@ -40,7 +49,9 @@ async function trainsWith(ns: Namespace, name: string, trainers: number, changes
   return reachesStep(ns, name, { attempt: status!.attempt, step: (status!.progress?.step ?? 0) + 1 });
 }
 
-export async function fourChangesGiveTheSameTraining(ns: Namespace): Promise<void> {
+/** @returns the name of a job that has trained without a change, and was quantized */
+export async function fourChangesGiveTheSameTraining(ns: Namespace): Promise<string> {
+  await ns.kubectl('delete', 'pvc', 'facetrain');
   await makePlaces(ns.cluster, TRAINERS);
   await applyExample(ns, 'elastic', (spec) => {
     trainTheSame(spec);
@@ -52,7 +63,7 @@ export async function fourChangesGiveTheSameTraining(ns: Namespace): Promise<voi
   });
   await trainsWith(ns, 'elastic', 4, 0);
 
-  // A pod of higher priority takes a place: the gang goes on with three, and with four when the pod has ended.
+  // A pod of higher priority takes a place: the gang goes on with three, and with four when the pod is gone.
   await ns.apply(
     {
       apiVersion: 'scheduling.k8s.io/v1',
@@ -65,16 +76,15 @@ export async function fourChangesGiveTheSameTraining(ns: Namespace): Promise<voi
       kind: 'Pod',
       metadata: { name: 'urgent' },
       spec: {
-        ...gated.pod,
         priorityClassName: 'takes-a-place',
         restartPolicy: 'Never',
         terminationGracePeriodSeconds: 1,
-        containers: [shellContainer('urgent', AT_THE_GATE, { ...gated.container, resources: onePlace })],
+        containers: [shellContainer('urgent', 'sleep infinity', { resources: onePlace })],
       },
     },
   );
-  await trainsWith(ns, 'elastic', 3, 1);
-  await openGate(ns);
+  const { checkpoint: early } = (await trainsWith(ns, 'elastic', 3, 1)).status!;
+  await ns.kubectl('delete', 'pod', 'urgent');
   const regrown = await trainsWith(ns, 'elastic', 4, 2);
   assert.deepEqual(restartsOf(regrown), { counted: 0, disruptions: 1 });
 
@@ -101,17 +111,19 @@ export async function fourChangesGiveTheSameTraining(ns: Namespace): Promise<voi
     assert(status!.checkpoint.step >= stepOf(last));
   });
 
-  // One trainer, which nothing disturbs, up to the same step.
+  // One trainer, which nothing disturbs: it passes the same step, and ends with that epoch.
   const { step } = stopped!.checkpoint;
+  const stepsPerEpoch = stopped!.progress.totalSteps / last.spec.epochs;
   await applyExample(ns, 'steady', (spec) => {
     trainTheSame(spec);
     spec.checkpoint = { everySteps: step, keep: 100 };
     spec.trainers.replicas = 1;
+    spec.epochs = Math.ceil(step / stepsPerEpoch);
+    spec.quantize = { calibration: { images: 8 }, search: { rounds: 0 } };
   });
-  await ns.waitFor('steady', ({ status }) => assert(status!.checkpoint?.step >= step), {
-    milliseconds: 30 * MINUTE,
-  });
-  const checkpoint = (name: string, at: number) => openAt(join(ns.folder, name, 'checkpoints', checkpointFolder(at)));
+  await ns.reachesPhase('steady', 'Succeeded', { milliseconds: 30 * MINUTE });
+  const checkpoint = async (name: string, at: number) =>
+    openAt(await ns.fetch(name, 'checkpoint', '--step', String(at)));
   const [elastic, steady] = [await checkpoint('elastic', step), await checkpoint('steady', step)];
   const losses = [elastic, steady].map(({ manifest }) => CheckpointManifest.parse(manifest).history.recentLosses);
   for (const [index, want] of losses[1]!.entries()) {
@@ -119,12 +131,10 @@ export async function fourChangesGiveTheSameTraining(ns: Namespace): Promise<voi
     assert(Math.abs(found - want) <= 1e-4 * want, losses.join('\n'));
   }
   // Rounding has moved the weights much less than the training has.
-  const [oldest] = (await readdir(join(ns.folder, 'elastic', 'checkpoints')))
-    .flatMap((name) => checkpointStep(name) ?? [])
-    .sort((a, b) => a - b);
-  const first = await checkpoint('elastic', oldest!);
+  const first = await checkpoint('elastic', early.step);
   const [moved, apart] = [await compareCheckpoints(first, steady), await compareCheckpoints(elastic, steady)];
   assert(apart.backbone.distance <= 1e-2 * moved.backbone.distance);
   assert(apart.centres!.angle.largest <= 1e-2 * moved.centres!.angle.mean);
-  await ns.kubectl('delete', 'facetrainjob', 'elastic', 'steady');
+  await ns.kubectl('delete', 'facetrainjob', 'elastic');
+  return 'steady';
 }

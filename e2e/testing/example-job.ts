@@ -50,6 +50,16 @@ export function trainLongWithoutEvaluation(spec: Job['spec']): void {
   delete spec.quantize;
 }
 
+/**
+ * Checkpoints and results go to the object store, and every pod fetches its data: no claim is used. To be called while
+ * the spec has the example's `quantize`, whose output says where the store is.
+ */
+export function withoutVolume(spec: Job['spec']): void {
+  spec.output = spec.quantize.output;
+  delete spec.quantize.output;
+  for (const { s3 } of [spec.dataset, ...spec.evaluation.sets]) delete s3.cache;
+}
+
 export const stepOf = (job: Job): number => job.status?.progress?.step ?? 0;
 
 /**

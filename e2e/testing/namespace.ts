@@ -3,8 +3,10 @@ import assert from 'node:assert/strict';
 import { join } from 'node:path';
 import { eventually } from '@facetrain/operator/testing/eventually';
 import { stringify } from 'yaml';
+import { root } from '../../hack/lib/paths.mjs';
 import type { Cluster } from '../cluster/cluster.ts';
-import { createNamespace } from '../cluster/install-facetrain.ts';
+import { command } from '../cluster/command.ts';
+import { createNamespace, S3_KEYS, s3Endpoint } from '../cluster/install-facetrain.ts';
 
 export const MINUTE = 60_000;
 
@@ -68,6 +70,19 @@ export class Namespace {
   apply(...objects: object[]): Promise<string> {
     const input = objects.map((object) => stringify(object)).join('---\n');
     return this.cluster.run('kubectl', ['-n', this.name, 'apply', '-f', '-'], { input });
+  }
+
+  /**
+   * Copies a part of a job's results out of the object store, by `kubectl facetrain fetch`, which compares digests.
+   * @returns the folder that has it
+   */
+  async fetch(job: string, part: 'int7' | 'checkpoint', ...options: string[]): Promise<string> {
+    const program = join(root, 'cli', 'src', 'kubectl-facetrain.ts');
+    const to = join(this.cluster.shared, 'fetched', this.name, job);
+    const place = ['--to', to, '--endpoint', s3Endpoint(this.cluster)];
+    const namespace = ['--namespace', this.name, '--kubeconfig', this.cluster.kubeconfig];
+    const argv = [process.execPath, program, 'fetch', job, part, ...place, ...namespace, '--json', ...options];
+    return (JSON.parse(await command(argv, { env: S3_KEYS })) as { folder: string }).folder;
   }
 
   get<T = Job>(kind: Kind, name: string): Promise<T> {
