@@ -114,7 +114,7 @@ together(
   {
     async 'kubectl apply -k examples/lfw-small trains, quantizes and publishes a model'(ns) {
       await ns.kubectl('apply', '-k', EXAMPLE);
-      const { status } = await ns.reachesPhase('lfw-small', 'Succeeded', { milliseconds: 20 * MINUTE });
+      const { status } = await ns.reachesPhase('lfw-small', 'Succeeded', { milliseconds: 60 * MINUTE });
       assert.equal(status!.progress.percent, 100);
       assert.equal(status!.restarts?.count ?? 0, 0);
       assert.equal(status!.artifact.uri, 's3://models/lfw-small');
