@@ -188,15 +188,9 @@ export class Executor {
         return null;
       }
       case 'patchWorkload': {
-        const { name, uid, resourceVersion, status, finalizers, ownerReferences, labels } = action;
+        const { name, uid, resourceVersion, status, finalizers } = action;
         log.debug({ kind: action.kind, child: name, reason: action.reason }, 'patch');
-        const metadata = {
-          uid,
-          resourceVersion,
-          ...(finalizers && { finalizers }),
-          ...(ownerReferences && { ownerReferences }),
-          ...(labels && { labels }),
-        };
+        const metadata = { uid, resourceVersion, ...(finalizers && { finalizers }) };
         const answer = await client
           .patch(workloads, namespace, name, { metadata, ...(status && { status }) }, status && 'status')
           .catch((error: unknown) => {
