@@ -20,6 +20,7 @@ const labels = (description: string, value: Record<string, string> = {}) =>
   z.record(z.string(), z.string()).default(value).describe(description);
 
 const DURATION = /^([0-9]+(ms|[smhdwy]))+$/;
+const NAMESPACE = /^([a-z0-9]([-a-z0-9]{0,61}[a-z0-9])?)?$/;
 const DIGEST = /^(sha256:[0-9a-f]{64})?$/;
 
 const imageShape = (repository: string) => ({
@@ -61,13 +62,16 @@ export const Values = z.strictObject({
     },
     'FaceTrainJob and QuantizeJob.',
   ),
-  watchNamespace: text(
-    '',
-    'Watch this namespace only, with a Role in place of a ClusterRole; empty: all namespaces. ' +
-      'A Role cannot permit reading nodes, so jobs wait for pods on a node that is lost. ' +
-      "The lease is in the release's namespace under a fixed name, so install each such release in a separate " +
-      'namespace, best in the one that it watches.',
-  ),
+  watchNamespace: z
+    .string()
+    .regex(NAMESPACE)
+    .default('')
+    .describe(
+      'Watch this namespace only, with a Role in place of a ClusterRole; empty: all namespaces. ' +
+        'A Role cannot permit reading nodes, so jobs wait for pods on a node that is lost. ' +
+        "The lease is in the release's namespace under a fixed name, so install each such release in a separate " +
+        'namespace, best in the one that it watches.',
+    ),
 
   replicas: z
     .int()
@@ -75,8 +79,17 @@ export const Values = z.strictObject({
     .max(16)
     .default(2)
     .describe(
-      'Replicas of the operator. One is the leader; another takes over by a lease 10 s after the node of the ' +
-        'leader is lost. A single one is replaced only after 5 minutes.',
+      'Replicas of the operator. One is the leader; another takes over some seconds after the end of its lease when ' +
+        'the node of the leader is lost. A single one is replaced only after 5 minutes.',
+    ),
+  leaseSeconds: z
+    .int()
+    .min(3)
+    .max(3600)
+    .default(8)
+    .describe(
+      'Seconds of silence after which another replica takes the lease of the leader. A leader that cannot renew it ' +
+        'for three quarters of this ends: give more where the API server is often away for so long.',
     ),
   workers: z.int().min(1).max(256).default(8).describe('Jobs of a kind that are reconciled in parallel.'),
   progressSeconds: z
@@ -86,7 +99,7 @@ export const Values = z.strictObject({
     .default(5)
     .describe('Seconds between two requests to a training for its progress.'),
   logLevel: z.enum(['debug', 'info', 'warn', 'error']).default('info').describe('Lowest level that is logged.'),
-  extraEnv: list('More environment of the operator: `[{name: …, value: …}]`.'),
+  extraEnv: list('More environment of the operator: `[{name: …, value: …}]`, of other names than the chart sets.'),
 
   resources: object(
     { requests: { cpu: '100m', memory: '128Mi' }, limits: { memory: '512Mi' } },
@@ -169,7 +182,8 @@ export const Values = z.strictObject({
           enabled: flag(false, 'Let the Prometheus operator load the alerts of `files/alerts.yaml`.'),
           labels: labels('Labels by which your Prometheus selects them.'),
         },
-        'Alerts about the operator, which need the serviceMonitor, and about trainings, which need the podMonitor.',
+        'Alerts about the operator, which need the serviceMonitor, and about trainings, which need the podMonitor. ' +
+          'If your Prometheus scrapes them otherwise, load `files/alerts.yaml` yourself.',
       ),
       dashboard: section(
         {

@@ -22,6 +22,7 @@ const everything = {
   replicas: 3,
   workers: 32,
   progressSeconds: 2,
+  leaseSeconds: 15,
   logLevel: 'debug',
   extraEnv: [{ name: 'HTTPS_PROXY', value: 'http://proxy.example:3128' }],
   resources: { requests: { cpu: 1 }, limits: { memory: '1Gi' } },
@@ -196,8 +197,10 @@ test('values reach the image, the environment and the flags of the operator', as
   const objects = await render(everything);
   assert.equal(container(objects).image, 'registry.example:5000/faces/operator:9.9');
   assert.deepEqual(
-    ['WORKERS', 'PROGRESS_SECONDS', 'LOG_LEVEL', 'NAMESPACE'].map((option) => variable(objects, `FACETRAIN_${option}`)),
-    ['32', '2', 'debug', undefined],
+    ['WORKERS', 'PROGRESS_SECONDS', 'LEASE_SECONDS', 'LOG_LEVEL', 'NAMESPACE'].map((option) =>
+      variable(objects, `FACETRAIN_${option}`),
+    ),
+    ['32', '2', '15', 'debug', undefined],
   );
   assert.equal(variable(objects, 'HTTPS_PROXY'), 'http://proxy.example:3128');
   const { version } = JSON.parse(await readFile(join(root, 'operator', 'package.json'), 'utf8')) as { version: string };
@@ -236,6 +239,19 @@ const refusals: Record<string, { values: object; want: RegExp }> = {
   'a malformed digest': {
     values: { image: { digest: 'sha256:12' } },
     want: /at '\/image\/digest': 'sha256:12' does not match pattern/,
+  },
+  'two namespaces': { values: { watchNamespace: 'a,b' }, want: /at '\/watchNamespace': 'a,b' does not match pattern/ },
+  'a variable that a value sets': {
+    values: { extraEnv: [{ name: 'FACETRAIN_WORKERS', value: '9' }] },
+    want: /extraEnv: FACETRAIN_WORKERS is what the value workers sets/,
+  },
+  'alerts about an operator that nothing scrapes': {
+    values: { metrics: { prometheusRule: { enabled: true } } },
+    want: /metrics\.prometheusRule\.enabled: without metrics\.serviceMonitor\.enabled/,
+  },
+  'a monitor of a Service that is not made': {
+    values: { metrics: { enabled: false, serviceMonitor: { enabled: true } } },
+    want: /metrics\.serviceMonitor\.enabled: the monitor finds the operator by its Service/,
   },
   'a string for a number': { values: { replicas: '2' }, want: /at '\/replicas': got string, want integer/ },
 };

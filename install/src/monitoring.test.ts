@@ -56,6 +56,7 @@ test('rules and dashboard are in the chart, disabled by default', async () => {
   assert(!without.includes('PrometheusRule') && !without.includes('ConfigMap'));
   const objects = await render({
     metrics: {
+      serviceMonitor: { enabled: true },
       prometheusRule: { enabled: true, labels: { release: 'prometheus' } },
       dashboard: { enabled: true, annotations: { folder: 'ml' } },
     },
