@@ -45,7 +45,7 @@ export async function fuzz({ seconds, seed }) {
   };
   const flags = Object.entries(options).map(([name, value]) => `-${name}=${value}`);
   const code = await attached([join(fuzzBuild, 'model_fuzz'), ...flags, corpus], { cwd: fuzzBuild, env: environment });
-  process.stderr.write(`${(await readdir(corpus)).length} files reach different code\n`);
+  process.stderr.write(`${(await readdir(corpus)).length} files reach different code, seed ${seed}\n`);
   return code !== 0;
 }
 
