@@ -509,7 +509,8 @@ const trainers = section(
           'trainer, or more. A trainer’s part of a step is whole micro-batches, of which some may have one more. ' +
           'Memory for activations shrinks with it; all micro-batches but one are computed forward twice, so a step ' +
           'takes up to a third longer. Batch norms take their statistics over a micro-batch: n on one trainer train ' +
-          'as n trainers with one each. Absent: the trainer’s whole part of the batch.',
+          'as n trainers with one each. On CPUs, trainers with as many threads give the same model for any number of ' +
+          'them, bit for bit. Absent: the trainer’s whole part of the batch.',
       ),
     loaderThreads: loaderThreads.default(2).describe('Threads that decode pictures, in every process.'),
     progressPort: port

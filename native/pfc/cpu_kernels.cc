@@ -240,6 +240,16 @@ FACETRAIN_CLONES double exponentials(const float* logits, int64_t count, float s
   return exponentials_of(logits, count, shift, filter, out);
 }
 
+FACETRAIN_CLONES void add_integers(const float* values, int64_t count, double factor, int64_t* sums) {
+  constexpr double kMost = int64_t{1} << 61;
+  for (int64_t i = 0; i < count; ++i) {
+    double value = values[i] * factor;
+    value = value < kMost ? value : kMost;
+    value = value > -kMost ? value : -kMost;
+    sums[i] += static_cast<int64_t>(value);
+  }
+}
+
 FACETRAIN_CLONES float largest(const float* logits, int64_t count, float filter) {
   float most = -INFINITY;
   for (int64_t j = 0; j < count; ++j) {

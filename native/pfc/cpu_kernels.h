@@ -28,6 +28,9 @@ void widen(const uint16_t* row, int64_t dim, float* out);
 double exponentials(const float* logits, int64_t count, float shift, float filter, float* out);
 double exponentials(const float* logits, int64_t count, float shift, float filter, uint16_t* out);
 
+// sums[i] += factor values[i], cut to an integer; at most 2^61 either way, which NaN counts as.
+void add_integers(const float* values, int64_t count, double factor, int64_t* sums);
+
 // The largest of `count` > 0 logits, of which those above `filter` count as 0.
 float largest(const float* logits, int64_t count, float filter);
 

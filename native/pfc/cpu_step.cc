@@ -8,6 +8,12 @@
 // half of that on a machine with other work. A thread's tile stays in its cache from the gather to the last product.
 // Which thread has which tile depends on the number of threads only, so their sums are the same in every run.
 //
+// With PfcOptions::reproducible, the number of ranks and threads changes no bit. Tiles do not cross blocks of classes,
+// which have the same rows for any number of ranks, so a tile's products are the same. Sums of exponentials are one for
+// each block, added in the order of the blocks. The features' gradient is summed, once Z is known, as integers: such
+// sums have no order (reproducible summation; here the addends have a known bound, as probabilities times unit rows).
+// A target's part comes from one rank, and the others add zeros.
+//
 // e^(s cos) must be in the range of float32. With s above kLargestScale two passes are made instead: the first sums,
 // relative to the largest logit of each picture in each tile, and the second computes the logits again, relative to
 // log Z.
@@ -18,6 +24,7 @@
 #include <algorithm>
 #include <array>
 #include <cmath>
+#include <numeric>
 
 #include "comm/parts.h"
 #include "pfc/cpu_kernels.h"
@@ -32,6 +39,10 @@ extern "C" __attribute__((weak)) void gemm_bf16bf16f32_(const char* transpose_a,
                                                         const int* lda, const void* b, const int* ldb,
                                                         const float* beta, float* c, const int* ldc);
 
+// Of MKL: how many threads its functions use that the calling thread calls; 0: as many as others do. Returns the former
+// number. NOLINTNEXTLINE(readability-identifier-naming): MKL's name.
+extern "C" __attribute__((weak)) int MKL_Set_Num_Threads_Local(int threads);
+
 namespace facetrain {
 namespace {
 
@@ -44,6 +55,10 @@ constexpr int64_t kTileNumbers = int64_t{1} << 18;
 constexpr int64_t kTileStep = 16;
 constexpr int64_t kKeptLogits = int64_t{1} << 26;  // 256 MiB in float32
 constexpr int64_t kSampleBlock = 4096;             // rows
+// Kept exponentials of a tile begin at a cache line.
+constexpr int64_t kKeptStep = 32;
+// Of the features' gradient in integers, before it is multiplied by s / B: sums of probabilities times unit rows.
+constexpr double kUnit = int64_t{1} << 60;
 // The logit of a target in its tile: its exponential is 0. Finite, because the difference of two infinities is not.
 constexpr float kMasked = -1e30F;
 
@@ -137,6 +152,19 @@ std::pair<at::Tensor, at::Tensor> apply_margins(const Margin& margin, double sca
   return {logits, slopes};
 }
 
+// While it lives, MKL's functions that its thread calls use this thread only. (Within a parallel loop they do anyway,
+// but divide a product as for the threads that there would be, which changes the order of its sums.)
+class OneThread {
+ public:
+  OneThread() : before_(set(1)) {}
+  OneThread(const OneThread&) = delete;
+  ~OneThread() { set(before_); }
+
+ private:
+  static int set(int threads) { return MKL_Set_Num_Threads_Local == nullptr ? 0 : MKL_Set_Num_Threads_Local(threads); }
+  const int before_;
+};
+
 // c = a b, or c += a b, of matrices in bfloat16, with sums and c in float32. a and b are row-major or transposed.
 void product_bf16(const at::Tensor& c, const at::Tensor& a, const at::Tensor& b, bool add) {
   if (gemm_bf16bf16f32_ == nullptr) {
@@ -189,6 +217,7 @@ class Buffer {
 
 struct Tile {
   int64_t first, count;  // of the sampled rows
+  int64_t block;         // of classes; -1: any
   int64_t kept;          // where its exponentials begin among those that are kept; negative: they are not
 };
 
@@ -196,9 +225,10 @@ struct Tile {
 struct Worker {
   std::vector<Tile> tiles;
   std::vector<int64_t> negatives;
-  Buffer rows, logits, exponentials, features, row;
+  Buffer rows, logits, exponentials, features, row, integers, gradient;
   at::Tensor z;             // [B] float64: of its tiles
-  at::Tensor feature_sums;  // [B, d]: exponentials times rows
+  at::Tensor feature_sums;  // [B, d]: exponentials times rows; with `reproducible` of a tile
+  at::Tensor integer_sums;  // [B, d] int64, with `reproducible`: of its tiles, times kUnit
 };
 
 class CpuStep final : public HeadStep {
@@ -241,6 +271,7 @@ class CpuStep final : public HeadStep {
   void for_workers(Body body) {
     const auto count = static_cast<int64_t>(workers_.size());
     at::parallel_for(0, count, 1, [&](int64_t begin, int64_t end) {
+      const OneThread one_thread;
       for (int64_t i = begin; i < end; ++i) body(workers_[i]);
     });
   }
@@ -261,6 +292,10 @@ class CpuStep final : public HeadStep {
   void prefetch_rows(uint64_t step);
   std::vector<int64_t> sample(uint64_t step, const std::vector<int64_t>& positives);
   void make_tiles(int64_t batch);
+  struct Range {
+    int64_t begin, end, block;  // as Tile's
+  };
+  std::vector<Range> ranges_of(int64_t thread) const;
   struct Place {
     int64_t index, slot;  // of a row: in the shard, and in tensors()
   };
@@ -276,6 +311,8 @@ class CpuStep final : public HeadStep {
   const float* row(int64_t slot, float* scratch) const;
   at::Tensor unit_rows(Worker& worker, const Tile& tile);
   at::Tensor exponentials_of(Worker& worker, const Tile& tile, int64_t batch);
+  void add_to_integers(Worker& worker, const at::Tensor* z) const;
+  at::Tensor sum_of_integers(int64_t count, double gradient_scale);
 
   Comm& comm_;
   PfcOptions options_;
@@ -374,26 +411,44 @@ std::vector<int64_t> CpuStep::sample(uint64_t step, const std::vector<int64_t>& 
 
 // Gives each thread its part of the sampled rows, in tiles, and chooses whose exponentials are kept.
 void CpuStep::make_tiles(int64_t batch) {
-  const int64_t count = sampled_.size(0), threads = std::ssize(workers_);
-  const int64_t share = std::max(round_up((count + threads - 1) / threads, kTileStep), kTileStep);
+  const int64_t threads = std::ssize(workers_);
   const int64_t largest = options_.tile_rows > 0
                               ? options_.tile_rows
                               : std::max(kTileNumbers / std::max(batch, dim()) / kTileStep, int64_t{4}) * kTileStep;
   const int64_t to_keep = relative() ? (options_.kept_logits >= 0 ? options_.kept_logits : kKeptLogits) : 0;
   int64_t kept = 0;
   for (int64_t i = 0; i < threads; ++i) {
-    Worker& worker = workers_[i];
-    worker.tiles.clear();
-    const int64_t begin = std::min(i * share, count), end = std::min(begin + share, count);
+    workers_[i].tiles.clear();
     const int64_t kept_before = kept;
-    for (int64_t first = begin; first < end; first += largest) {
-      const int64_t rows = std::min(largest, end - first), logits = rows * batch;
-      const bool keep = kept - kept_before + logits <= to_keep / threads;
-      worker.tiles.push_back({first, rows, keep ? kept : -1});
-      if (keep) kept += logits;
+    for (const Range& range : ranges_of(i)) {
+      for (int64_t first = range.begin; first < range.end; first += largest) {
+        const int64_t rows = std::min(largest, range.end - first), logits = round_up(rows * batch, kKeptStep);
+        const bool keep = kept - kept_before + logits <= to_keep / threads;
+        workers_[i].tiles.push_back({first, rows, range.block, keep ? kept : -1});
+        if (keep) kept += logits;
+      }
     }
   }
   kept_ = kept_memory_.of({kept}, low());
+}
+
+// The sampled rows of a thread that may share tiles.
+std::vector<CpuStep::Range> CpuStep::ranges_of(int64_t thread) const {
+  const int64_t count = sampled_.size(0), threads = std::ssize(workers_);
+  if (!options_.reproducible) {
+    const int64_t share = std::max(round_up((count + threads - 1) / threads, kTileStep), kTileStep);
+    return {{std::min(thread * share, count), std::min((thread + 1) * share, count), -1}};
+  }
+  const int64_t* const sampled = sampled_.const_data_ptr<int64_t>();
+  const auto place_of = [&](int64_t block) {
+    return std::lower_bound(sampled, sampled + count, block_start(options_.num_classes, block) - rows_.first) - sampled;
+  };
+  const auto [first, last] = rank_blocks(comm_.rank(), comm_.size());
+  std::vector<Range> ranges;
+  const int64_t blocks = last - first;
+  for (int64_t block = first + blocks * thread / threads; block < first + blocks * (thread + 1) / threads; ++block)
+    ranges.push_back({place_of(block), place_of(block + 1), block});
+  return ranges;
 }
 
 // The row in that place of weight(), in float32: itself, or a copy in `scratch`.
@@ -509,17 +564,20 @@ PfcResult CpuStep::forward_backward(const at::Tensor& embeddings, const at::Tens
     return out;
   };
 
-  // First pass: Z and s t of each picture over this rank's classes; then the sums over all ranks.
+  // First pass: Z and s t of each picture over this rank's classes; then the sums over all ranks. Z is in two parts or
+  // more: that of the targets and the rest, or those of the targets and of each block.
+  at::Tensor sums = at::zeros({options_.reproducible ? 2 + kClassBlocks : 3, batch_size}, at::kDouble);
+  at::Tensor target = sums[0], target_z = sums[1], block_z = sums.narrow(0, 2, sums.size(0) - 2);
   for_workers([&](Worker& worker) {
     worker.z = at::zeros({batch_size}, at::kDouble);
     worker.feature_sums = worker.features.of({batch_size, dim()}, at::kFloat);
-    double* const z = worker.z.data_ptr<double>();
     for (const Tile& tile : worker.tiles) {
+      double* const z = tile.block < 0 ? worker.z.data_ptr<double>() : block_z[tile.block].data_ptr<double>();
       const at::Tensor rows = unit_rows(worker, tile);
       if (relative()) {
         const at::Tensor e =
             exponentials(worker, tile, rows, nullptr, [z](int64_t picture, double sum) { z[picture] += sum; });
-        product(worker.feature_sums, e, rows, /*add=*/&tile != worker.tiles.data());
+        if (!options_.reproducible) product(worker.feature_sums, e, rows, /*add=*/&tile != worker.tiles.data());
         continue;
       }
       const at::Tensor logits = worker.logits.of({batch_size, tile.count}, at::kFloat);
@@ -532,12 +590,14 @@ PfcResult CpuStep::forward_backward(const at::Tensor& embeddings, const at::Tens
       }
     }
   });
-  at::Tensor sums = at::zeros({2, batch_size}, at::kDouble);
-  at::Tensor z = sums[0], target = sums[1];
-  for (const Worker& worker : workers_) z.add_(worker.z);
-  z.index_add_(0, target_pictures, target_logits.exp());
+  if (!options_.reproducible) {
+    for (const Worker& worker : workers_) block_z[0].add_(worker.z);
+  }
+  target_z.index_copy_(0, target_pictures, target_logits.exp());
   target.index_copy_(0, target_pictures, target_logits);
   comm_.all_reduce_sum(sums);
+  const at::Tensor z = target_z.clone();
+  for (int64_t block = 0; block < block_z.size(0); ++block) z.add_(block_z[block]);
   const at::Tensor log_z = z.log();
 
   // Second pass: the gradients of the sampled rows at unit length. Each picture's part has the factor s / B / Z, of
@@ -549,15 +609,28 @@ PfcResult CpuStep::forward_backward(const at::Tensor& embeddings, const at::Tens
   const at::Tensor shifts = relative() ? at::Tensor() : log_z.to(at::kFloat);
   gradient_ = gradient_memory_.of({sampled_.size(0), dim()}, at::kFloat);
   for_workers([&](Worker& worker) {
+    if (options_.reproducible) worker.integer_sums = worker.integers.of({batch_size, dim()}, at::kLong).zero_();
     for (const Tile& tile : worker.tiles) {
       at::Tensor e = tile.kept >= 0 ? exponentials_of(worker, tile, batch_size) : at::Tensor();
-      if (!e.defined()) {
+      if (!e.defined() || options_.reproducible) {
         const at::Tensor rows = unit_rows(worker, tile);
-        e = exponentials(worker, tile, rows, shifts.defined() ? shifts.const_data_ptr<float>() : nullptr,
-                         [](int64_t, double) {});
-        if (!relative()) product(worker.feature_sums, e, rows, /*add=*/&tile != worker.tiles.data());
+        if (!e.defined()) {
+          e = exponentials(worker, tile, rows, shifts.defined() ? shifts.const_data_ptr<float>() : nullptr,
+                           [](int64_t, double) {});
+        }
+        if (options_.reproducible) {
+          product(worker.feature_sums, e, rows, /*add=*/false);
+          add_to_integers(worker, relative() ? &z : nullptr);
+        } else if (!relative()) {
+          product(worker.feature_sums, e, rows, /*add=*/&tile != worker.tiles.data());
+        }
       }
-      product(gradient_.narrow(0, tile.first, tile.count), e.t(), weighted_features, /*add=*/false);
+      const at::Tensor gradient = gradient_.narrow(0, tile.first, tile.count);
+      // The bits of a product depend on where it begins in a cache line.
+      const bool aligned = !options_.reproducible || dim() % kTileStep == 0;
+      const at::Tensor out = aligned ? gradient : worker.gradient.of({tile.count, dim()}, at::kFloat);
+      product(out, e.t(), weighted_features, /*add=*/false);
+      if (!aligned) gradient.copy_(out);
     }
   });
 
@@ -568,18 +641,42 @@ PfcResult CpuStep::forward_backward(const at::Tensor& embeddings, const at::Tens
           .view({-1, 1});
   gradient_.index_add_(0, indices(target_columns), batch.features.index_select(0, target_pictures) * target_gradients);
   at::Tensor feature_gradients = at::zeros_like(batch.features);
-  for (const Worker& worker : workers_) {
-    if (!worker.tiles.empty()) feature_gradients.add_(worker.feature_sums);
+  if (!options_.reproducible) {
+    for (const Worker& worker : workers_) {
+      if (!worker.tiles.empty()) feature_gradients.add_(worker.feature_sums);
+    }
+    feature_gradients.mul_(factors32);
   }
-  feature_gradients.mul_(factors32);
   feature_gradients.index_add_(0, target_pictures, target_rows.to(at::kFloat) * target_gradients);
 
   // Sum all ranks' gradients of this rank's features, and go back through the normalization.
   PfcResult result{(log_z - target).mean(), reduce_scatter_parts(comm_, feature_gradients, options_.parts)};
+  if (options_.reproducible) result.grad_embeddings.add_(sum_of_integers(embeddings.size(0), gradient_scale));
   result.grad_embeddings.mul_(inverse_norm);
   remove_radial(result.grad_embeddings, embeddings, inverse_norm);
   prefetch_rows(step + 1);
   return result;
+}
+
+// Adds a tile's part of the features' gradient, divided by Z if it is not yet, to the thread's integers.
+void CpuStep::add_to_integers(Worker& worker, const at::Tensor* z) const {
+  const at::Tensor& part = worker.feature_sums;
+  for (int64_t i = 0; i < part.size(0); ++i) {
+    cpu::add_integers(part.const_data_ptr<float>() + i * dim(), dim(),
+                      z == nullptr ? kUnit : kUnit / z->const_data_ptr<double>()[i],
+                      worker.integer_sums.data_ptr<int64_t>() + i * dim());
+  }
+}
+
+// The sum over threads and ranks, for the `count` pictures of this rank, as the gradient [count, d].
+at::Tensor CpuStep::sum_of_integers(int64_t count, double gradient_scale) {
+  at::Tensor all = workers_[0].integer_sums;
+  for (size_t i = 1; i < workers_.size(); ++i) all.add_(workers_[i].integer_sums);
+  comm_.all_reduce_sum(all);
+  int64_t first = comm_.rank() * count;
+  if (!options_.parts.empty())
+    first = std::accumulate(options_.parts.begin(), options_.parts.begin() + comm_.rank(), int64_t{0});
+  return all.narrow(0, first, count).to(at::kDouble).mul_(gradient_scale / kUnit).to(at::kFloat);
 }
 
 at::Tensor CpuStep::sampled_gradient() const {

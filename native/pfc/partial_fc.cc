@@ -18,6 +18,13 @@ RowRange row_range(int64_t num_classes, int rank, int size) {
 
 namespace {
 
+RowRange rows_of_rank(const PfcOptions& options, int rank, int size) {
+  if (!options.reproducible) return row_range(options.num_classes, rank, size);
+  const auto [begin, end] = rank_blocks(rank, size);
+  const int64_t first = block_start(options.num_classes, begin);
+  return {first, block_start(options.num_classes, end) - first};
+}
+
 // The rank whose part of the global batch has the picture.
 int64_t rank_of(int64_t picture, int64_t batch, int ranks, const std::vector<int64_t>& parts) {
   if (parts.empty()) return picture / (batch / ranks);
@@ -52,9 +59,12 @@ PartialFc::PartialFc(Comm& comm, const PfcOptions& options)
     : ranks_(comm.size()),
       parts_(options.parts),
       num_classes_(options.num_classes),
-      rows_(row_range(options.num_classes, comm.rank(), comm.size())) {
+      rows_(rows_of_rank(options, comm.rank(), comm.size())) {
   if (options.dense_update && options.row_optimizer == RowOptimizer::adamw) {
     throw Error("InvalidConfig", "optimizer.rowUpdate", "dense, with the optimizer adamw", "lazy; or sgd or adagrad");
+  }
+  if (options.reproducible && options.device.is_cuda()) {
+    throw Error("InvalidConfig", "reproducible", "a step on CUDA", "a step on CPUs");
   }
   const auto numbers = options.bf16_rows ? at::kBFloat16 : at::kFloat;
   const auto make = [&](int64_t columns, at::ScalarType type) {

@@ -18,6 +18,7 @@
 #include <memory>
 #include <optional>
 #include <string>
+#include <utility>
 #include <vector>
 
 #include "comm/comm.h"
@@ -35,6 +36,16 @@ struct RowRange {
 // The contiguous split of the reference (arcface_torch): num_classes / size rows each, and one more on the first
 // num_classes % size ranks.
 RowRange row_range(int64_t num_classes, int rank, int size);
+
+// The classes are cut into so many blocks as even as possible, of which a rank has whole ones with
+// PfcOptions::reproducible.
+inline constexpr int64_t kClassBlocks = 128;
+// The first class of a block; of block kClassBlocks the number of classes.
+inline int64_t block_start(int64_t num_classes, int64_t block) { return num_classes * block / kClassBlocks; }
+// The blocks of a rank.
+inline std::pair<int64_t, int64_t> rank_blocks(int rank, int size) {
+  return {kClassBlocks * rank / size, kClassBlocks * (rank + 1) / size};
+}
 
 // Another sample rate, from a step on.
 struct SampleRateChange {
@@ -68,6 +79,9 @@ struct PfcOptions {
   // Rows and what their optimizer keeps are in host memory; results are the same. A step on a CPU computes in copies of
   // the rows that it uses, at most two steps' (row_window.h); one on CUDA reaches the rows over the bus (cuda_step.cc).
   bool host_rows = false;
+  // Results do not depend on the number of ranks, bit for bit, nor, with products in float32, on that of threads. Only
+  // on CPUs. It costs an all-reduce of 8 B kClassBlocks bytes and one of 8 B d, and gathers the rows twice.
+  bool reproducible = false;
   RowOptimizer row_optimizer = RowOptimizer::sgd;
   // Every update changes every row, also those that the step has not sampled: as if the gradient of these were 0. (They
   // are changed when they are sampled next.) Not with AdamW.

@@ -8,6 +8,7 @@
 
 #include <cstring>
 #include <functional>
+#include <map>
 
 #include "comm/loopback.h"
 #include "error.h"
@@ -1290,6 +1291,80 @@ static void test_lists_of_missed_updates() {
   }
 }
 
+// With `reproducible`, no bit depends on the number of ranks, of threads (with products in float32) and of logits that
+// are kept: also after steps that change the rows, and with more ranks than classes.
+static void test_reproducible() {
+  if (device.is_cuda()) return;
+  struct Case {
+    const char* name;
+    int64_t classes, dim;
+    double rate;
+    float scale = 64;
+    Precision precision = Precision::fp32;
+    bool bf16_rows = false;
+    Margin margin = {1, 0, 0.4f};
+    RowOptimizer optimizer = RowOptimizer::sgd;
+  };
+  const std::vector<Case> cases = {
+      {"all classes", 103, 16, 1},
+      {"fewer classes than blocks and ranks", 3, 16, 1},
+      {"an odd dimension", 1001, 17, 0.3},
+      {"several tiles in a block", 20'000, 32, 0.5, 64, Precision::fp32, false, {1, 0.5f, 0}},
+      {"logits beyond float32", 1001, 16, 0.5, 200},
+      {"bfloat16", 5000, 64, 0.2, 64, Precision::bf16, true, kAdaFace, RowOptimizer::adagrad},
+  };
+  for (const Case& each : cases) {
+    PfcOptions options = cosface_on_all_classes();
+    options.reproducible = true;
+    options.sample_rate = each.rate;
+    options.scale = each.scale;
+    options.precision = each.precision;
+    options.bf16_rows = each.bf16_rows;
+    options.margin = each.margin;
+    options.row_optimizer = each.optimizer;
+    Problem problem = make_problem(each.classes, each.dim, 24, options);
+    if (each.classes > 3) problem.retired = {(problem.labels[0].item<int64_t>() + 1) % each.classes};
+    if (each.precision == Precision::fp32) check_against_dense(problem, run_step(problem, 3));
+
+    struct Run {
+      Step last;
+      at::Tensor rows;
+    };
+    const auto run = [&](int size, int threads, int64_t kept) {
+      Parts parts(size);
+      std::vector<at::Tensor> rows(size);
+      PfcOptions own = with_parts(problem.options, problem.x.size(0), size);
+      own.kept_logits = kept;
+      run_fake_ranks(size, [&](Comm& comm) {
+        at::set_num_threads(threads);
+        PartialFc pfc(comm, own);
+        set_rows(pfc, problem.w);
+        pfc.retire(problem.retired);
+        PartialFc::Result result;
+        for (uint64_t step = 3; step < 6; ++step) {
+          result = pfc.forward_backward(part_of(problem.x, comm), part_of(problem.labels, comm), step);
+          pfc.update_rows(0.1, 0.9, 1e-4);
+        }
+        parts.add(comm.rank(), pfc, result);
+        rows[comm.rank()] = pfc.weight().to(at::kFloat);
+      });
+      return Run{parts.whole(), at::cat(rows)};
+    };
+    std::map<int, Run> one_rank;  // by threads
+    for (const int threads : {1, 2, 3}) one_rank[threads] = run(1, threads, -1);
+    for (const auto& [size, threads, kept] :
+         std::vector<std::tuple<int, int, int64_t>>{{1, 3, 0}, {2, 1, 500}, {3, 2, -1}, {4, 1, 0}, {5, 2, 3000}}) {
+      const Run many = run(size, threads, kept);
+      const Run& one = one_rank[each.precision == Precision::fp32 ? 1 : threads];
+      const bool equal = many.last.losses[size - 1] == one.last.losses[0] && at::equal(many.last.dx, one.last.dx) &&
+                         at::equal(many.last.sampled, one.last.sampled) && at::equal(many.last.dw, one.last.dw) &&
+                         at::equal(many.rows, one.rows);
+      if (!equal) std::printf("%s: %d ranks with %d threads\n", each.name, size, threads);
+      CHECK(equal);
+    }
+  }
+}
+
 static void test_on_device() {
   test_every_margin_rate_filter_and_world_size();
   test_statistics_of_adaface();
@@ -1309,6 +1384,7 @@ static void test_on_device() {
   test_initial_rows();
   test_training();
   test_threads();
+  test_reproducible();
   test_step_before_any_forward();
   test_embeddings_of_a_graph();
   test_skipped_update();

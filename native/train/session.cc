@@ -45,6 +45,17 @@ at::Tensor view(std::span<uint8_t> bytes, const at::Tensor& like) {
   return at::from_blob(bytes.data(), like.sizes(), like.scalar_type());
 }
 
+at::Tensor flags_of(const Session::Votes& votes) {
+  return at::tensor({votes.stop ? 1.F : 0.F, votes.checkpoint ? 1.F : 0.F, votes.writing ? 1.F : 0.F});
+}
+
+// Of flags summed over the ranks.
+Session::Votes votes_of(const at::Tensor& flags) {
+  const at::Tensor host = flags.cpu();
+  const float* flag = host.const_data_ptr<float>();
+  return {flag[kStop] > 0, flag[kCheckpoint] > 0, flag[kWriting] > 0};
+}
+
 // Runs a function that communicates. Turns CommError into Error(PeerLost).
 template <class Function>
 auto with_peers(const Comm& comm, Function function) {
@@ -66,9 +77,11 @@ std::unique_ptr<Comm> connect(const RendezvousOptions& options, at::Device devic
   }
 }
 
-// The options with the parts of the ranks, which the head has to know.
-SessionOptions with_parts(SessionOptions options) {
+// The options with what the head has to know: the parts of the ranks, and whether their number must not matter. With
+// micro-batches the backbone's passes are the same for any number of ranks, so sums are worth to be.
+SessionOptions for_head(SessionOptions options) {
   const LoaderOptions& data = options.data;
+  options.pfc.reproducible = data.micro_batch > 0 && options.pfc.device.is_cpu();
   options.pfc.parts.clear();
   for (int rank = 0; rank < data.size; ++rank)
     options.pfc.parts.push_back(batch_part(data.global_batch, data.micro_batch, rank, data.size).count);
@@ -90,7 +103,7 @@ Session::Session(std::unique_ptr<Executor> backbone, std::unique_ptr<Comm> comm,
     : backbone_(std::move(backbone)),
       clock_(options.pfc.device),
       comm_(make_timed_comm(std::move(comm), clock_)),
-      options_(with_parts(options)),
+      options_(for_head(options)),
       part_(batch_part(options.data.global_batch, options.data.micro_batch, options.data.rank, options.data.size)),
       norm_ranks_(joined_ranks(*comm_, options_)),
       cancelled_(cancelled),
@@ -100,6 +113,7 @@ Session::Session(std::unique_ptr<Executor> backbone, std::unique_ptr<Comm> comm,
   backbone_->checkpoint_activations(options.checkpoint_activations);
   if (norm_ranks_) backbone_->join_norms(&*norm_ranks_);
   flatten();
+  if (options_.pfc.reproducible) sums_.emplace(gradients_.numel(), options_.data.global_batch / micro_batch());
   broadcast();
 }
 
@@ -222,7 +236,10 @@ std::vector<at::Tensor> Session::forward(const at::Tensor& pixels) {
     if (count > 1) statistics[i] = statistics_.clone();
     stop_if_cancelled();
   }
-  if (count > 1) {
+  if (sums_) {
+    if (count == 1) statistics[0] = statistics_.clone();
+    micro_statistics_ = std::move(statistics);
+  } else if (count > 1) {
     // In the order of the micro-batches, as the ranks' are summed.
     statistics_.copy_(statistics[0]);
     for (int64_t i = 1; i < count; ++i) statistics_.add_(statistics[i]);
@@ -230,9 +247,10 @@ std::vector<at::Tensor> Session::forward(const at::Tensor& pixels) {
   return embeddings;
 }
 
-// Sets gradients_ to the sum over the micro-batches, in their order. `gradient` is that of all embeddings.
+// Sets gradients_, or sums_, to the sum over the micro-batches, in their order. `gradient` is that of all embeddings.
 void Session::backward(const at::Tensor& pixels, std::vector<at::Tensor> embeddings, const at::Tensor& gradient) {
   gradients_.zero_();
+  if (sums_) sums_->clear();
   for (int64_t i = 0; i < micro_batches(); ++i) {
     at::Tensor& part = embeddings[i];
     with_peers(*comm_, [&] {
@@ -240,23 +258,50 @@ void Session::backward(const at::Tensor& pixels, std::vector<at::Tensor> embeddi
       part.backward(gradient.narrow(0, i * micro_batch(), micro_batch()));
     });
     part = at::Tensor();  // its activations are freed before the next ones are computed
+    if (sums_) {
+      sums_->add(gradients_);
+      gradients_.zero_();
+    }
     stop_if_cancelled();
   }
 }
 
-// The only collective for the backbone in a step, unless batch norms are joined. Sums the gradients over the ranks;
-// averages running statistics over the pictures, so that rank 0's checkpoint is valid for every rank; and sets `votes`
-// that are true on any rank.
+// The only collective for the backbone in a step, unless batch norms are joined or sums have no order. Sums the
+// gradients over the ranks; averages running statistics over the pictures, so that rank 0's checkpoint is valid for
+// every rank; and sets `votes` that are true on any rank.
 void Session::sum_over_ranks(Votes& votes) {
+  if (sums_) return sum_in_no_order(votes);
   // statistics_ is the sum over this rank's micro-batches, each of which has this share of the pictures.
   if (micro_batch() < options_.data.global_batch) {
     statistics_.mul_(static_cast<double>(micro_batch()) / static_cast<double>(options_.data.global_batch));
   }
-  flags_.copy_(at::tensor({votes.stop ? 1.f : 0.f, votes.checkpoint ? 1.f : 0.f, votes.writing ? 1.f : 0.f}));
+  flags_.copy_(flags_of(votes));
   with_peers(*comm_, [&] { comm_->all_reduce_sum(shared_); });
-  const at::Tensor flags = flags_.cpu();
-  const float* flag = flags.const_data_ptr<float>();
-  votes = {flag[kStop] > 0, flag[kCheckpoint] > 0, flag[kWriting] > 0};
+  votes = votes_of(flags_);
+}
+
+// The same in two collectives, with sums that do not depend on how the micro-batches are divided among the ranks. The
+// statistics of each go to a row of their own, in which other ranks have zeros, and are summed row by row.
+void Session::sum_in_no_order(Votes& votes) {
+  const int64_t rows = options_.data.global_batch / micro_batch(), columns = statistics_.numel();
+  const at::Tensor own = at::zeros({rows * columns + kFlags + 1}, statistics_.options());
+  const at::Tensor statistics = own.narrow(0, 0, rows * columns).view({rows, columns});
+  for (int64_t i = 0; i < micro_batches(); ++i)
+    statistics[part_.first / micro_batch() + i].copy_(micro_statistics_[static_cast<size_t>(i)]);
+  const at::Tensor flags = own.narrow(0, rows * columns, kFlags), overflows = own.narrow(0, own.numel() - 1, 1);
+  flags.copy_(flags_of(votes));
+  overflows.fill_(sums_->overflowed() ? 1 : 0);
+  at::Tensor all = own;
+  with_peers(*comm_, [&] {
+    comm_->all_reduce_sum(all);
+    comm_->all_reduce_sum(sums_->values());
+  });
+  votes = votes_of(flags);
+  statistics_.copy_(statistics[0]);
+  for (int64_t row = 1; row < rows; ++row) statistics_.add_(statistics[row]);
+  statistics_.mul_(1.0 / static_cast<double>(rows));
+  sums_->read(gradients_);
+  if (overflows.item<float>() > 0) gradients_.fill_(NAN);
 }
 
 // L2 norm of the backbone's gradient, without the loss scale, the same on every rank.

@@ -2,7 +2,7 @@
 // The caller decides when to stop, when to save, and the learning rate of each step. Knows no Node.
 //
 // The same options, number of ranks and number of threads give the same run bit for bit, also when it is resumed from
-// saved state.
+// saved state. On CPUs and with micro-batches, so does any other number of ranks.
 #pragma once
 
 #include <ATen/core/Tensor.h>
@@ -25,6 +25,7 @@
 #include "train/device.h"
 #include "train/device_batches.h"
 #include "train/flat_layout.h"
+#include "train/integer_sums.h"
 #include "train/kept_steps.h"
 #include "train/loss_scale.h"
 #include "train/stage_clock.h"
@@ -137,6 +138,7 @@ class Session {
   void backward(const at::Tensor& pixels, std::vector<at::Tensor> embeddings, const at::Tensor& gradient);
   void broadcast();
   void sum_over_ranks(Votes& votes);
+  void sum_in_no_order(Votes& votes);
   double gradient_norm() const;
   void apply_sgd(double learning_rate, double norm);
   void stop_if_cancelled() const;
@@ -163,6 +165,10 @@ class Session {
   FlatLayout parameter_layout_, buffer_layout_;
   at::Tensor weights_, momentum_, shared_;
   at::Tensor gradients_, statistics_, flags_;  // parts of shared_
+  // With PfcOptions::reproducible, in place of the sum of shared_: the sum of the gradients, and the running statistics
+  // after each of this rank's micro-batches.
+  std::optional<IntegerSums> sums_;
+  std::vector<at::Tensor> micro_statistics_;
 };
 
 // Opens the dataset in `directory`, plans `graph`, and connects to the other ranks, over NCCL on CUDA and over Gloo on

@@ -438,6 +438,17 @@ void micro_batches_are_as_ranks() {
   CHECK(are_equal(trained({.micro_batch = 6}), trained({.micro_batch = 6})));
 }
 
+// With micro-batches no bit depends on the number of ranks, which have 4, 2 and 2, 2, 1 and 1, or 1 of them.
+void micro_batches_make_ranks_equal() {
+  for (const Precision precision : {Precision::fp32, Precision::bf16}) {
+    const Trained one_rank = trained({.micro_batch = 6, .precision = precision});
+    for (const int ranks : {2, 3, 4})
+      CHECK(are_equal(trained({.ranks = ranks, .micro_batch = 6, .precision = precision}), one_rank));
+    CHECK(are_equal(trained({.ranks = 3, .micro_batch = 6, .checkpoint_activations = true, .precision = precision}),
+                    one_rank));
+  }
+}
+
 // Activations that are computed twice change no bit.
 void checkpoints_change_nothing() {
   for (const Precision precision : {Precision::fp32, Precision::bf16}) {
@@ -477,6 +488,7 @@ int main() {
   waiting_for_the_loader_counts_as_data();
   retired_identities_leave_the_head();
   micro_batches_are_as_ranks();
+  micro_batches_make_ranks_equal();
   checkpoints_change_nothing();
   joined_norms_are_as_one_rank();
   any_number_of_ranks_is_as_one();

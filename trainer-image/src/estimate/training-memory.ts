@@ -138,7 +138,8 @@ export function trainingMemory(facts: TrainingFacts): TrainingMemory {
     isGuess: true as const,
   };
   const kept = keptSteps(facts);
-  if (device === 'cpu') return { device: [...parts, loader, ...kept, program], host: [], checkpointCopy };
+  if (device === 'cpu')
+    return { device: [...parts, ...integerSums(facts), loader, ...kept, program], host: [], checkpointCopy };
   const context = {
     name: 'CUDA context',
     bytes: CUDA_CONTEXT + (facts.replicas > 1 ? NCCL_BUFFERS : 0),
@@ -151,6 +152,12 @@ export function trainingMemory(facts: TrainingFacts): TrainingMemory {
     checkpointCopy,
   };
 }
+
+/** integer_sums.h: of the backbone's gradients. */
+const integerSums = ({ microBatchSize, backbone }: TrainingFacts): MemoryPart[] =>
+  microBatchSize === null
+    ? []
+    : [{ name: 'sums of gradients', bytes: 8 * backbone.parameters, why: 'of micro-batches, as integers' }];
 
 function stateBytes(facts: TrainingFacts, rows: number): number {
   const { weight, state } = rowBytes(facts);
