@@ -48,20 +48,34 @@ if(CMAKE_CROSSCOMPILING AND CMAKE_SYSTEM_PROCESSOR STREQUAL "aarch64")
   set_tests_properties(int7_test_armv8.0 PROPERTIES ENVIRONMENT "FACETRAIN_ISAS=portable neon")
 endif()
 
-# The reader, with sanitizers, on damaged files. An emulator of another processor does not run them.
+# The library with sanitizers: its tests through the header, the example in C, and its reader on damaged files. An emulator
+# of another processor does not run them.
+file(GLOB int7_sources CONFIGURE_DEPENDS kernels/*.cc nodes/*.cc int7/*.cc)
+list(FILTER int7_sources EXCLUDE REGEX "_test\\.cc$")
 if(NOT CMAKE_CROSSCOMPILING)
-  add_executable(onnx_reader_sanitized int7/onnx_file.cc int7/onnx_reader.cc int7/onnx_reader_test.cc
-    int7/prelu_parts.cc nodes/float_steps.cc nodes/products.cc)
-  target_compile_options(onnx_reader_sanitized PRIVATE -fsanitize=address,undefined -fno-sanitize-recover=all)
-  target_link_options(onnx_reader_sanitized PRIVATE -fsanitize=address,undefined)
+  set(sanitizers -fsanitize=address,undefined -fno-sanitize-recover=all)
+  add_library(int7_sanitized STATIC ${int7_sources})
+  target_compile_options(int7_sanitized PUBLIC ${sanitizers})
+  target_link_options(int7_sanitized PUBLIC ${sanitizers})
+  target_link_libraries(int7_sanitized PUBLIC Threads::Threads)
+  set_target_properties(int7_sanitized PROPERTIES EXPORT_COMPILE_COMMANDS OFF)  # clang-tidy has seen these files
+  add_executable(onnx_reader_sanitized int7/onnx_reader_test.cc)
+  add_executable(c_api_sanitized int7/c_api_test.cc)
+  add_executable(int7_embed_sanitized int7/example/embed.c)
+  target_include_directories(int7_embed_sanitized PRIVATE ${CMAKE_CURRENT_SOURCE_DIR}/int7)
+  foreach(program onnx_reader_sanitized c_api_sanitized int7_embed_sanitized)
+    target_link_libraries(${program} PRIVATE int7_sanitized)
+    set_target_properties(${program} PROPERTIES EXPORT_COMPILE_COMMANDS OFF)
+  endforeach()
+  set_target_properties(int7_embed_sanitized PROPERTIES LINKER_LANGUAGE CXX)
   add_test(NAME onnx_reader_sanitized COMMAND onnx_reader_sanitized)
+  add_test(NAME c_api_sanitized COMMAND c_api_sanitized $<TARGET_FILE:int7_embed_sanitized>)
 endif()
 
 # The fuzzer of files, which needs Clang (`npm run fuzz`). All it calls is compiled for it again, with its sanitizers.
 if(FACETRAIN_FUZZ)
-  file(GLOB fuzzed CONFIGURE_DEPENDS kernels/*.cc nodes/*.cc int7/*.cc)
-  list(FILTER fuzzed EXCLUDE REGEX "_test\\.cc$|/c_api\\.cc$")
-  add_executable(model_fuzz EXCLUDE_FROM_ALL int7/testing/model_fuzz.cc ${fuzzed})
+  list(FILTER int7_sources EXCLUDE REGEX "/c_api\\.cc$")
+  add_executable(model_fuzz EXCLUDE_FROM_ALL int7/testing/model_fuzz.cc ${int7_sources})
   set(sanitizers -fsanitize=fuzzer,address,undefined -fno-sanitize-recover=all)
   target_compile_options(model_fuzz PRIVATE ${sanitizers} -g -O1)
   target_link_options(model_fuzz PRIVATE ${sanitizers})

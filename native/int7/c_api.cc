@@ -52,7 +52,9 @@ std::shared_ptr<const Loaded> load(const uint8_t* data, size_t size, const ft_in
                                         options.largest_memory == 0 ? kLargestMemory : options.largest_memory);
 }
 
-thread_local std::string last_error;
+// Without a constructor and a destructor: with one, the first access of each thread would allocate memory.
+thread_local char last_error[1024];
+constexpr size_t kLongestSubject = 512;
 
 struct FileError : std::runtime_error {
   using std::runtime_error::runtime_error;
@@ -60,11 +62,11 @@ struct FileError : std::runtime_error {
 
 // `subject`: what the message is about, unless it says so itself.
 ft_int7_status failed(ft_int7_status status, const char* message, const char* subject = nullptr) noexcept {
-  try {
-    last_error = subject ? std::string(subject) + ": " + message : message;
-  } catch (...) {
-    last_error.clear();
-  }
+  // Of a long path the end, which names the file.
+  const size_t length = subject ? std::strlen(subject) : 0;
+  const char* const end = length > kLongestSubject ? subject + length - kLongestSubject : subject;
+  std::snprintf(last_error, sizeof last_error, "%s%s%s%s", end == subject ? "" : "...", subject ? end : "",
+                subject ? ": " : "", message);
   return status;
 }
 
@@ -72,7 +74,7 @@ ft_int7_status failed(ft_int7_status status, const char* message, const char* su
 template <typename Body>
 ft_int7_status guarded(ft_int7_status of_invalid, const char* subject, Body body) noexcept {
   try {
-    last_error.clear();
+    last_error[0] = '\0';
     body();
     return FT_INT7_OK;
   } catch (const std::bad_alloc&) {
@@ -136,7 +138,7 @@ extern "C" {
 
 int32_t ft_int7_abi_version(void) { return FT_INT7_ABI_VERSION; }
 
-const char* ft_int7_last_error(void) { return last_error.c_str(); }
+const char* ft_int7_last_error(void) { return last_error; }
 
 ft_int7_status ft_int7_load_memory(const void* data, size_t size, const ft_int7_options* given, ft_int7_model** model) {
   if (model) *model = nullptr;
@@ -177,7 +179,7 @@ ft_int7_status ft_int7_get_info(const ft_int7_model* model, ft_int7_info* info) 
     info->std[c] = static_cast<float>(loaded.std[c]);
   }
   info->instruction_set = facetrain::name_of(facetrain::best_isa());
-  last_error.clear();
+  last_error[0] = '\0';
   return FT_INT7_OK;
 }
 
@@ -195,7 +197,7 @@ ft_int7_status ft_int7_get_output(const ft_int7_model* model, int32_t index, ft_
   output->name = outputs[index].name.c_str();
   output->rank = static_cast<int32_t>(outputs[index].dims.size());
   std::copy(outputs[index].dims.begin(), outputs[index].dims.end(), output->dims);
-  last_error.clear();
+  last_error[0] = '\0';
   return FT_INT7_OK;
 }
 
@@ -207,7 +209,7 @@ const char* ft_int7_get_metadata(const ft_int7_model* model, const char* key) {
   const auto& metadata = model->loaded->metadata;
   const auto found =
       std::find_if(metadata.begin(), metadata.end(), [&](const auto& entry) { return entry.first == key; });
-  last_error.clear();
+  last_error[0] = '\0';
   return found == metadata.end() ? nullptr : found->second.c_str();
 }
 

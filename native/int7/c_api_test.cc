@@ -6,6 +6,7 @@
 #include <fstream>
 #include <map>
 #include <string>
+#include <thread>
 #include <vector>
 
 #include "int7/facetrain_int7.h"
@@ -57,6 +58,49 @@ void test_computes() {
     CHECK(actual == expected);
     ft_int7_free_context(context);
   }
+}
+
+// Threads that each have a context of the same model, one of them on two threads, compute at the same time.
+void test_threads() {
+  const std::string file = testing::detector_file();
+  ft_int7_model* model = nullptr;
+  CHECK_EQ(int{ft_int7_load_memory(file.data(), file.size(), nullptr, &model)}, int{FT_INT7_OK});
+  ft_int7_info info;
+  CHECK_EQ(int{ft_int7_get_info(model, &info)}, int{FT_INT7_OK});
+  const auto picture_of = [&](int caller) {
+    std::vector<uint8_t> picture(int64_t{info.height} * info.width * info.channels);
+    for (size_t i = 0; i < picture.size(); ++i) picture[i] = static_cast<uint8_t>(i * (73 + caller) + i / 50);
+    return picture;
+  };
+  constexpr int kCallers = 3, kRuns = 50;
+  std::vector<std::vector<float>> expected(kCallers, std::vector<float>(info.output_size));
+  ft_int7_context* alone = nullptr;
+  CHECK_EQ(int{ft_int7_create_context(model, 1, &alone)}, int{FT_INT7_OK});
+  for (int i = 0; i < kCallers; ++i)
+    CHECK_EQ(int{ft_int7_run(alone, picture_of(i).data(), expected[i].data())}, int{FT_INT7_OK});
+  CHECK(expected[0] != expected[1]);
+  ft_int7_free_context(alone);
+  std::vector<int> right(kCallers);  // runs with the expected numbers
+  std::vector<std::thread> callers;
+  for (int i = 0; i < kCallers; ++i) {
+    callers.emplace_back([&, i] {
+      const std::vector<uint8_t> picture = picture_of(i);
+      ft_int7_context* context = nullptr;
+      if (ft_int7_create_context(model, i == 0 ? 2 : 1, &context) != FT_INT7_OK) return;
+      for (int run = 0; run < kRuns; ++run) {
+        std::vector<float> actual(info.output_size);
+        if (ft_int7_run(context, picture.data(), actual.data()) == FT_INT7_OK && actual == expected[i]) ++right[i];
+        // The reason of a failure is that of this thread's own call.
+        ft_int7_run(context, nullptr, actual.data());
+        if (std::string(ft_int7_last_error()).find("picture") == std::string::npos) right[i] = -kRuns;
+      }
+      ft_int7_free_context(context);
+    });
+  }
+  for (auto& caller : callers) caller.join();
+  for (const int runs : right) CHECK_EQ(runs, kRuns);
+  CHECK_EQ(std::string(ft_int7_last_error()), std::string());
+  ft_int7_free_model(model);
 }
 
 // A detector's file: nodes, two outputs, and pictures of another size than the file's.
@@ -149,6 +193,12 @@ void test_failures() {
     CHECK_EQ(std::string(ft_int7_last_error()).find(path + ": its tensors and packed weights take "), size_t{0});
   }
   std::remove(path.c_str());
+  // Of a long path its end, and the reason.
+  CHECK_EQ(int{ft_int7_load_file((std::string(3000, 'a') + "/model").c_str(), nullptr, &model)}, int{FT_INT7_FILE});
+  const std::string cut = ft_int7_last_error();
+  CHECK_EQ(cut.find("...aaa"), size_t{0});
+  CHECK(cut.find("a/model: ") != std::string::npos);
+  CHECK(cut.find("; a readable file") != std::string::npos);
   CHECK_EQ(int{ft_int7_load_memory(nullptr, 0, nullptr, &model)}, int{FT_INT7_INVALID_ARGUMENT});
   CHECK_EQ(int{ft_int7_load_file(nullptr, nullptr, &model)}, int{FT_INT7_INVALID_ARGUMENT});
   CHECK_EQ(int{ft_int7_run(nullptr, nullptr, nullptr)}, int{FT_INT7_INVALID_ARGUMENT});
@@ -162,12 +212,39 @@ void test_failures() {
   ft_int7_free_context(nullptr);
 }
 
+// The example in C prints what the library computes.
+void test_example(const std::string& program) {
+  const std::string file = testing::onnx_file(), base = "example_" + std::to_string(getpid());
+  const std::string model_path = base + ".onnx", picture_path = base + ".pixels";
+  std::string picture(7 * 9 * 3, 0);
+  for (size_t i = 0; i < picture.size(); ++i) picture[i] = static_cast<char>(i * 73);
+  std::ofstream(model_path, std::ios::binary) << file;
+  std::ofstream(picture_path, std::ios::binary) << picture;
+  const Runtime runtime(read_onnx(reinterpret_cast<const uint8_t*>(file.data()), file.size()).network, Isa::portable);
+  Runtime::Context memory(runtime);
+  std::vector<float> expected(6), actual;
+  runtime.run(memory, reinterpret_cast<const uint8_t*>(picture.data()), expected.data());
+  std::FILE* output = popen((program + " " + model_path + " " + picture_path).c_str(), "r");
+  CHECK(output != nullptr);
+  if (output == nullptr) return;
+  for (float number; std::fscanf(output, "%g", &number) == 1;) actual.push_back(number);
+  CHECK_EQ(pclose(output), 0);
+  CHECK(actual == expected);
+  output = popen((program + " " + picture_path + " " + picture_path + " 2>/dev/null").c_str(), "r");
+  if (output != nullptr) CHECK(pclose(output) != 0);
+  std::remove(model_path.c_str());
+  std::remove(picture_path.c_str());
+}
+
 }  // namespace
 }  // namespace facetrain::int7
 
-int main() {
+// c_api_test [EXAMPLE]: the program that example/embed.c is.
+int main(int argc, char** argv) {
   using namespace facetrain::int7;
+  if (argc > 1) test_example(argv[1]);
   test_computes();
+  test_threads();
   test_outputs();
   test_failures();
   return TEST_RESULT();

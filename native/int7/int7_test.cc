@@ -614,6 +614,20 @@ void test_windows() {
   }
 }
 
+// What compare() leaves out, so that a run says what it has not shown.
+void print_missing_instruction_sets() {
+#if defined(__x86_64__)
+  constexpr Isa kOwn[] = {Isa::avx2, Isa::avx512vnni};
+#elif defined(__aarch64__)
+  constexpr Isa kOwn[] = {Isa::neon, Isa::neondot};
+#else
+  constexpr Isa kOwn[] = {Isa::portable};
+#endif
+  for (const Isa isa : kOwn) {
+    if (!supported(isa)) std::cout << "not run on this CPU: " << name_of(isa) << "\n";
+  }
+}
+
 // In an emulator the processor is known, so a test would otherwise not notice that it compares fewer kernels.
 // FACETRAIN_ISAS: the names of all that it has.
 void test_instruction_sets() {
@@ -649,6 +663,7 @@ void test_refusals() {
 
 int main() {
   using namespace facetrain::int7;
+  print_missing_instruction_sets();
   test_exact_multipliers();
   test_convolutions();
   test_extremes();
