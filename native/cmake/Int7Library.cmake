@@ -10,7 +10,7 @@ foreach(kind SHARED STATIC)
   target_include_directories(${target} PUBLIC ${CMAKE_CURRENT_SOURCE_DIR}/int7)
   target_link_libraries(${target} PUBLIC Threads::Threads)
 endforeach()
-set_target_properties(facetrain_int7_shared PROPERTIES SOVERSION 2
+set_target_properties(facetrain_int7_shared PROPERTIES SOVERSION 3
   LINK_DEPENDS ${CMAKE_CURRENT_SOURCE_DIR}/int7/exports.map)
 # The linker leaves out what the library does not call: the kernels of the simulator.
 target_compile_options(ft_kernels PRIVATE -ffunction-sections)

@@ -1,4 +1,5 @@
 #include <algorithm>
+#include <array>
 #include <cerrno>
 #include <cstdio>
 #include <cstring>
@@ -14,42 +15,54 @@
 #include "int7/onnx_reader.h"
 #include "int7/runtime.h"
 
+using facetrain::Isa;
 using facetrain::ThreadPool;
+using facetrain::int7::check_memory;
 using facetrain::int7::OnnxModel;
+using facetrain::int7::PictureSize;
 using facetrain::int7::read_onnx;
 using facetrain::int7::refuse_file;
 using facetrain::int7::Runtime;
 
 namespace {
 
-constexpr int64_t kLargestMemory = int64_t{1} << 31;  // of a model's tensors and packed weights: files are not trusted
+constexpr int64_t kLargestMemory = int64_t{1} << 31;  // files are not trusted
 constexpr int32_t kLargestSide = 1 << 14;
 constexpr size_t kLargestFile = (size_t{1} << 31) - 1;  // of protobuf, so of ONNX
+
+// What the options say, with their defaults.
+struct Options {
+  PictureSize picture;
+  int64_t largest_memory = kLargestMemory;
+  Isa isa = facetrain::best_isa();
+};
 
 struct Loaded {
   std::string color_order;
   std::vector<double> mean, std;
   std::vector<OnnxModel::Output> outputs;
   std::map<std::string, std::string> metadata;
+  int version;
+  Isa isa;
   Runtime runtime;
 
-  Loaded(OnnxModel model, int64_t largest_memory)
+  Loaded(OnnxModel model, const Options& options)
       : color_order(std::move(model.color_order)),
         mean(std::move(model.mean)),
         std(std::move(model.std)),
         outputs(std::move(model.outputs)),
         metadata(std::move(model.metadata)),
-        runtime(std::move(model.network), facetrain::best_isa(), largest_memory) {}
+        version(model.version),
+        isa(options.isa),
+        runtime(std::move(model.network), options.isa, options.largest_memory) {}
 };
 
-std::shared_ptr<const Loaded> load(const uint8_t* data, size_t size, const ft_int7_options& options) {
-  OnnxModel model = read_onnx(data, size, {.height = options.height, .width = options.width});
+std::shared_ptr<const Loaded> load(OnnxModel model, const Options& options) {
   for (const OnnxModel::Output& output : model.outputs) {
     if (output.dims.size() > FT_INT7_MAX_RANK)
       throw std::invalid_argument(output.name + ": an output of more than seven dimensions; seven at most");
   }
-  return std::make_shared<const Loaded>(std::move(model),
-                                        options.largest_memory == 0 ? kLargestMemory : options.largest_memory);
+  return std::make_shared<const Loaded>(std::move(model), options);
 }
 
 // Without a constructor and a destructor: with one, the first access of each thread would allocate memory.
@@ -94,32 +107,66 @@ ft_int7_status guarded(ft_int7_status of_invalid, const char* subject, Body body
   }
 }
 
+// The instruction set of that name, if this processor has it.
+bool read_isa(const char* name, Isa& isa) noexcept {
+  std::array<char, 256> own{};  // names, each behind a comma
+  for (const Isa each : facetrain::kIsas) {
+    if (!facetrain::supported(each)) continue;
+    isa = each;
+    if (std::strcmp(name, facetrain::name_of(each)) == 0) return true;
+    const size_t length = std::strlen(own.data());
+    std::snprintf(own.data() + length, own.size() - length, ", %s", facetrain::name_of(each));
+  }
+  std::array<char, 512> message{};
+  std::snprintf(message.data(), message.size(), "instruction_set: %.100s; one that this processor has: %s", name,
+                own.data() + 2);
+  return failed(FT_INT7_INVALID_ARGUMENT, message.data()), false;
+}
+
 // The options that a caller has given. Returns false, and says why, where one is out of its range.
-bool read_options(const ft_int7_options* given, ft_int7_options& options) noexcept {
-  options = {};
-  if (given) options = *given;
+bool read_options(const ft_int7_options* given, Options& read) noexcept {
+  if (!given) return true;
+  const ft_int7_options& options = *given;
   if (options.height < 0 || options.height > kLargestSide || options.width < 0 || options.width > kLargestSide)
     return failed(FT_INT7_INVALID_ARGUMENT, "height or width: out of range; 1 to 16384, or 0 for the file's"), false;
   if (options.largest_memory < 0)
     return failed(FT_INT7_INVALID_ARGUMENT, "largest_memory: negative; bytes, or 0 for the default"), false;
-  return true;
+  read.picture = {.height = options.height, .width = options.width};
+  if (options.largest_memory > 0) read.largest_memory = options.largest_memory;
+  return options.instruction_set == nullptr || read_isa(options.instruction_set, read.isa);
 }
 
-std::vector<uint8_t> read_file(const char* path) {
+std::vector<uint8_t> read_file(const char* path, int64_t largest_memory) {
   const auto close = [](std::FILE* file) { std::fclose(file); };
   const std::unique_ptr<std::FILE, decltype(close)> file(std::fopen(path, "rb"), close);
   const auto fail = [&] { throw FileError(std::string(std::strerror(errno)) + "; a readable file"); };
   if (!file) fail();
   std::vector<uint8_t> bytes;
+  // Room for all of a regular file, so that it is not moved while it is read. Something else may have no end to tell.
+  if (std::fseek(file.get(), 0, SEEK_END) == 0) {
+    const long end = std::ftell(file.get());
+    if (end > 0 && end <= static_cast<long>(kLargestFile)) {
+      check_memory(end, largest_memory);
+      bytes.reserve(end);
+    }
+    std::rewind(file.get());
+  }
+  std::clearerr(file.get());
   uint8_t block[1 << 16];
   size_t count;
   do {
     count = std::fread(block, 1, sizeof block, file.get());
     if (count > kLargestFile - bytes.size()) refuse_file("has 2 GiB or more");
     bytes.insert(bytes.end(), block, block + count);
+    check_memory(static_cast<int64_t>(bytes.size()), largest_memory);
   } while (count > 0);
   if (std::ferror(file.get())) fail();
   return bytes;
+}
+
+bool check_threads(int32_t threads) noexcept {
+  return (threads >= 1 && threads <= 256) ||
+         (failed(FT_INT7_INVALID_ARGUMENT, "threads: out of range; 1 to 256"), false);
 }
 
 }  // namespace
@@ -143,20 +190,25 @@ const char* ft_int7_last_error(void) { return last_error; }
 ft_int7_status ft_int7_load_memory(const void* data, size_t size, const ft_int7_options* given, ft_int7_model** model) {
   if (model) *model = nullptr;
   if (!model || !data) return failed(FT_INT7_INVALID_ARGUMENT, "data or model: null; a pointer");
-  ft_int7_options options;
+  Options options;
   if (!read_options(given, options)) return FT_INT7_INVALID_ARGUMENT;
-  return guarded(FT_INT7_INVALID_MODEL, "data",
-                 [&] { *model = new ft_int7_model{load(static_cast<const uint8_t*>(data), size, options)}; });
+  return guarded(FT_INT7_INVALID_MODEL, "data", [&] {
+    OnnxModel read = read_onnx(static_cast<const uint8_t*>(data), size, options.picture);
+    *model = new ft_int7_model{load(std::move(read), options)};
+  });
 }
 
 ft_int7_status ft_int7_load_file(const char* path, const ft_int7_options* given, ft_int7_model** model) {
   if (model) *model = nullptr;
   if (!model || !path) return failed(FT_INT7_INVALID_ARGUMENT, "path or model: null; a pointer");
-  ft_int7_options options;
+  Options options;
   if (!read_options(given, options)) return FT_INT7_INVALID_ARGUMENT;
   return guarded(FT_INT7_INVALID_MODEL, path, [&] {
-    const std::vector<uint8_t> bytes = read_file(path);
-    *model = new ft_int7_model{load(bytes.data(), bytes.size(), options)};
+    std::vector<uint8_t> bytes = read_file(path, options.largest_memory);
+    OnnxModel read = read_onnx(bytes.data(), bytes.size(), options.picture);
+    check_memory(static_cast<int64_t>(bytes.size()) + read.network.bytes(), options.largest_memory);
+    bytes = std::vector<uint8_t>();  // The network has what it needs of them. {} would keep the memory.
+    *model = new ft_int7_model{load(std::move(read), options)};
   });
 }
 
@@ -173,12 +225,12 @@ ft_int7_status ft_int7_get_info(const ft_int7_model* model, ft_int7_info* info) 
                                                     : FT_INT7_UNKNOWN_ORDER;
   info->output_count = static_cast<int32_t>(loaded.outputs.size());
   info->output_size = loaded.runtime.output_size();
-  info->context_size = loaded.runtime.context_bytes(1);
   for (size_t c = 0; c < loaded.mean.size() && c < 4; ++c) {
     info->mean[c] = static_cast<float>(loaded.mean[c]);
     info->std[c] = static_cast<float>(loaded.std[c]);
   }
-  info->instruction_set = facetrain::name_of(facetrain::best_isa());
+  info->version = loaded.version;
+  info->instruction_set = facetrain::name_of(loaded.isa);
   last_error[0] = '\0';
   return FT_INT7_OK;
 }
@@ -213,10 +265,18 @@ const char* ft_int7_get_metadata(const ft_int7_model* model, const char* key) {
   return found == metadata.end() ? nullptr : found->second.c_str();
 }
 
+ft_int7_status ft_int7_get_context_size(const ft_int7_model* model, int32_t threads, int64_t* bytes) {
+  if (!model || !bytes) return failed(FT_INT7_INVALID_ARGUMENT, "model or bytes: null; a pointer");
+  if (!check_threads(threads)) return FT_INT7_INVALID_ARGUMENT;
+  *bytes = model->loaded->runtime.context_bytes(threads);
+  last_error[0] = '\0';
+  return FT_INT7_OK;
+}
+
 ft_int7_status ft_int7_create_context(const ft_int7_model* model, int32_t threads, ft_int7_context** context) {
   if (context) *context = nullptr;
   if (!model || !context) return failed(FT_INT7_INVALID_ARGUMENT, "model or context: null; a pointer");
-  if (threads < 1 || threads > 256) return failed(FT_INT7_INVALID_ARGUMENT, "threads: out of range; 1 to 256");
+  if (!check_threads(threads)) return FT_INT7_INVALID_ARGUMENT;
   return guarded(FT_INT7_INVALID_ARGUMENT, nullptr, [&] {
     auto pool = threads > 1 ? std::make_unique<ThreadPool>(threads) : nullptr;
     *context = new ft_int7_context{model->loaded, Runtime::Context(model->loaded->runtime, threads), std::move(pool)};

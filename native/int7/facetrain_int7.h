@@ -13,14 +13,22 @@
  * A model has one output (a face's embedding) or several (a detector's scores and boxes). A run writes all of them into
  * one array, one after the other; ft_int7_get_output says where each is.
  *
- * A function that can fail returns a status; ft_int7_last_error() then says what was found and what is allowed. Nothing
- * is thrown. A model may be used by several threads at once, a context by one at a time. Running allocates no memory.
- * Files are not trusted: a damaged one is refused.
+ * The outputs are what the network computes: an embedding is not normalized. The cosine of two faces is the product of
+ * their embeddings divided by both lengths.
  *
- * Versions. FT_INT7_ABI_VERSION is the number behind the library's name (libfacetrain_int7.so.2). It changes when a
+ * A function that can fail returns a status; ft_int7_last_error() then says what was found and what is allowed. Nothing
+ * is thrown. Files are not trusted: a damaged one is refused. Running allocates no memory (in a library that dlopen has
+ * loaded, the C library itself allocates a thread's storage, 1 KB, at that thread's first call).
+ *
+ * Threads. A model may be used by several threads at once, a context by one at a time. A context of more than one
+ * thread starts the others when it is made, and keeps them until it is freed. They sleep between runs; during a run
+ * they wait actively for each other, so there should be as many free cores. Threads do not survive fork(): in the
+ * child, such a context may be neither used nor freed. Models, and contexts of one thread, may.
+ *
+ * Versions. FT_INT7_ABI_VERSION is the number behind the library's name (libfacetrain_int7.so.3). It changes when a
  * struct or a function changes, so a program never runs with a library of another version. Every version reads all
- * files that older ones read. One from before files with activations of 8 bits (search.budget) refuses these: "has
- * scales along another axis than that of the outputs".
+ * files that older ones read. A file of a newer format (ft_int7_info.version) is refused. A library from before files
+ * with activations of 8 bits (search.budget) refuses these: "has scales along another axis than that of the outputs".
  */
 #ifndef FACETRAIN_INT7_H
 #define FACETRAIN_INT7_H
@@ -38,7 +46,7 @@
 extern "C" {
 #endif
 
-#define FT_INT7_ABI_VERSION 2
+#define FT_INT7_ABI_VERSION 3
 #define FT_INT7_MAX_RANK 7 /* dimensions of an output */
 
 typedef enum ft_int7_status {
@@ -60,9 +68,20 @@ typedef struct ft_int7_options {
    * is refused.
    */
   int32_t height, width;
-  /* Bytes that packed weights and one context may take. 0: 2^31. A model that needs more is refused when it is loaded.
+  /*
+   * Bytes that the model may take, while it is loaded (the file, if the library reads it, and the numbers of it) and
+   * afterwards (those numbers, packed weights, and one context with one thread). 0: 2^31. A model that needs more is
+   * refused when it is loaded, and the message says how much it needs. Not counted: names, and
+   * lists of sizes and indices, which are short in networks as they are.
    */
   int64_t largest_memory;
+  /*
+   * To compute with another instruction set than the best of this processor, for comparisons: avx512vnni, avx2,
+   * neondot, neon or portable; also avx2direct (avx2 without Winograd's convolution) and avx2int32 (and without sums in
+   * int16). All compute the same numbers. Null: the best. One that the processor lacks is refused, with a list of those
+   * that it has.
+   */
+  const char* instruction_set;
 } ft_int7_options;
 
 /* What a model reads and writes. */
@@ -73,8 +92,8 @@ typedef struct ft_int7_info {
   int64_t output_size; /* numbers of all outputs together */
   /* The bytes are mapped by the library. The file's own range, for information: its input is (byte - mean) / std. */
   float mean[4], std[4];
-  int64_t context_size; /* bytes of a context with one thread */
-  /* Of this machine that the model uses: avx512vnni, avx2, neondot, neon or portable. Static; must not be freed. */
+  int32_t version; /* of the file's format, from 1 on */
+  /* That the model uses: see ft_int7_options. Static; must not be freed. */
   const char* instruction_set;
 } ft_int7_info;
 
@@ -106,10 +125,22 @@ FT_INT7_API ft_int7_status ft_int7_get_info(const ft_int7_model* model, ft_int7_
 /* Of output 0 to output_count - 1, in the file's order. */
 FT_INT7_API ft_int7_status ft_int7_get_output(const ft_int7_model* model, int32_t index, ft_int7_output* output);
 /*
- * An entry of the file's metadata_props, or null if it has none of that key: "facetrain.source.sha256" is the digest of
- * the FP32 model, "facetrain.calibration.sha256" that of the calibration pictures. Belongs to the model.
+ * An entry of the file's metadata_props, or null if it has none of that key. Belongs to the model. Those of Facetrain:
+ *   facetrain.format                           "int7"
+ *   facetrain.version                          of that format; absent in the first files, which are of version 1
+ *   facetrain.bits                             of activations that convolutions multiply: "7", or "7, 8"
+ *   facetrain.limit                            the largest integer of a weight: "63"
+ *   facetrain.rounding                         of all integers: "half to even"
+ *   facetrain.channelOrder                     "rgb" or "bgr"
+ *   facetrain.input.mean, .std                 of the file's input, "[127.5,127.5,127.5]": ft_int7_info has them
+ *   facetrain.input.layout, .elementType       of the file's input if it is not NCHW of floats: "NHWC", "uint8"
+ *   facetrain.source.sha256                    of the FP32 model's file
+ *   facetrain.calibration.sha256               of the calibration pictures' pixels
  */
 FT_INT7_API const char* ft_int7_get_metadata(const ft_int7_model* model, const char* key);
+
+/* Bytes of a context with so many threads (1 to 256), without what the system keeps for these. */
+FT_INT7_API ft_int7_status ft_int7_get_context_size(const ft_int7_model* model, int32_t threads, int64_t* bytes);
 
 /*
  * Makes the memory for runs. `threads` (1 to 256) compute one picture together. The context keeps the model alive, so
@@ -118,7 +149,11 @@ FT_INT7_API const char* ft_int7_get_metadata(const ft_int7_model* model, const c
 FT_INT7_API ft_int7_status ft_int7_create_context(const ft_int7_model* model, int32_t threads,
                                                   ft_int7_context** context);
 
-/* Computes the outputs [output_size] of a picture [height][width][channels] of bytes. */
+/*
+ * Computes the outputs [output_size] of a picture: bytes [height][width][channels], the rows one behind the other
+ * without a gap, three channels in the order of ft_int7_info.color_order. Neither needs an alignment beyond that of its
+ * type.
+ */
 FT_INT7_API ft_int7_status ft_int7_run(ft_int7_context* context, const uint8_t* picture, float* outputs);
 
 /* Null is allowed. */

@@ -654,7 +654,7 @@ void test_refusals() {
   const int x = groups.conv(0, shape_of(640 * 16, 1, 1, 1, 0));
   groups.conv(x, shape_of(640, 640, 1, 1, 0));
   const Network packed = groups.finish();
-  CHECK_THROWS(Runtime(packed, Isa::portable, 500000), std::invalid_argument, " bytes; at most 500000");
+  CHECK_THROWS(Runtime(packed, Isa::portable, 500000), std::invalid_argument, " bytes of memory; at most 500000");
   Runtime(packed, Isa::portable, 1500000);
 }
 

@@ -5,6 +5,20 @@
 
 namespace facetrain::int7 {
 
+int64_t Network::bytes() const {
+  const auto bytes_of = [](const auto& numbers) { return static_cast<int64_t>(numbers.size() * sizeof numbers[0]); };
+  int64_t bytes = bytes_of(pixels) + bytes_of(real_pixels);
+  for (const LayerSpec& layer : layers) {
+    bytes += bytes_of(layer.weights) + bytes_of(layer.bias) + bytes_of(layer.weight_scales);
+    bytes += bytes_of(layer.positive) + bytes_of(layer.negative) + bytes_of(layer.offset);
+    for (const FloatStep& step : layer.node.steps) {
+      for (const FloatStep::Operand& operand : step.operands)
+        bytes += bytes_of(operand.constant.values) + bytes_of(operand.constant.integers);
+    }
+  }
+  return bytes;
+}
+
 int Arena::add(int64_t bytes, int first, int last) {
   constexpr int64_t kAlignment = 64;
   // A cache line more than is used: kernels read whole vectors.

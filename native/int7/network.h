@@ -58,6 +58,9 @@ struct Network {
   // What a byte of the picture becomes, [channels of the picture][256]: one of the two.
   std::vector<int8_t> pixels;
   std::vector<float> real_pixels;
+
+  // Bytes of all numbers above.
+  int64_t bytes() const;
 };
 
 }  // namespace facetrain::int7

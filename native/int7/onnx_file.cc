@@ -1,5 +1,7 @@
 #include "int7/onnx_file.h"
 
+#include <charconv>
+
 #include "int7/protobuf.h"
 
 namespace facetrain::int7 {
@@ -121,6 +123,22 @@ void read_graph(std::string_view graph, OnnxFile& file) {
   if (inputs == 0) refuse("the graph", "has no input");
 }
 
+// A newer format may mean something else by the same nodes. The first files did not say theirs.
+void read_version(OnnxFile& file) {
+  constexpr int kNewest = 1;
+  const auto found = file.metadata.find("facetrain.version");
+  if (found == file.metadata.end()) return;
+  const std::string_view text = found->second.substr(0, 20);
+  const char* const end = text.data() + text.size();
+  const auto [last, error] = std::from_chars(text.data(), end, file.version);
+  if (error != std::errc() || last != end || file.version < 1)
+    refuse_file("has metadata facetrain.version that is no number from 1 on");
+  if (file.version > kNewest) {
+    throw std::invalid_argument("of version " + std::to_string(file.version) + " of the format; at most " +
+                                std::to_string(kNewest) + ", so a newer Facetrain is needed");
+  }
+}
+
 }  // namespace
 
 void refuse(std::string_view part, const std::string& found) { refuse_file(std::string(part) + ": " + found); }
@@ -146,6 +164,7 @@ OnnxFile parse_onnx(const uint8_t* data, size_t size) {
   if (size == 0) refuse_file("empty");
   if (format == file.metadata.end()) refuse_file("has no metadata facetrain.format, so no INT7 network");
   if (format->second != "int7") refuse_file("in another form, as model.int7.trt.onnx for TensorRT is");
+  read_version(file);
   read_graph(graph, file);
   return file;
 }

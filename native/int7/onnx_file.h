@@ -35,6 +35,7 @@ struct OnnxNode {
 
 // The views are into the file's memory.
 struct OnnxFile {
+  int version = 1;              // of the format
   std::vector<OnnxNode> nodes;  // as the file has them
   std::map<std::string_view, OnnxConstant> constants;
   std::string_view input;

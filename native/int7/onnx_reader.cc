@@ -108,6 +108,7 @@ class Reader {
     if (order != file_.metadata.end() && (order->second == "rgb" || order->second == "bgr"))
       model_.color_order = std::string(order->second);
     for (const auto& [key, value] : file_.metadata) model_.metadata[std::string(key)] = std::string(value);
+    model_.version = file_.version;
     model_.network = std::move(network_);
     return std::move(model_);
   }

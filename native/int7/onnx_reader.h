@@ -20,6 +20,7 @@ struct OnnxModel {
     std::string name;
     std::vector<int64_t> dims;  // without the batch
   };
+  int version = 1;  // of the format
   Network network;
   std::vector<Output> outputs;    // in the order of network.outputs
   std::string color_order;        // rgb, bgr, or empty if the file does not say it

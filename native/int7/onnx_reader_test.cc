@@ -203,6 +203,15 @@ void test_refusals() {
   CHECK_THROWS(read(only_version), std::invalid_argument, "has no metadata facetrain.format");
   const Message format = Message().bytes(1, "facetrain.format").bytes(2, "int7-tensorrt");
   CHECK_THROWS(read(onnx_file() + Message().message(14, format).text()), std::invalid_argument, "in another form");
+  const auto of_version = [](const std::string& version) {
+    const Message entry = Message().bytes(1, "facetrain.version").bytes(2, version);
+    return onnx_file() + Message().message(14, entry).text();
+  };
+  CHECK_EQ(read(onnx_file()).version, 1);
+  CHECK_EQ(read(of_version("1")).version, 1);
+  CHECK_THROWS(read(of_version("2")), std::invalid_argument, "of version 2 of the format; at most 1, so a newer");
+  for (const char* version : {"", "0", "-1", "1.0", "99999999999999999999999"})
+    CHECK_THROWS(read(of_version(version)), std::invalid_argument, "has metadata facetrain.version that is no number");
   CHECK_THROWS(read(onnx_file({.weight = 64})), std::invalid_argument, "to_c: has a weight beyond 63");
   CHECK_THROWS(read(onnx_file({.op = "Mystery"})), Error, "layer 'to_p': operator Mystery; one of Abs, Add");
   CHECK_THROWS(read(onnx_file({.stride = 0})), std::invalid_argument, "has impossible strides");

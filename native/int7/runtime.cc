@@ -32,6 +32,12 @@ const Kernels& kernels_for(Isa isa) {
   return portable_kernels();
 }
 
+void check_memory(int64_t bytes, int64_t largest_memory) {
+  if (bytes <= largest_memory) return;
+  throw std::invalid_argument("takes " + std::to_string(bytes) + " bytes of memory; at most " +
+                              std::to_string(largest_memory));
+}
+
 Runtime::Runtime(Network network, Isa isa, int64_t largest_memory)
     : network_(std::move(network)), kernels_(kernels_for(isa)) {
   for (const LayerSpec& layer : network_.layers)
@@ -135,16 +141,15 @@ void Runtime::plan(int64_t largest_memory) {
   arena.place();
   arena_bytes_ = arena.bytes();
   // A small file may describe large tensors, and groups whose packed weights are far larger than they are.
-  int64_t memory = arena_bytes_;
+  int64_t packed = 0;
+  scratch_ = kTileScratch;
   for (size_t l = 0; l < network_.layers.size(); ++l) {
     const LayerSpec& layer = network_.layers[l];
     if (layer.kind != Kind::conv) continue;
-    memory += winograd_[l] ? packed_bytes(layer.shape, *winograd_[l]) : packed_bytes(layer.shape);
+    packed += winograd_[l] ? packed_bytes(layer.shape, *winograd_[l]) : packed_bytes(layer.shape);
+    if (winograd_[l]) scratch_ = std::max(scratch_, winograd_scratch(layer.shape, *winograd_[l]));
   }
-  if (memory > largest_memory) {
-    throw std::invalid_argument("its tensors and packed weights take " + std::to_string(memory) + " bytes; at most " +
-                                std::to_string(largest_memory));
-  }
+  check_memory(network_.bytes() + packed + context_bytes(1), largest_memory);
   for (size_t t = 0; t < stored_.size(); ++t) {
     if (piece[t] >= 0) stored_[t].offset = arena.offset(piece[t]);
   }
@@ -176,14 +181,17 @@ void Runtime::plan(int64_t largest_memory) {
     for (const int layer : {group.first, group.add, group.last}) {
       if (layer >= 0 && layer != group.head) planned.step->name += " + " + network_.layers[layer].name;
     }
-    if (head.kind == Kind::conv) planned.step->macs = head.shape.macs();
+    if (head.kind == Kind::conv) {
+      planned.step->macs = head.shape.macs();
+      // The step has packed them. {} would keep the memory.
+      network_.layers[group.head].weights = std::vector<int8_t>();
+    }
     for (const int tensor : {group.middle, group.output}) {
       if (tensor >= 0) add_borders(planned, stored_[tensor]);
     }
     steps_.push_back(std::move(planned));
   }
   steps_.push_back({.step = outputs_step(context), .borders = {}});
-  for (const Planned& planned : steps_) scratch_ = std::max(scratch_, planned.step->scratch());
 }
 
 int64_t Runtime::output_size() const {

@@ -20,16 +20,20 @@ namespace facetrain::int7 {
 class Step;
 struct Stored;
 
+// Throws std::invalid_argument if a model takes more bytes than it may.
+void check_memory(int64_t bytes, int64_t largest_memory);
+
 class Runtime {
  public:
   // Plans and packs the weights. `isa` must be supported. Throws Error for a node whose operators do not fit,
-  // std::invalid_argument for a network beyond the kernels' bounds, or one whose tensors and packed weights may take
-  // more than `largest_memory` bytes; the latter before it allocates them.
+  // std::invalid_argument for a network beyond the kernels' bounds, or one that may take more than `largest_memory`
+  // bytes in all (network, packed weights, and a context with one thread); the latter before it allocates them.
   explicit Runtime(Network network, Isa isa = best_isa(), int64_t largest_memory = INT64_MAX);
   ~Runtime();
   Runtime(const Runtime&) = delete;
   Runtime& operator=(const Runtime&) = delete;
 
+  // Without the weights of convolutions, which are packed.
   const Network& network() const { return network_; }
   // Numbers of all outputs.
   int64_t output_size() const;

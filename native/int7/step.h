@@ -18,10 +18,13 @@ struct Memory {
   float* output = nullptr;           // of all outputs, each [channels, height, width]
 };
 
+// Integers of scratch memory that any step but Winograd's needs for each thread: the sums of the largest tile.
+inline constexpr int64_t kTileScratch = kTilePixels * kBlock;
+
 // The part of a step that one of `count` threads computes.
 struct Part {
   int index = 0, count = 1;
-  int32_t* scratch = nullptr;  // Step::scratch() integers of this thread
+  int32_t* scratch = nullptr;  // kTileScratch or winograd_scratch() integers of this thread
 
   int begin(int total) const { return static_cast<int>(int64_t{total} * index / count); }
   int end(int total) const { return static_cast<int>(int64_t{total} * (index + 1) / count); }
@@ -30,8 +33,6 @@ struct Part {
 class Step {
  public:
   virtual ~Step() = default;
-  // Integers that a thread needs while it runs: by default the sums of the largest tile.
-  virtual int64_t scratch() const { return kTilePixels * kBlock; }
   virtual void run(const Memory& memory, const Part& part) const = 0;
 
   std::string name;
@@ -50,6 +51,8 @@ struct StepContext {
 // groups has zeros for the inputs of the groups beside it: up to 64 times the bytes of its own weights.
 int64_t packed_bytes(const ConvShape& shape);
 int64_t packed_bytes(const ConvShape& shape, const Winograd& way);
+// Integers of scratch memory that such a convolution needs for each thread.
+int64_t winograd_scratch(const ConvShape& shape, const Winograd& way);
 
 // How Winograd's tiles compute a convolution of `x`; null if they cannot, or are not faster.
 const Winograd* winograd_of(const LayerSpec& layer, const TensorSpec& x, const Kernels& kernels);

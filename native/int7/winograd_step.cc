@@ -62,12 +62,6 @@ class WinogradStep final : public Step {
     pack();
   }
 
-  int64_t scratch() const override {
-    const int64_t rows = int64_t{way_.outputs} * way_.outputs;
-    return way_.tiles * (int64_t{way_.positions()} * layer_.shape.in_channels / 2 +  // int16
-                         (way_.positions() + rows) * kVector);
-  }
-
   void run(const Memory& memory, const Part& part) const override {
     const int in = layer_.shape.in_channels, positions = way_.positions();
     const int64_t tiles_in = int64_t{way_.tiles} * in, tiles_out = int64_t{way_.tiles} * kVector;
@@ -183,6 +177,12 @@ Margins winograd_margins(const ConvShape& s, const Winograd& way) {
 
 int64_t packed_bytes(const ConvShape& shape, const Winograd& way) {
   return weight_bytes(shape, way) + least_multiple(shape.out_channels, kVector) * int64_t{sizeof(int32_t)};
+}
+
+int64_t winograd_scratch(const ConvShape& shape, const Winograd& way) {
+  const int64_t rows = int64_t{way.outputs} * way.outputs;
+  return way.tiles * (int64_t{way.positions()} * shape.in_channels / 2 +  // int16
+                      (way.positions() + rows) * kVector);
 }
 
 std::unique_ptr<Step> winograd_step(const StepContext& context, const Group& group) {

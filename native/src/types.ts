@@ -70,7 +70,7 @@ export interface Graph {
  *            PReLU, ReLU, or a batch norm that cannot be folded.
  * add        y = a + b, same shape.
  * pool       global average over height and width.
- * node       ONNX operators that are computed in FP32 from dequantized inputs (native/quant/float_steps.h).
+ * node       ONNX operators that are computed in FP32 from dequantized inputs (native/nodes/float_steps.h).
  */
 export type Layer =
   | {

@@ -32,6 +32,7 @@ export function modelFile(
   const { source, calibration, channelOrder } = origin;
   const metadata = {
     [FORMAT_METADATA]: runtime === 'onnxruntime' ? INT7_FORMAT : TENSORRT_FORMAT,
+    'facetrain.version': '1', // of the format; native/int7/onnx_file.cc refuses newer ones
     // Of weights and of what they multiply.
     'facetrain.bits': hasWideOperands(graph, scales) ? '7, 8' : '7',
     'facetrain.limit': String(WEIGHT_LIMIT),

@@ -7,7 +7,7 @@
  */
 import type { Graph, GraphNode, NodeLayer, NodeOperand, NodeStep } from '@facetrain/native';
 
-/** Operators of native/quant/float_steps.cc. */
+/** Operators of native/nodes/float_steps.cc. */
 export const NODE_OPERATORS = `
   Abs Add AveragePool BatchNormalization Clip Concat Conv ConvTranspose DepthToSpace Div Elu Erf Exp Expand Flatten
   Gather Gemm GlobalAveragePool GlobalMaxPool HardSigmoid HardSwish Identity LayerNormalization LeakyRelu Log MatMul Max
