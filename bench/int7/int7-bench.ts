@@ -39,8 +39,8 @@ Without --model: a pretrained MobileFaceNet and an IResNet-50 with random weight
 
 --model M.onnx      another FP32 model
 --threads N         for one picture; default 1
---isa SET           of our INT7: auto (default), portable, avx2, avx512vnni; on ARM neon, neondot. With avx2 also
-                    without Winograd (avx2direct) and without sums in int16, as INT8 would be (avx2int32)
+--isa SET           of our INT7: auto (default), portable, avx2, avxvnni, avx512vnni; on ARM neon, neondot. With avx2
+                    also without Winograd (avx2direct) and without sums in int16, as INT8 would be (avx2int32)
 --budget SHARE      also our INT7 with operands of 8 bits, as search.budget gives them; default 0, none
 --rounds N          turns of five pictures; default 15 for MobileFaceNet, 4 to 5 for others
 --layers            also GMAC/s of each step of our runtime
@@ -253,7 +253,9 @@ async function measure(title: string, graph: Graph, rounds: number): Promise<Rec
 }
 
 function best(): InstructionSet {
-  return (['avx512vnni', 'avx2', 'neondot', 'neon', 'portable'] as const).find((name) => peaks[name] !== undefined)!;
+  return (['avx512vnni', 'avxvnni', 'avx2', 'neondot', 'neon', 'portable'] as const).find(
+    (name) => peaks[name] !== undefined,
+  )!;
 }
 
 async function printLayers(model: Int7Model, picture: Pictures): Promise<void> {

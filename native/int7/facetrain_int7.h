@@ -71,15 +71,15 @@ typedef struct ft_int7_options {
   /*
    * Bytes that the model may take, while it is loaded (the file, if the library reads it, and the numbers of it) and
    * afterwards (those numbers, packed weights, and one context with one thread). 0: 2^31. A model that needs more is
-   * refused when it is loaded, and the message says how much it needs. Not counted: names, and
-   * lists of sizes and indices, which are short in networks as they are.
+   * refused when it is loaded, and the message says how much it needs. Not counted: names, and lists of sizes and
+   * indices, which are short in networks as they are.
    */
   int64_t largest_memory;
   /*
-   * To compute with another instruction set than the best of this processor, for comparisons: avx512vnni, avx2,
-   * neondot, neon or portable; also avx2direct (avx2 without Winograd's convolution) and avx2int32 (and without sums in
-   * int16). All compute the same numbers. Null: the best. One that the processor lacks is refused, with a list of those
-   * that it has.
+   * To compute with another instruction set than the best of this processor, for comparisons: avx512vnni, avxvnni,
+   * avx2, neondot, neon or portable; also avx2direct (avx2 without Winograd's convolution) and avx2int32 (and without
+   * sums in int16). All compute the same numbers. Null: the best. One that the processor lacks is refused, with a list
+   * of those that it has.
    */
   const char* instruction_set;
 } ft_int7_options;

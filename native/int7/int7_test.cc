@@ -187,20 +187,42 @@ std::vector<float> expected_output(const Network& network, const std::vector<uin
   return output;
 }
 
+struct TestedKernels {
+  std::string name;
+  const Kernels* kernels;
+};
+
+// Those of this machine's instruction sets, and those of AVX-VNNI in any case. The kernels of AVX512-VNNI and of ARM's
+// dot product cannot be had in the same way: they need registers that no other instruction set has.
+const std::vector<TestedKernels>& tested_kernels() {
+  static const std::vector<TestedKernels> all = [] {
+    std::vector<TestedKernels> found;
+    for (const Isa isa : kIsas) {
+      if (supported(isa)) found.push_back({name_of(isa), &kernels_for(isa)});
+    }
+#if defined(__x86_64__)
+    if (supported(Isa::avx2) && !supported(Isa::avxvnni))
+      found.push_back({"avxvnni, emulated by avx2", &emulated_avxvnni_kernels()});
+#endif
+    return found;
+  }();
+  return all;
+}
+
 void compare(const Network& network, const char* what, int byte = -1) {
   std::vector<uint8_t> picture(network.tensors[0].size());
   for (auto& value : picture) value = static_cast<uint8_t>(byte < 0 ? random_int(0, 255) : byte);
   const std::vector<float> expected = expected_output(network, picture);
-  for (const Isa isa : kIsas) {
-    if (!supported(isa)) continue;
-    const Runtime runtime(network, isa);
+  for (const TestedKernels& tested : tested_kernels()) {
+    const Runtime runtime(network, *tested.kernels);
     // On threads, of which some may have no part of a step.
     for (const int threads : {2, 3}) {
       static ThreadPool pools[] = {ThreadPool(2), ThreadPool(3)};
       Runtime::Context context(runtime, threads);
       std::vector<float> actual(runtime.output_size());
       runtime.run(context, picture.data(), actual.data(), pools[threads - 2]);
-      if (actual != expected) test::fail(__FILE__, __LINE__) << what << ": " << threads << " threads\n";
+      if (actual != expected)
+        test::fail(__FILE__, __LINE__) << what << ": " << tested.name << ", " << threads << " threads\n";
     }
     Runtime::Context context(runtime);
     // Twice, so that what the first picture leaves in memory would show.
@@ -208,7 +230,7 @@ void compare(const Network& network, const char* what, int byte = -1) {
       std::vector<float> actual(runtime.output_size());
       runtime.run(context, picture.data(), actual.data());
       if (actual != expected) {
-        test::fail(__FILE__, __LINE__) << what << ": " << name_of(isa) << ", run " << repeat << "\n";
+        test::fail(__FILE__, __LINE__) << what << ": " << tested.name << ", run " << repeat << "\n";
         return;
       }
     }
@@ -617,7 +639,7 @@ void test_windows() {
 // What compare() leaves out, so that a run says what it has not shown.
 void print_missing_instruction_sets() {
 #if defined(__x86_64__)
-  constexpr Isa kOwn[] = {Isa::avx2, Isa::avx512vnni};
+  constexpr Isa kOwn[] = {Isa::avx2, Isa::avxvnni, Isa::avx512vnni};
 #elif defined(__aarch64__)
   constexpr Isa kOwn[] = {Isa::neon, Isa::neondot};
 #else

@@ -150,6 +150,8 @@ const Kernels& avx2_kernels();
 const Kernels& avx2direct_kernels();
 const Kernels& avx2int32_kernels();
 const Winograd* avx2_winograd(int outputs);  // 2 or 4
+const Kernels& avxvnni_kernels();
+const Kernels& emulated_avxvnni_kernels();  // for tests: the same, and AVX2 is enough
 const Kernels& avx512vnni_kernels();
 #elif defined(__aarch64__)
 const Kernels& neon_kernels();

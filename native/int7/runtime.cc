@@ -21,6 +21,7 @@ bool mixes_channels(const LayerSpec& layer) { return layer.kind == LayerSpec::Ki
 const Kernels& kernels_for(Isa isa) {
 #if defined(__x86_64__)
   if (isa == Isa::avx512vnni) return avx512vnni_kernels();
+  if (isa == Isa::avxvnni) return avxvnni_kernels();
   if (isa == Isa::avx2) return avx2_kernels();
   if (isa == Isa::avx2direct) return avx2direct_kernels();
   if (isa == Isa::avx2int32) return avx2int32_kernels();
@@ -39,7 +40,10 @@ void check_memory(int64_t bytes, int64_t largest_memory) {
 }
 
 Runtime::Runtime(Network network, Isa isa, int64_t largest_memory)
-    : network_(std::move(network)), kernels_(kernels_for(isa)) {
+    : Runtime(std::move(network), kernels_for(isa), largest_memory) {}
+
+Runtime::Runtime(Network network, const Kernels& kernels, int64_t largest_memory)
+    : network_(std::move(network)), kernels_(kernels) {
   for (const LayerSpec& layer : network_.layers)
     winograd_.push_back(winograd_of(layer, network_.tensors[layer.inputs[0]], kernels_));
   store_tensors();

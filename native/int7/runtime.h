@@ -29,6 +29,8 @@ class Runtime {
   // std::invalid_argument for a network beyond the kernels' bounds, or one that may take more than `largest_memory`
   // bytes in all (network, packed weights, and a context with one thread); the latter before it allocates them.
   explicit Runtime(Network network, Isa isa = best_isa(), int64_t largest_memory = INT64_MAX);
+  // The same with kernels that no instruction set stands for. They outlive it.
+  Runtime(Network network, const Kernels& kernels, int64_t largest_memory = INT64_MAX);
   ~Runtime();
   Runtime(const Runtime&) = delete;
   Runtime& operator=(const Runtime&) = delete;

@@ -1,5 +1,8 @@
 #include "kernels/conv.h"
 
+#if defined(__x86_64__)
+#include <cpuid.h>
+#endif
 #if defined(__aarch64__) && defined(__linux__)
 #include <asm/hwcap.h>
 #include <sys/auxv.h>
@@ -52,6 +55,8 @@ const char* name_of(Isa isa) {
       return "avx2int32";
     case Isa::avx2:
       return "avx2";
+    case Isa::avxvnni:
+      return "avxvnni";
     case Isa::avx512vnni:
       return "avx512vnni";
     case Isa::neon:
@@ -64,6 +69,14 @@ const char* name_of(Isa isa) {
   return "portable";
 }
 
+#if defined(__x86_64__)
+// CPUID leaf 7, subleaf 1, EAX bit 4 (Intel's manual, volume 2A). Clang 14 cannot be asked for it.
+static bool has_avxvnni() {
+  unsigned eax = 0, ebx = 0, ecx = 0, edx = 0;
+  return __get_cpuid_count(7, 1, &eax, &ebx, &ecx, &edx) != 0 && (eax & 1U << 4) != 0;
+}
+#endif
+
 bool supported(Isa isa) {
 #if defined(__x86_64__)
   // What CMakeLists.txt compiles int7/kernels_avx512vnni.cc for.
@@ -72,6 +85,7 @@ bool supported(Isa isa) {
            __builtin_cpu_supports("avx512vl") && __builtin_cpu_supports("avx512dq") &&
            __builtin_cpu_supports("avx512vnni");
   }
+  if (isa == Isa::avxvnni) return __builtin_cpu_supports("avx2") && has_avxvnni();
   if (isa == Isa::avx2 || isa == Isa::avx2direct || isa == Isa::avx2int32) return __builtin_cpu_supports("avx2");
 #elif defined(__aarch64__)
   if (isa == Isa::neon) return true;
@@ -96,7 +110,7 @@ Isa best_isa() {
 static ConvTile tile_for(Isa isa) {
 #if defined(__x86_64__)
   if (isa == Isa::avx512vnni) return conv_tile_avx512vnni;
-  if (isa == Isa::avx2 || isa == Isa::avx2direct || isa == Isa::avx2int32) return conv_tile_avx2;
+  if (isa != Isa::portable) return conv_tile_avx2;
 #endif
   (void)isa;
   return conv_tile_portable;

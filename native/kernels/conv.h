@@ -51,11 +51,11 @@ static_assert(kLargestFilterOfWideOperand * kLargestWideOperand * (kLargestOpera
 // Instruction sets that have their own kernel, the better ones of a processor last. `portable` runs on every machine;
 // `avx2direct` is AVX2 without Winograd's convolution, and `avx2int32` also widens every sum of two products, as INT8
 // has to: int7/ has them to compare with, and never chooses them by itself, but `avx2` takes the latter's tiles where
-// they are faster. `neondot` is NEON with the dot product of ARMv8.2. In this folder `portable` computes for ARM too:
-// only int7/ has kernels for it.
-enum class Isa { portable, avx2int32, avx2direct, avx2, avx512vnni, neon, neondot };
-inline constexpr Isa kIsas[] = {Isa::portable,   Isa::avx2int32, Isa::avx2direct, Isa::avx2,
-                                Isa::avx512vnni, Isa::neon,      Isa::neondot};
+// they are faster. `avxvnni` is AVX2 with the dot product of AVX512-VNNI. `neondot` is NEON with the dot product of
+// ARMv8.2. In this folder `portable` computes for ARM too, and `avx2` for AVX-VNNI: only int7/ has kernels for them.
+enum class Isa { portable, avx2int32, avx2direct, avx2, avxvnni, avx512vnni, neon, neondot };
+inline constexpr Isa kIsas[] = {Isa::portable, Isa::avx2int32,  Isa::avx2direct, Isa::avx2,
+                                Isa::avxvnni,  Isa::avx512vnni, Isa::neon,       Isa::neondot};
 
 // The name in lower case, as it is above.
 const char* name_of(Isa isa);

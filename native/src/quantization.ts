@@ -56,7 +56,15 @@ export interface SearchResult {
 }
 
 /** The instruction sets that the INT7 runtime has kernels for (native/kernels/conv.h). */
-export type InstructionSet = 'portable' | 'avx2int32' | 'avx2direct' | 'avx2' | 'avx512vnni' | 'neon' | 'neondot';
+export type InstructionSet =
+  | 'portable'
+  | 'avx2int32'
+  | 'avx2direct'
+  | 'avx2'
+  | 'avxvnni'
+  | 'avx512vnni'
+  | 'neon'
+  | 'neondot';
 
 /**
  * The parts of an INT7 network's error: the weights and biases of convolutions; the tensors that convolutions multiply,
