@@ -43,13 +43,13 @@ add_test(NAME facetrain_int7_needs COMMAND ${CMAKE_COMMAND} -DOBJDUMP=${CMAKE_OB
 # The emulator's own processor has all that ARM has; a Cortex-A53 is ARMv8.0 and nothing more.
 if(CMAKE_CROSSCOMPILING AND CMAKE_SYSTEM_PROCESSOR STREQUAL "aarch64")
   add_test(NAME int7_test_armv8.0
-    COMMAND ${CMAKE_CROSSCOMPILING_EMULATOR} -cpu cortex-a53 $<TARGET_FILE:int7_test>)
+    COMMAND ${CMAKE_CROSSCOMPILING_EMULATOR} -cpu cortex-a53 $<TARGET_FILE:int7_test> few)
   set_tests_properties(int7_test PROPERTIES ENVIRONMENT "FACETRAIN_ISAS=portable neon neondot")
   set_tests_properties(int7_test_armv8.0 PROPERTIES ENVIRONMENT "FACETRAIN_ISAS=portable neon")
 endif()
 
-# The library with sanitizers: its tests through the header, the example in C, and its reader on damaged files. An emulator
-# of another processor does not run them.
+# The library with sanitizers: its tests through the header, the example in C, and its reader on damaged files. An
+# emulator of another processor does not run them.
 file(GLOB int7_sources CONFIGURE_DEPENDS kernels/*.cc nodes/*.cc int7/*.cc)
 list(FILTER int7_sources EXCLUDE REGEX "_test\\.cc$")
 if(NOT CMAKE_CROSSCOMPILING)
