@@ -29,7 +29,7 @@ import type { PairsOptions } from './commands/dataset-pairs.ts';
 import type { SplitOptions } from './commands/dataset-split.ts';
 import type { EmbedOptions } from './commands/embed.ts';
 import type { EvalInput, ModelToEvaluate } from './commands/eval.ts';
-import type { MergeOptions } from './commands/head.ts';
+import type { MergeOptions, RemoveOptions } from './commands/head.ts';
 import type { AddOptions } from './commands/head-add.ts';
 import type { PlanOptions } from './commands/plan.ts';
 import type { QuantizeOptions } from './commands/quantize.ts';
@@ -479,10 +479,17 @@ command('inspect', 'describe an ONNX file, a checkpoint, or an artifact folder; 
 
 const head = program
   .command('head')
-  .description('add, merge and remove identities of the checkpoints in a folder; suspend the job before')
+  .description('add, merge and remove identities of checkpoints; suspend the job before')
   .exitOverride();
-command('add', 'class centres for the identities of a dataset that follow the last class, from mean embeddings', head)
-  .argument('<checkpoints>', 'folder with step-…')
+/** A command that changes checkpoints of a folder or an object store. */
+const headCommand = (name: string, description: string): Command =>
+  command(name, description, head)
+    .argument('<checkpoints>', 'folder with step-…, or s3://BUCKET/PREFIX')
+    .option('--endpoint <url>', 'of the object store, as this machine reaches it (default: AWS)')
+    .option('--region <name>', 'of the object store')
+    .option('--force-path-style', 'the bucket is a part of the path, as most stores but AWS want it');
+
+headCommand('add', 'class centres for the identities of a dataset that follow the last class, from mean embeddings')
   .requiredOption('--dataset <folder>', 'the dataset that training goes on with')
   .requiredOption('--model <file>', 'the backbone as ONNX, such as model/backbone.onnx; weights are the checkpoint’s')
   .addOption(
@@ -493,31 +500,29 @@ command('add', 'class centres for the identities of a dataset that follow the la
   .addOption(channelOrder())
   .addOption(threads())
   .action(
-    action(async (folder: string, options: AddOptions) => {
+    action(async (where: string, options: AddOptions) => {
       const { addIdentities } = await import('./commands/head-add.ts');
-      return addIdentities(folder, options, new StatusLine(), signal);
+      return addIdentities(where, options, new StatusLine(), signal);
     }),
   );
 
-command('merge', 'make several classes one; writes a map of labels', head)
-  .argument('<checkpoints>', 'folder with step-…')
+headCommand('merge', 'make several classes one; writes a map of labels')
   .requiredOption('--classes <ids>', 'classes to be merged, with commas', classIds)
   .requiredOption('--into <id>', 'the class that stays', classId)
   .option('--map <file>', 'receives every retired class with its new one, in lines of two numbers')
   .action(
-    action(async (folder: string, options: MergeOptions) => {
+    action(async (where: string, options: MergeOptions) => {
       const { mergeIdentities } = await import('./commands/head.ts');
-      return mergeIdentities(folder, options, new StatusLine());
+      return mergeIdentities(where, options, new StatusLine());
     }),
   );
 
-command('remove', 'remove classes from every checkpoint, and search the files for their rows', head)
-  .argument('<checkpoints>', 'folder with step-…')
+headCommand('remove', 'remove classes from every checkpoint, and search the files for their rows')
   .requiredOption('--classes <ids>', 'classes to be removed, with commas', classIds)
   .action(
-    action(async (folder: string, options: { classes: number[] }) => {
+    action(async (where: string, options: RemoveOptions) => {
       const { removeIdentities } = await import('./commands/head.ts');
-      return removeIdentities(folder, options, new StatusLine());
+      return removeIdentities(where, options, new StatusLine());
     }),
   );
 

@@ -10,9 +10,10 @@ import { readOnnx } from '@facetrain/trainer/onnx/read';
 import { lengthOf } from '@facetrain/trainer/verification/check-embeddings';
 import { type StatusLine, table } from '../terminal-output.ts';
 import { editAll, refuse, steps } from './head.ts';
+import { openPlace, type StoreOptions } from './head-place.ts';
 import { DEFAULT_ORDER } from './input-range.ts';
 
-export interface AddOptions {
+export interface AddOptions extends StoreOptions {
   /** The dataset that training goes on with. */
   dataset: string;
   /** Its graph; the weights are those of each checkpoint. */
@@ -27,7 +28,7 @@ export interface AddOptions {
  * @throws FacetrainError InvalidArgument when the dataset has no new identity, or one without a picture that can be
  * used; InvalidDataset, InvalidModel, InvalidCheckpoint, FencedOff, DiskFull, StorageFailed
  */
-export async function addIdentities(folder: string, options: AddOptions, line: StatusLine, signal: AbortSignal) {
+export async function addIdentities(where: string, options: AddOptions, line: StatusLine, signal: AbortSignal) {
   const { dataset, model, images, threads = availableParallelism() } = options;
   line.show('Reading', dataset);
   const { labels } = await readLabels(dataset, { signal });
@@ -35,8 +36,9 @@ export async function addIdentities(folder: string, options: AddOptions, line: S
   const read = await readOnnx(model);
   const channelOrder = options.channelOrder ?? channelOrderOf(read.metadata) ?? DEFAULT_ORDER;
   const { graph } = withInputRange(read, { subject: model });
+  using place = await openPlace(where, options);
   let added = { first: 0, count: 0 };
-  const edited = await editAll(folder, line, async (head) => {
+  const edited = await editAll(place, line, async (head) => {
     const { manifest } = head.checkpoint;
     const first = manifest.numClasses;
     const count = Math.max(0, numClasses - first);

@@ -1,12 +1,18 @@
 /** Identities leave and join a trained head, and training goes on. */
 import assert from 'node:assert/strict';
+import { randomUUID } from 'node:crypto';
 import { cp, mkdtemp, readdir, readFile, rm, writeFile } from 'node:fs/promises';
 import { tmpdir } from 'node:os';
 import { join } from 'node:path';
 import { after, before, test } from 'node:test';
-import { openCheckpoint } from '@facetrain/trainer/checkpoint/directory';
+import { CHECKPOINT_MANIFEST } from '@facetrain/api';
+import { openCheckpoint, storedFiles } from '@facetrain/trainer/checkpoint/directory';
 import { type OpenHead, openHeads, rowsOf, storedRows } from '@facetrain/trainer/checkpoint/edit-head';
+import { ObjectTarget } from '@facetrain/trainer/checkpoint/object-target';
 import { readIdentities } from '@facetrain/trainer/checkpoint/retired';
+import { ObjectFence, readHead } from '@facetrain/trainer/storage/object-fence';
+import { ObjectStore } from '@facetrain/trainer/storage/object-store';
+import { AWS_ENVIRONMENT, type S3Server, startS3Server } from '@facetrain/trainer/testing/s3-server';
 import { writeSmallDataset } from '@facetrain/trainer/testing/training-gang';
 import { facetrain, writeTinyJob } from '../testing/run-cli.ts';
 
@@ -14,11 +20,14 @@ const IDENTITIES = 8;
 const PICTURES = 6;
 const BATCH = 8;
 
+let server: S3Server;
 let folder: string;
 let data: string;
 /** A copy of the checkpoints of a training of two epochs. */
 let checkpoints: string;
 before(async () => {
+  Object.assign(process.env, AWS_ENVIRONMENT);
+  server = await startS3Server('faces');
   folder = await mkdtemp(join(tmpdir(), 'facetrain-head-'));
   data = join(folder, 'data');
   checkpoints = join(folder, 'copy');
@@ -27,7 +36,10 @@ before(async () => {
   assert.equal(code, 0, stderr);
   await cp(join(folder, 'first', 'out', 'checkpoints'), checkpoints, { recursive: true });
 });
-after(() => rm(folder, { recursive: true }));
+after(async () => {
+  await server?.stop();
+  await rm(folder, { recursive: true });
+});
 
 function jobOf(name: string, epochs: number, more: object = {}): Promise<string> {
   return writeTinyJob(join(folder, name), (spec) =>
@@ -43,11 +55,35 @@ function jobOf(name: string, epochs: number, more: object = {}): Promise<string>
   );
 }
 
-async function steps(): Promise<number[]> {
-  return (await readdir(checkpoints))
+const steps = () => stepsOf(checkpoints);
+
+async function stepsOf(root: string): Promise<number[]> {
+  return (await readdir(root))
     .filter((name) => name.startsWith('step-'))
     .map((name) => Number(name.slice('step-'.length)))
     .sort((a, b) => b - a);
+}
+
+const access = () => ['--endpoint', server.endpoint, '--force-path-style'];
+
+/** Writes the checkpoints of a folder to an object store, as trainers do. */
+async function storeCheckpoints(root: string, uri: string): Promise<void> {
+  const store = new ObjectStore({ ...server.address(uri), credentials: null });
+  try {
+    const owner = { name: 'first', uid: 'u', attempt: 0, start: randomUUID() };
+    const target = new ObjectTarget(await ObjectFence.claim(store, owner));
+    for (const step of await stepsOf(root)) {
+      const { directory, manifest } = await openCheckpoint(root, step);
+      for (const { file } of storedFiles({ manifest })) {
+        const writer = await target.create(step, file);
+        await writer.write(await readFile(join(directory, file)));
+        await writer.finish();
+      }
+      await target.complete(manifest);
+    }
+  } finally {
+    store.close();
+  }
 }
 
 test('removed, merged and added identities; training goes on', async () => {
@@ -108,6 +144,52 @@ test('removed, merged and added identities; training goes on', async () => {
   for (const id of [5, 9]) assert.notDeepEqual(rows.get(id), rowsBefore.get(id), `class ${id} has not moved`);
 });
 
+test('in an object store the same edits give the same checkpoints, and leave nothing else', async () => {
+  const original = join(folder, 'first', 'out', 'checkpoints');
+  const copy = join(folder, 'second copy');
+  await cp(original, copy, { recursive: true });
+  await storeCheckpoints(original, 's3://faces/checkpoints');
+  writeSmallDataset(data, { identities: IDENTITIES + 2, perIdentity: PICTURES });
+  const model = join(folder, 'first', 'out', 'model', 'backbone.onnx');
+  for (const [name, ...args] of [
+    ['remove', '--classes', '3'],
+    ['merge', '--classes', '4', '--into', '5'],
+    ['add', '--dataset', data, '--model', model],
+  ] as const) {
+    const local = await facetrain('head', name, copy, ...args);
+    assert.equal(local.code, 0, local.stderr);
+    const stored = await facetrain('head', name, 's3://faces/checkpoints', ...args, ...access());
+    assert.equal(stored.code, 0, stored.stderr);
+    assert.equal(stored.stdout.split('\n')[0], local.stdout.split('\n')[0]);
+    if (name === 'remove')
+      assert.match(
+        stored.stdout,
+        /Searched +\d+ files .* for the former rows of 1 of them: none is there\n.*old objects/,
+      );
+  }
+  const again = await facetrain('head', 'remove', 's3://faces/checkpoints', '--classes', '3', ...access());
+  assert.match(again.stdout, /step \d+ \(0 B written\)/);
+
+  const store = new ObjectStore({ ...server.address('s3://faces/checkpoints'), credentials: null });
+  try {
+    const { checkpoints: listed } = (await readHead(store))!.head;
+    assert.deepEqual(listed.map(({ step }) => step).sort(), (await stepsOf(copy)).sort());
+    const wanted = ['fences/head.json'];
+    for (const { step, folder: prefix } of listed) {
+      const want = await openCheckpoint(copy, step);
+      const names = [CHECKPOINT_MANIFEST, ...storedFiles(want).map(({ file }) => file)];
+      wanted.push(...names.map((name) => `${prefix}/${name}`));
+      for (const name of names) {
+        const found = Buffer.from((await store.get(`${prefix}/${name}`))!.bytes);
+        assert(found.equals(await readFile(join(want.directory, name))), `${prefix}/${name}`);
+      }
+    }
+    assert.deepEqual((await store.list('')).sort(), wanted.sort());
+  } finally {
+    store.close();
+  }
+});
+
 test('what cannot be done is refused before anything is changed', async () => {
   const refusals: [args: string[], message: RegExp][] = [
     [['remove', checkpoints, '--classes', '99'], /class 99: the head has no such class; 0 to /],
@@ -115,7 +197,11 @@ test('what cannot be done is refused before anything is changed', async () => {
     [['merge', checkpoints, '--classes', '1', '--into', '3'], /class 3: it was removed or merged before/],
     [['merge', checkpoints, '--classes', '5', '--into', '5'], /class 5: it would be merged into itself; another class/],
     [['remove', join(folder, 'first'), '--classes', '1'], /no checkpoint; a folder with checkpoints/],
-    [['remove', 's3://faces/checkpoints', '--classes', '1'], /s3:.*in an object store cannot be edited there/],
+    [['remove', checkpoints, '--classes', '1', '--region', 'x'], /a folder, with an option for object stores/],
+    [
+      ['remove', 's3://faces/nothing', '--classes', '1', ...access()],
+      /^s3:\/\/faces\/nothing: no fences\/head\.json; the prefix of checkpoints/,
+    ],
   ];
   for (const [args, message] of refusals) {
     const { code, stderr } = await facetrain('head', ...args);

@@ -1,7 +1,4 @@
-/** `facetrain head merge` and `remove`: identities of the checkpoints in a folder. */
-import { randomUUID } from 'node:crypto';
-import { readdir } from 'node:fs/promises';
-import { resolve } from 'node:path';
+/** `facetrain head merge` and `remove`: identities of the checkpoints of a folder or an object store. */
 import { isDeepStrictEqual } from 'node:util';
 import { ExitCode, FacetrainError } from '@facetrain/api';
 import {
@@ -9,21 +6,22 @@ import {
   type HeadEdit,
   merger,
   type OpenHead,
-  openHeads,
   removal,
-  removeUnnamed,
   storedRows,
 } from '@facetrain/trainer/checkpoint/edit-head';
-import { searchBytes } from '@facetrain/trainer/checkpoint/search-bytes';
 import { writeAtomically } from '@facetrain/trainer/storage/atomic-files';
-import { Fence } from '@facetrain/trainer/storage/fence';
 import { bytes, type StatusLine, table } from '../terminal-output.ts';
+import { type HeadPlace, openPlace, type StoreOptions } from './head-place.ts';
 
-export interface MergeOptions {
+export interface MergeOptions extends StoreOptions {
   classes: number[];
   into: number;
   /** Receives the map of labels. */
   map?: string;
+}
+
+export interface RemoveOptions extends StoreOptions {
+  classes: number[];
 }
 
 /** Bytes of a row by which it is recognised: at most, and at least. A sum of squares is a number like others. */
@@ -35,50 +33,42 @@ export interface EditedCheckpoint {
 }
 
 /**
- * Edits all checkpoints of a folder, the oldest first: if the command is killed, the newest is whole for longest.
+ * Edits all checkpoints, the oldest first: if the command is killed, the newest is whole for longest.
  * @throws FacetrainError InvalidCheckpoint, InvalidArgument, FencedOff, DiskFull, StorageFailed
  */
 export async function editAll(
-  folder: string,
+  place: HeadPlace,
   line: StatusLine,
   editOf: (head: OpenHead) => Promise<HeadEdit>,
 ): Promise<EditedCheckpoint[]> {
-  if (folder.startsWith('s3://'))
-    refuse('FOLDER', folder, 'a folder: checkpoints in an object store cannot be edited there; copy the whole prefix');
-  const root = resolve(folder);
-  await openHeads(root); // Nothing is claimed in a folder without checkpoints.
-  // A trainer that runs against the advice is stopped by this, and cannot write another checkpoint of the old head.
-  const fence = await Fence.claim(root, {
-    name: 'facetrain-head',
-    uid: 'facetrain-head',
-    attempt: 0,
-    start: randomUUID(),
-  });
   // All edits are known to be possible before the first is carried out.
   const edits: { head: OpenHead; edit: HeadEdit }[] = [];
-  for (const head of await openHeads(root)) edits.push({ head, edit: await editOf(head) });
+  for (const head of await place.heads()) edits.push({ head, edit: await editOf(head) });
   const edited: EditedCheckpoint[] = [];
   for (const { head, edit } of edits.reverse()) {
     const { step } = head.checkpoint.manifest;
     line.show('Editing', `step ${step}`);
     const isNothing = edit.zero.length === 0 && edit.replace.size === 0 && edit.add.length === 0;
     if (isNothing && isDeepStrictEqual(edit.retired, head.identities.retired)) {
-      await removeUnnamed(fence, head.checkpoint);
+      await place.tidy(head);
       edited.push({ step, bytesWritten: 0 });
-    } else edited.push({ step, bytesWritten: await editHead(fence, head, edit) });
+    } else edited.push({ step, bytesWritten: await editHead(place.edit(head), head, edit) });
   }
   line.clear();
   return edited.reverse();
 }
 
 /**
- * Removes classes from every checkpoint of a folder, and then looks for their rows in all files there.
- * @throws FacetrainError as editAll; the exit code is 1 when a row was found
+ * Removes classes from every checkpoint, and then looks for their rows in all files there.
+ * @param where a folder, or a prefix of an object store
+ * @throws FacetrainError as openPlace and editAll; the exit code is 1 when a row was found
  */
-export async function removeIdentities(folder: string, { classes }: { classes: number[] }, line: StatusLine) {
+export async function removeIdentities(where: string, options: RemoveOptions, line: StatusLine) {
+  const { classes } = options;
+  using place = await openPlace(where, options);
   const needles: Buffer[] = [];
   const searchedFor = new Set<number>();
-  const edited = await editAll(folder, line, async (head) => {
+  const edited = await editAll(place, line, async (head) => {
     const edit = removal(head, classes);
     for (const [label, needle] of await needlesOf(head, edit.zero)) {
       searchedFor.add(label);
@@ -86,11 +76,11 @@ export async function removeIdentities(folder: string, { classes }: { classes: n
     }
     return edit;
   });
-  line.show('Searching', folder);
-  const search = await searchBytes(folder, needles);
+  line.show('Searching', where);
+  const search = await place.search(needles);
   line.clear();
   const searched = searchedFor.size;
-  const damaged = (await readdir(folder)).filter((name) => name.startsWith('damaged-'));
+  const damaged = await place.damaged();
   const gone = search.found.length === 0;
   return {
     json: { removed: classes, checkpoints: edited, search: { classes: searched, ...search }, damaged },
@@ -111,16 +101,19 @@ export async function removeIdentities(folder: string, { classes }: { classes: n
             ],
           ]
         : []),
+      ...(place.copies ? [['Copies', place.copies] as [string, string]] : []),
       ['Their pictures', 'are left out of the training that goes on from here'],
     ]),
     exitCode: gone ? ExitCode.success : ExitCode.failure,
   };
 }
 
-/** @throws FacetrainError as editAll */
-export async function mergeIdentities(folder: string, { classes, into, map }: MergeOptions, line: StatusLine) {
+/** @throws FacetrainError as openPlace and editAll */
+export async function mergeIdentities(where: string, options: MergeOptions, line: StatusLine) {
+  const { classes, into, map } = options;
+  using place = await openPlace(where, options);
   let labels: { class: number; into: number }[] = [];
-  const edited = await editAll(folder, line, async (head) => {
+  const edited = await editAll(place, line, async (head) => {
     const edit = await merger(head, classes, into);
     // Newest first: the map is that of the newest checkpoint.
     if (labels.length === 0)

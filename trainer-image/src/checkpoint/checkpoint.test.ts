@@ -33,6 +33,7 @@ import {
 } from './directory.ts';
 import {
   addition,
+  editedFolder,
   editHead,
   type HeadEdit,
   merger,
@@ -943,10 +944,11 @@ describe('identities of checkpoints on disk', () => {
     for (const step of [1, 2]) await gang.save(fence, step);
     return { fence, root: fence.folder };
   }
+  const edited = (fence: Fence, { checkpoint }: OpenHead) => editedFolder(fence, checkpoint.directory);
   const rowBytesOf = (id: number) =>
     Buffer.from(new Float32Array(Array.from({ length: DIM }, (_, i) => id * DIM + i + 0.25)).buffer);
   const all = async (root: string, editOf: (head: OpenHead) => HeadEdit | Promise<HeadEdit>, fence: Fence) => {
-    for (const head of await openHeads(root)) await editHead(fence, head, await editOf(head));
+    for (const head of await openHeads(root)) await editHead(edited(fence, head), head, await editOf(head));
   };
   const rows = async (root: string, step: number, ...ids: number[]) => {
     const found = await rowsOf(await openCheckpoint(root, step), ids);
@@ -1010,7 +1012,7 @@ describe('identities of checkpoints on disk', () => {
     // A file of rows, the retired classes, the manifest, the old file.
     for (const number of [1, 2, 3, 4]) {
       const [head] = await openHeads(root);
-      await assert.rejects(editHead(killedAt(number), head!, removal(head!, [5])), /killed/);
+      await assert.rejects(editHead(edited(killedAt(number), head!), head!, removal(head!, [5])), /killed/);
       // The checkpoint is whole: the old head, or the new one.
       await new Gang(2).load(root);
     }
@@ -1097,7 +1099,7 @@ describe('identities of checkpoints on disk', () => {
     await writeFile(path, bytes);
     assert.equal((await rows(root, 1, 0))[0]![0], 0.25);
     await assert.rejects(rows(root, 1, 8), DamagedCheckpoint);
-    await editHead(fence, head, removal(head, [5]));
+    await editHead(edited(fence, head), head, removal(head, [5]));
     assert.deepEqual(await rows(root, 1, 5), [Array(DIM).fill(0)]);
     await assert.rejects(rows(root, 1, 8), DamagedCheckpoint);
   });

@@ -1,12 +1,13 @@
 /**
- * Changes the identities of checkpoints that are on disk, while no trainer runs: rows are zeroed, replaced or added.
- * Class ids never change. docs/decisions/0037.
+ * Changes the identities of stored checkpoints, while no trainer runs: rows are zeroed, replaced or added. Class ids
+ * never change. docs/decisions/0037.
  *
- * A checkpoint is rewritten in its folder: new files of rows under new names, then the manifest in one rename, then the
- * old files go. A process that ends at any moment leaves the old head or the new one. The same edit again completes
- * what is left: it skips what is done, and removes files that the manifest does not name.
+ * In a folder a checkpoint is rewritten where it is: new files of rows under new names, then the manifest in one
+ * rename, then the old files go. In an object store another takes its place (object-target.ts). A process that
+ * ends at any moment leaves the old head or the new one. The same edit again completes what is left: it skips what
+ * is done, and removes what is named nowhere.
  */
-import { type FileHandle, open, readdir } from 'node:fs/promises';
+import { open, readdir } from 'node:fs/promises';
 import { join } from 'node:path';
 import {
   BYTES_OF,
@@ -33,6 +34,7 @@ import { type Identities, readIdentities, retiredBytes } from './retired.ts';
 import { readCentres } from './rows.ts';
 import { readExactly, safetensorsHeader } from './safetensors.ts';
 import { blockTensors, splitRows, tenDigits } from './save.ts';
+import type { CheckpointStore } from './target.ts';
 
 /** A checkpoint of version 2, open for a change. */
 export interface OpenHead {
@@ -51,16 +53,45 @@ export interface HeadEdit {
   retired: readonly RetiredClass[];
 }
 
+/** The new files of a checkpoint. Those that are not written stay as they are, if the new manifest names them. */
+export interface EditedFiles {
+  /** Writes a file of a name that the checkpoint does not have. @param content appends all of it */
+  write(file: string, content: (append: (bytes: Uint8Array) => Promise<void>) => Promise<void>): Promise<void>;
+  /** From here on the checkpoint is the new one, and files that its manifest does not name are gone. */
+  finish(manifest: CheckpointManifest): Promise<void>;
+}
+
+/** The new files of a checkpoint in a folder. */
+export const editedFolder = (fence: Fence, directory: string): EditedFiles => ({
+  write: (file, content) => fence.write(join(directory, file), (to) => content((bytes) => to.writeFile(bytes))),
+  finish: async (manifest) => {
+    await fence.write(manifestPath(directory), `${JSON.stringify(manifest, null, 2)}\n`);
+    await removeUnnamed(fence, { directory, manifest });
+  },
+});
+
 /** The checkpoints of a folder, newest first. @throws FacetrainError InvalidCheckpoint, StorageFailed */
-export async function openHeads(root: string): Promise<OpenHead[]> {
-  const steps = await completeSteps(root);
-  if (steps.length === 0) throw invalid(root, 'no checkpoint', 'a folder with checkpoints, step-…');
+export const openHeads = (root: string): Promise<OpenHead[]> =>
+  openHeadsOf({
+    name: root,
+    list: () => completeSteps(root),
+    open: (step) => openCheckpoint(root, step),
+  });
+
+/** The same of any place. */
+export async function openHeadsOf(place: Pick<CheckpointStore, 'name' | 'list' | 'open'>): Promise<OpenHead[]> {
+  const steps = await place.list();
+  if (steps.length === 0) throw invalid(place.name, 'no checkpoint', 'a folder with checkpoints, step-…');
   const heads: OpenHead[] = [];
   for (const step of steps) {
-    const { directory, manifest } = await openCheckpoint(root, step);
+    const { manifest, ...files } = await place.open(step);
     if (manifest.schemaVersion === 1)
-      throw invalid(manifestPath(directory), 'schemaVersion 1', '2: train until the next checkpoint, which has it');
-    const checkpoint = { directory, manifest };
+      throw invalid(
+        manifestPath(files.directory),
+        'schemaVersion 1',
+        '2: train until the next checkpoint, which has it',
+      );
+    const checkpoint = { ...files, manifest };
     heads.push({ checkpoint, identities: await readIdentities(checkpoint) });
   }
   return heads;
@@ -210,23 +241,23 @@ function placesOf(
  * @returns bytes that were written
  * @throws DamagedCheckpoint before anything is changed; FacetrainError FencedOff, DiskFull, StorageFailed
  */
-export async function editHead(fence: Fence, { checkpoint }: OpenHead, edit: HeadEdit): Promise<number> {
-  const { directory, manifest } = checkpoint;
+export async function editHead(to: EditedFiles, { checkpoint }: OpenHead, edit: HeadEdit): Promise<number> {
+  const { manifest } = checkpoint;
   const changed = new Set([...edit.zero, ...edit.replace.keys()]);
   let written = 0;
   const files: RowFile[] = [];
   for (const stored of manifest.rows.files) {
     const isTouched = stored.blocks.some((block) => [...changed].some((id) => holds(block, id)));
-    const file = isTouched ? await rewrite(fence, checkpoint, stored, edit) : stored;
+    const file = isTouched ? await rewrite(to, checkpoint, stored, edit) : stored;
     if (isTouched) written += file.bytes;
     files.push(file);
   }
   if (edit.add.length > 0) {
-    const added = await writeAdded(fence, checkpoint, edit.add);
+    const added = await writeAdded(to, checkpoint, edit.add);
     written += added.bytes;
     files.push(added);
   }
-  const retired = await writeRetired(fence, checkpoint, edit.retired);
+  const retired = await writeRetired(to, checkpoint, edit.retired);
   // In the order of the schema, so that the same edit gives the same bytes.
   const next = CheckpointManifest.parse({
     ...manifest,
@@ -236,8 +267,7 @@ export async function editHead(fence: Fence, { checkpoint }: OpenHead, edit: Hea
     ...((edit.add.length > 0 || manifest.classesAdded) && { classesAdded: true }),
     rows: { ...manifest.rows, files },
   });
-  await fence.write(manifestPath(directory), `${JSON.stringify(next, null, 2)}\n`);
-  await removeUnnamed(fence, { directory, manifest: next });
+  await to.finish(next);
   return written;
 }
 
@@ -252,23 +282,23 @@ export async function removeUnnamed(fence: Fence, checkpoint: Checkpoint): Promi
 
 /** Writes a file of rows under a new name, with the changes. Blocks without one keep their bytes and their digest. */
 async function rewrite(
-  fence: Fence,
+  to: EditedFiles,
   checkpoint: OpenHead['checkpoint'],
   stored: RowFile,
   { zero, replace }: HeadEdit,
 ): Promise<RowFile> {
-  const { directory, manifest } = checkpoint;
+  const { manifest } = checkpoint;
   const { tensors } = manifest.rows;
   const file = nextName(stored.file);
   const blocks: RowFile['blocks'] = [];
   const weight = tensors.findIndex(({ name }) => name === 'weight');
   await using from = await OpenRowFile.open(checkpoint, stored);
-  await fence.write(join(directory, file), async (to) => {
-    await to.writeFile(await readHeader(join(directory, stored.file), stored.header.bytes));
+  await to.write(file, async (append) => {
+    await append(await readHeader(checkpoint, stored));
     for (const block of stored.blocks) {
       const changed = [...zero, ...replace.keys()].filter((id) => holds(block, id));
       if (changed.length === 0) {
-        await to.writeFile(await from.readUnchecked(block));
+        await append(await from.readUnchecked(block));
         blocks.push(block);
         continue;
       }
@@ -280,15 +310,15 @@ async function rewrite(
         if (row) bytes.set(toStored(row, tensors[weight]!.dtype), places[weight]!.start);
       }
       blocks.push({ ...block, sha256: digestBytes(bytes).sha256 });
-      await to.writeFile(bytes);
+      await append(bytes);
     }
   });
   return { ...stored, file, blocks };
 }
 
 async function writeAdded(
-  fence: Fence,
-  { directory, manifest }: OpenHead['checkpoint'],
+  to: EditedFiles,
+  { manifest }: OpenHead['checkpoint'],
   added: readonly Float32Array[],
 ): Promise<RowFile> {
   const { tensors, blockRows } = manifest.rows;
@@ -298,8 +328,8 @@ async function writeAdded(
   const file = `rows-${tenDigits(first)}.safetensors`;
   const blocks: RowFile['blocks'] = [];
   let offset = header.byteLength;
-  await fence.write(join(directory, file), async (to: FileHandle) => {
-    await to.writeFile(header);
+  await to.write(file, async (append) => {
+    await append(header);
     for (const { firstRow, rows } of parts) {
       const values = tensors.map(({ name, dtype, columns }) => {
         const bytes = new Uint8Array(rows * columns * BYTES_OF[dtype]);
@@ -310,7 +340,7 @@ async function writeAdded(
       });
       const bytes = Buffer.concat(values);
       blocks.push({ firstRow, rows, offset, sha256: digestBytes(bytes).sha256 });
-      await to.writeFile(bytes);
+      await append(bytes);
       offset += bytes.byteLength;
     }
   });
@@ -319,8 +349,8 @@ async function writeAdded(
 
 /** @returns undefined when nothing is retired */
 async function writeRetired(
-  fence: Fence,
-  { directory, manifest }: OpenHead['checkpoint'],
+  to: EditedFiles,
+  { manifest }: OpenHead['checkpoint'],
   retired: readonly RetiredClass[],
 ): Promise<CheckpointManifest['retired']> {
   if (retired.length === 0) return undefined;
@@ -329,7 +359,7 @@ async function writeRetired(
   if (manifest.retired?.sha256 === sha256) return manifest.retired;
   // By its content, so that the file that the manifest names is never replaced.
   const file = `retired-${sha256.slice(0, 16)}.json`;
-  await fence.write(join(directory, file), bytes);
+  await to.write(file, (append) => append(bytes));
   return { file, sha256, bytes: bytes.byteLength, count: retired.length };
 }
 
@@ -340,10 +370,16 @@ function nextName(file: string): string {
   return `${match[1]}-${Number(match[2] ?? 0) + 1}.safetensors`;
 }
 
-async function readHeader(path: string, bytes: number): Promise<Uint8Array> {
+/** Its digest was compared when the file was opened. */
+async function readHeader({ directory, source }: Checkpoint, stored: RowFile): Promise<Uint8Array> {
+  const header = new Uint8Array(stored.header.bytes);
+  if (source) {
+    await source.read(stored.file, header, 0);
+    return header;
+  }
+  const path = join(directory, stored.file);
   const file = await open(path, 'r');
   try {
-    const header = new Uint8Array(bytes);
     await readExactly(path, file, header, 0);
     return header;
   } finally {

@@ -2,11 +2,13 @@
 import assert from 'node:assert/strict';
 import { randomUUID } from 'node:crypto';
 import { after, before, test } from 'node:test';
+import type { CheckpointManifest } from '@facetrain/api';
 import { ObjectFence } from '../storage/object-fence.ts';
 import { ObjectStore } from '../storage/object-store.ts';
 import { startFaultyS3 } from '../testing/s3-faults.ts';
 import { AWS_ENVIRONMENT, type S3Server, startS3Server } from '../testing/s3-server.ts';
 import { manifestOf, writeFiles } from '../testing/small-checkpoint.ts';
+import { editHead, openHeadsOf, removal, rowsOf } from './edit-head.ts';
 import { ObjectTarget } from './object-target.ts';
 import { prune } from './target.ts';
 
@@ -99,4 +101,72 @@ test('a process that dies before or after any request leaves a whole checkpoint,
   } finally {
     faulty.close();
   }
+});
+
+/** Two checkpoints, of steps 1 and 2, with the rows 1.5 and 2.5. */
+async function twoCheckpoints(name: string): Promise<{ store: ObjectStore; claim: () => Promise<ObjectTarget> }> {
+  const store = new ObjectStore({ ...server.address(`s3://faces/${name}`), credentials: null });
+  const claim = async () => new ObjectTarget(await ObjectFence.claim(store, owner(0)));
+  const target = await claim();
+  for (const step of [1, 2]) {
+    const checkpoint = { step, job: 'j', rows: new Uint8Array(Float32Array.of(1.5, 2.5).buffer) };
+    await writeFiles(target, checkpoint);
+    await target.complete(manifestOf(checkpoint));
+  }
+  return { store, claim };
+}
+
+const rowsIn = async (target: ObjectTarget, step: number) =>
+  [...(await rowsOf(await target.open(step), [0, 1])).values()].map(([row]) => row);
+
+test('an edit that is killed leaves the old head or the new one, and when repeated no rest', async (t) => {
+  const { store, claim } = await twoCheckpoints('edited');
+  t.after(() => store.close());
+  for (let number = 1, isKilled = true; isKilled; number++) {
+    const target = await claim();
+    await target.removeUnfinished();
+    const [head] = await openHeadsOf(target);
+    let operations = 0;
+    const mocks = (['put', 'copy', 'delete', 'writer'] as const).map((method) => {
+      const original = store[method].bind(store) as (...args: unknown[]) => unknown;
+      return t.mock.method(store, method, (...args: unknown[]) => {
+        if (++operations === number) throw new Error('killed');
+        return original(...args);
+      });
+    });
+    isKilled = await editHead(target.edit(2), head!, removal(head!, [1])).then(
+      () => false,
+      () => true,
+    );
+    for (const { mock } of mocks) mock.restore();
+    const next = await claim();
+    const newest = await next.findNewest(async (damage) => assert.fail(damage.message));
+    assert.equal(newest!.manifest.step, 2);
+    const found = await rowsIn(next, 2);
+    assert.deepEqual(found, [1.5, found[1] === 0 ? 0 : 2.5]);
+    if (!isKilled) assert.equal(found[1], 0);
+  }
+  const last = await claim();
+  await last.removeUnfinished();
+  assert.deepEqual(await rowsIn(last, 1), [1.5, 2.5]);
+  const ofStep2 = (await store.list('step-0000000002')).map((name) => name.split('/').slice(2).join());
+  const { retired } = (await last.open(2)).manifest as CheckpointManifest;
+  assert.deepEqual(ofStep2.sort(), [
+    'backbone.safetensors',
+    'manifest.json',
+    retired!.file,
+    'rows-0000000000-1.safetensors',
+  ]);
+});
+
+test('an edit that a newer process has overtaken changes nothing', async (t) => {
+  const { store, claim } = await twoCheckpoints('overtaken');
+  t.after(() => store.close());
+  const target = await claim();
+  const [head] = await openHeadsOf(target);
+  const newer = await claim();
+  await assert.rejects(editHead(target.edit(2), head!, removal(head!, [1])), { code: 'FencedOff' });
+  assert.deepEqual(await rowsIn(newer, 2), [1.5, 2.5]);
+  await newer.removeUnfinished();
+  assert.equal((await store.list('step-0000000002')).length, 3);
 });

@@ -15,7 +15,9 @@ import {
   firstWhole,
   invalid,
   parseCheckpoint,
+  storedFiles,
 } from './directory.ts';
+import type { EditedFiles } from './edit-head.ts';
 import { type Evaluation, meansOf, withEvaluation } from './evaluations.ts';
 import type { CheckpointStore, FileWriter } from './target.ts';
 
@@ -112,6 +114,43 @@ export class ObjectTarget implements CheckpointStore {
       `all checkpoints are damaged (${damaged.map(({ folder }) => folder).join(', ')})`,
       'a prefix with an intact checkpoint; delete the prefix to start from step 0',
     );
+  }
+
+  /**
+   * A checkpoint in the place of another of the same step: it counts from finish() on, and then the objects of the
+   * other are deleted. The store copies the files that do not change.
+   * @throws FacetrainError FencedOff, StorageFailed
+   */
+  edit(step: number): EditedFiles {
+    const { store } = this.#fence;
+    const folder = this.#folder(step);
+    const written = new Set<string>();
+    return {
+      write: async (file, content) => {
+        written.add(file);
+        const writer = store.writer(`${folder}/${file}`);
+        try {
+          await content((bytes) => writer.write(bytes));
+          await writer.finish();
+        } catch (error) {
+          await writer.discard();
+          throw error;
+        }
+      },
+      finish: async (manifest) => {
+        const before = (await this.#listed()).find((each) => each.step === step);
+        if (!before || before.folder === folder) throw new TypeError(`step ${step} is no earlier process' checkpoint`);
+        for (const { file, bytes } of storedFiles({ manifest }))
+          if (!written.has(file)) await store.copy(`${before.folder}/${file}`, `${folder}/${file}`, bytes);
+        await this.complete(manifest);
+        await store.delete(await store.list(`${before.folder}/`));
+      },
+    };
+  }
+
+  /** Names of checkpoints that were set aside, below the prefix. @throws FacetrainError FencedOff, StorageFailed */
+  async damaged(): Promise<string[]> {
+    return (await this.#fence.head()).damaged.map(({ folder }) => folder);
   }
 
   /**

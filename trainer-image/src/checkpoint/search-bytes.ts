@@ -1,4 +1,4 @@
-/** Looks for bytes in all files of a folder: whether a class centre that was removed is really gone. */
+/** Looks for bytes in all files of a folder or a store: whether a class centre that was removed is really gone. */
 import { open, readdir } from 'node:fs/promises';
 import { join } from 'node:path';
 import { storageError } from '../storage/atomic-files.ts';
@@ -48,44 +48,61 @@ class Needles {
   }
 }
 
+/** A file that is searched. */
+export interface SearchedFile {
+  name: string;
+  /** Fills `into` from a position on. @returns bytes read; 0 at the end */
+  read(into: Uint8Array, position: number): Promise<number>;
+}
+
 /**
  * @param sought of 4 bytes and more, and shorter than 1 MiB; many of them take one pass over each file
  * @throws FacetrainError StorageFailed
  */
 export async function searchBytes(root: string, sought: readonly Buffer[]): Promise<SearchResult> {
+  try {
+    return await searchFiles(filesOf(root), sought);
+  } catch (error) {
+    throw storageError(root, error);
+  }
+}
+
+async function* filesOf(root: string): AsyncGenerator<SearchedFile> {
+  const entries = await readdir(root, { recursive: true, withFileTypes: true });
+  for (const entry of entries.filter((each) => each.isFile())) {
+    const name = join(entry.parentPath, entry.name);
+    await using file = await open(name, 'r');
+    yield { name, read: async (into, position) => (await file.read(into, 0, into.byteLength, position)).bytesRead };
+  }
+}
+
+/** The same in any files. */
+export async function searchFiles(
+  files: AsyncIterable<SearchedFile> | Iterable<SearchedFile>,
+  sought: readonly Buffer[],
+): Promise<SearchResult> {
   const result: SearchResult = { files: 0, bytes: 0, found: [] };
   const needles = new Needles(sought);
   const overlap = Math.max(0, ...sought.map((needle) => needle.byteLength - 1));
   const chunk = Buffer.alloc(overlap + CHUNK_BYTES);
-  try {
-    const entries = await readdir(root, { recursive: true, withFileTypes: true });
-    for (const entry of entries.filter((each) => each.isFile())) {
-      const path = join(entry.parentPath, entry.name);
-      const file = await open(path, 'r');
-      try {
-        result.files += 1;
-        let kept = 0;
-        for (let position = 0; ; ) {
-          const { bytesRead } = await file.read(chunk, kept, CHUNK_BYTES, position);
-          if (bytesRead === 0) break;
-          position += bytesRead;
-          result.bytes += bytesRead;
-          const end = kept + bytesRead;
-          if (needles.isIn(chunk.subarray(0, end))) {
-            result.found.push(path);
-            break;
-          }
-          // What may be the beginning of one.
-          const rest = Math.min(end, overlap);
-          chunk.copyWithin(0, end - rest, end);
-          kept = rest;
-        }
-      } finally {
-        await file.close();
+  for await (const file of files) {
+    result.files += 1;
+    let kept = 0;
+    for (let position = 0; ; ) {
+      const count = await file.read(chunk.subarray(kept, kept + CHUNK_BYTES), position);
+      if (count === 0) break;
+      position += count;
+      result.bytes += count;
+      const end = kept + count;
+      if (needles.isIn(chunk.subarray(0, end))) {
+        result.found.push(file.name);
+        break;
       }
+      // What may be the beginning of one.
+      const rest = Math.min(end, overlap);
+      chunk.copyWithin(0, end - rest, end);
+      kept = rest;
     }
-  } catch (error) {
-    throw storageError(root, error);
   }
   return result;
 }

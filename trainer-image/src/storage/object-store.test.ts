@@ -236,3 +236,29 @@ test('a claim of a newer attempt ends an older one, and an older one cannot clai
     [Math.max(...claims.map(({ number }) => number))],
   );
 });
+
+test('an object is copied within the store, in parts if it is large', async () => {
+  const store = open({}, { copyBytes: 5 * 2 ** 20 });
+  const bytes = randomBytes(2 * 5 * 2 ** 20 + 1);
+  const writer = store.writer('from/ü +1');
+  await writer.write(bytes);
+  await writer.finish();
+  const faults = new Set<string>();
+  faulty.decide = ({ method, url }) => {
+    const kind = `${method} ${/partNumber|uploads|uploadId/.exec(url)?.[0] ?? ''}`;
+    if (faults.has(kind)) return 'pass';
+    faults.add(kind);
+    return 'slow';
+  };
+  await store.copy('from/ü +1', 'to/large', bytes.length);
+  assert.deepEqual([...faults].sort(), ['POST uploadId', 'POST uploads', 'PUT partNumber']);
+  faulty.decide = () => 'pass';
+  const found = new Uint8Array(bytes.length);
+  assert.equal(await store.read('to/large', found, 0), bytes.length);
+  assert.equal(sha256(found), sha256(bytes));
+
+  await store.put('small', text('small'));
+  await store.copy('small', 'to/small', 5);
+  assert.deepEqual((await store.get('to/small'))!.bytes, text('small'));
+  await assert.rejects(store.copy('none', 'to/none', 5), { code: 'StorageFailed' });
+});

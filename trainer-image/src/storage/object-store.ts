@@ -8,6 +8,7 @@ import { setTimeout as delay } from 'node:timers/promises';
 import {
   AbortMultipartUploadCommand,
   CompleteMultipartUploadCommand,
+  CopyObjectCommand,
   CreateMultipartUploadCommand,
   DeleteObjectCommand,
   GetObjectCommand,
@@ -17,6 +18,7 @@ import {
   paginateListObjectsV2,
   type S3Client,
   UploadPartCommand,
+  UploadPartCopyCommand,
 } from '@aws-sdk/client-s3';
 import {
   ExitCode,
@@ -40,6 +42,8 @@ const PARTS_IN_FLIGHT = 4;
 /** Bytes of one ranged GET. */
 const READ_BYTES = 16 * 2 ** 20;
 const READS_IN_FLIGHT = 4;
+/** Bytes that a store copies by one request: it answers when they are copied, and must not seem silent meanwhile. */
+const COPY_BYTES = 256 * 2 ** 20;
 /** Small requests that are sent at once. */
 const REQUESTS_IN_FLIGHT = 16;
 
@@ -60,6 +64,8 @@ const SDK_ATTEMPTS = 1;
 export interface ObjectStoreOptions {
   /** For how long a request is repeated, in milliseconds. */
   patienceMs?: number;
+  /** Bytes of one request of a copy. */
+  copyBytes?: number;
   /** Called before each wait. */
   onRetry?: (error: FacetrainError, milliseconds: number) => void;
 }
@@ -232,6 +238,40 @@ export class ObjectStore {
       ),
     );
     return uploads.length;
+  }
+
+  /**
+   * Copies an object of the prefix within the store.
+   * @param bytes its size @throws FacetrainError StorageFailed
+   */
+  async copy(from: string, to: string, bytes: number): Promise<void> {
+    const { copyBytes = COPY_BYTES } = this.#options;
+    const object = this.#object(to);
+    const CopySource = [this.#bucket, ...this.#object(from).Key.split('/')].map(encodeURIComponent).join('/');
+    const send = <T>(work: () => Promise<T>) => this.#request(to, work);
+    if (bytes <= copyBytes) {
+      await send(() => this.#client.send(new CopyObjectCommand({ ...object, CopySource })));
+      return;
+    }
+    const { UploadId } = await send(() =>
+      this.#client.send(new CreateMultipartUploadCommand({ ...object, ChecksumAlgorithm: 'CRC32' })),
+    );
+    try {
+      const numbers = Array.from({ length: Math.ceil(bytes / copyBytes) }, (_, index) => index + 1);
+      const Parts = await mapAtOnce(numbers, PARTS_IN_FLIGHT, async (PartNumber) => {
+        const [start, end] = [(PartNumber - 1) * copyBytes, Math.min(PartNumber * copyBytes, bytes)];
+        const CopySourceRange = `bytes=${start}-${end - 1}`;
+        const part = new UploadPartCopyCommand({ ...object, UploadId, PartNumber, CopySource, CopySourceRange });
+        const { CopyPartResult } = await send(() => this.#client.send(part));
+        return { PartNumber, ETag: CopyPartResult?.ETag, ChecksumCRC32: CopyPartResult?.ChecksumCRC32 };
+      });
+      await send(() =>
+        this.#client.send(new CompleteMultipartUploadCommand({ ...object, UploadId, MultipartUpload: { Parts } })),
+      );
+    } catch (error) {
+      await this.#client.send(new AbortMultipartUploadCommand({ ...object, UploadId })).catch(() => {});
+      throw error;
+    }
   }
 
   /** Begins an object that is written from beginning to end. Nobody sees it before finish() has returned. */

@@ -6,7 +6,7 @@ import { join } from 'node:path';
 import { after, afterEach, before, test } from 'node:test';
 import { setTimeout as delay } from 'node:timers/promises';
 import { ExitCode, type TrainerConfig } from '@facetrain/api';
-import { editHead, openHeads, removal } from '../checkpoint/edit-head.ts';
+import { editedFolder, editHead, openHeads, removal } from '../checkpoint/edit-head.ts';
 import { trainingFacts } from '../estimate/plan-training.ts';
 import { trainingMemory } from '../estimate/training-memory.ts';
 import { Fence } from '../storage/fence.ts';
@@ -136,7 +136,7 @@ test('identities that were removed before stay so', async () => {
   const { checkpoint } = config;
   const [head] = await openHeads(checkpoint.directory);
   const fence = await Fence.claim(checkpoint.directory, { ...config.job, start: 'edit' });
-  await editHead(fence, head!, removal(head!, [3]));
+  await editHead(editedFolder(fence, head!.checkpoint.directory), head!, removal(head!, [3]));
   const attempt = { ...config, job: { ...config.job, attempt: 1 } };
   const untouched = await job(({ checkpoint: own }) => ({
     job: attempt.job,
