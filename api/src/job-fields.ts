@@ -179,7 +179,8 @@ export const managedBy = z
   .regex(/^[a-z0-9]([-a-z0-9.]*[a-z0-9])?\/[-A-Za-z0-9_.]+$/, 'a domain-prefixed path, such as acme.example/controller')
   .optional()
   .describe(
-    'Another controller that manages this job; Facetrain’s operator then ignores it. Cannot be changed. ' +
+    'Another controller that manages this job; Facetrain’s operator then ignores it, except that with ' +
+      'kueue.x-k8s.io/multikueue it asks the queue for the job’s place. Cannot be changed. ' +
       `Absent: ${OPERATOR_NAME}.`,
   );
 
