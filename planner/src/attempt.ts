@@ -76,7 +76,7 @@ export interface JobView {
 
 /**
  * Whether another controller manages the job, or it is being deleted. Its children are garbage-collected by owner
- * references.
+ * references. What is done for it all the same: multikueue.ts.
  */
 export function isIgnored(job: { identity: JobIdentity; spec: { managedBy?: string | undefined } }): boolean {
   return job.identity.deletionTimestamp !== undefined || (job.spec.managedBy ?? OPERATOR_NAME) !== OPERATOR_NAME;

@@ -179,6 +179,8 @@ export interface ObservedWorkload {
   reclaimable: number;
   /** `spec.active`: false takes it out of its queue. */
   active: boolean;
+  /** It has no owner: MultiKueue has made it for the job, which adopts it. */
+  orphan?: true;
   conditions: Condition[];
   /**
    * `status.admission.podSetAssignments`, of which there is one. `count`: the number of pods that it was admitted for.
@@ -213,6 +215,8 @@ export interface ObservedQueue {
    */
   workloads: 'Listed' | 'NotListed' | 'NotServed';
   workload?: ObservedWorkload;
+  /** Name of the Workload that MultiKueue makes for the job: then the operator makes none, and keeps it to the end. */
+  prebuilt?: string;
   /** Further Workloads of an elastic gang: for pods that it lacks, or has gained since it was admitted. */
   growth?: ObservedWorkload[];
   /** Value of the WorkloadPriorityClass of the spec, when it was read. */

@@ -12,7 +12,7 @@
  */
 import type { FaceTrainJobStatus, QuantizeJobStatus } from '@facetrain/api';
 import type { Environment } from './environment.ts';
-import type { ChildObject } from './objects.ts';
+import type { ChildObject, OwnerReference } from './objects.ts';
 import type { ObservedFaceTrainJob, ObservedQuantizeJob } from './observed.ts';
 
 /** A change that an executor makes. */
@@ -43,7 +43,8 @@ export type Action =
     }
   /**
    * Changes the Workload of a job, if it still has this resourceVersion: Kueue writes the same lists. `status` is
-   * merged into its status (RFC 7386), `finalizers` replace its own.
+   * merged into its status (RFC 7386), `finalizers` and `ownerReferences` replace its own, `labels` are merged into
+   * them.
    */
   | {
       type: 'patchWorkload';
@@ -54,6 +55,8 @@ export type Action =
       reason: string;
       status?: Record<string, unknown>;
       finalizers?: string[];
+      ownerReferences?: OwnerReference[];
+      labels?: Record<string, string>;
     }
   /** Deletes the job itself, at the end of ttlSecondsAfterFinished. */
   | { type: 'deleteJob'; reason: string };

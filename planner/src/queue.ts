@@ -22,7 +22,7 @@
  *   job over, and no pod is alive           Finished
  *
  * The finalizer of Kueue keeps a deleted Workload, and with it the quota, until no pod is alive. An executor without
- * queues (`facetrain run`) observes none, and nothing here applies.
+ * queues (`facetrain run`) observes none, and nothing here applies. For jobs of MultiKueue see multikueue.ts.
  */
 import { MAX_RESIZE_MESSAGE, type Queue } from '@facetrain/api';
 import { isAlive, type JobView, outcomeOf, specDigest } from './attempt.ts';
@@ -36,6 +36,7 @@ import type { Action } from './plan.ts';
 import { MAX_MESSAGE, Reason } from './reasons.ts';
 import { hasBegun, isEnding, type Stage } from './stage.ts';
 import {
+  adopt,
   askedBy,
   conditionOf,
   countOf,
@@ -91,7 +92,7 @@ const growsInParts = ({ minCount, topology }: QueuedGang): boolean =>
  * Whether the quota that the Workload asks for is not what the gang needs to begin. More than that, once lent, can be
  * reduced. A Workload without `minCount` may be of a former version, or of a Kueue without PartialAdmission.
  */
-function isForOtherPods(gang: QueuedGang, observed: ObservedQueue, workload: ObservedWorkload): boolean {
+export function isForOtherPods(gang: QueuedGang, observed: ObservedQueue, workload: ObservedWorkload): boolean {
   const { count, minCount = count } = gang;
   if (!isForPodsOf(gang, workload)) return true;
   if (holds(workload, 'QuotaReserved'))
@@ -178,14 +179,17 @@ export function awaitAdmission(
     message: truncate(`queue ${queue.name}: ${message}`, MAX_MESSAGE),
     actions,
   });
+  if (workload === undefined && observed.prebuilt !== undefined)
+    return wait(`Workload ${observed.prebuilt}, which MultiKueue makes, is not there`);
   if (workload === undefined) {
     const create: Action = { type: 'create', object: makeWorkload(view, gang, observed.priority) };
     return wait('the Workload is being made', [create]);
   }
   const { name } = workload;
   if (workload.deleting) return wait(`Workload ${name} is being deleted`);
+  if (workload.orphan) return wait(`Workload ${name} of MultiKueue is adopted`, [adopt(view, workload)]);
   const isStale = isForOtherPods(gang, observed, workload) || holds(workload, 'Finished');
-  if (isStale && !hasBegun(view))
+  if (isStale && !hasBegun(view) && observed.prebuilt === undefined)
     return wait('the Workload is made anew, as the job asks for other pods', [deletion(workload, Reason.specChanged)]);
   if (!isAdmitted(workload)) return wait(whyNotAdmitted(workload));
   const unread = unreadFlavor(observed);
@@ -387,7 +391,7 @@ export function workloadUpdates(
   return [
     ...(workload === undefined
       ? []
-      : quotaUpdates(stage, view, workload, wished, () => giveUp(stage, view, workload, queue, isOver))),
+      : quotaUpdates(stage, view, workload, wished, () => giveUp(stage, view, observed, workload, queue, isOver))),
     ...growth.flatMap((each) => {
       const isWanted = each.first < wished && (each === next || lent.includes(each));
       return quotaUpdates(stage, view, each, wished, () => (isWanted ? null : [deletion(each, Reason.notWanted)]));
@@ -431,12 +435,15 @@ function quotaUpdates(
 function giveUp(
   stage: Stage,
   view: JobView,
+  { prebuilt }: ObservedQueue,
   workload: ObservedWorkload,
   queue: Queue | undefined,
   isOver: boolean,
 ): Action[] | null {
-  if (stage.name === 'Suspended' || queue === undefined) return [deletion(workload, Reason.notWanted)];
-  if (!isOver) return null;
+  if (stage.name === 'Suspended' || queue === undefined)
+    return prebuilt === undefined ? [deletion(workload, Reason.notWanted)] : [];
+  // MultiKueue deletes the job once its Workload is Finished: also its quantization has to be over by then.
+  if (!isOver || (prebuilt !== undefined && view.status.completionTime === undefined)) return null;
   if (holds(workload, 'Finished')) return release(workload, Reason.over);
   const finished = {
     type: 'Finished',

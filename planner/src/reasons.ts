@@ -111,6 +111,8 @@ export const Reason = {
   reconcileFailed: 'ReconcileFailed',
   expired: 'TimeToLiveOver',
   notWanted: 'NotWanted',
+  /** A Workload that MultiKueue has made. */
+  adopted: 'Adopted',
 } as const;
 export type Reason = (typeof Reason)[keyof typeof Reason];
 

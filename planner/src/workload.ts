@@ -1,5 +1,6 @@
 /**
- * Workloads (kueue.x-k8s.io): how one is made for a gang, what one says, and how one is changed. queue.ts decides when.
+ * Workloads (kueue.x-k8s.io): how one is made for a gang, what one says, and how one is changed. queue.ts decides when,
+ * and multikueue.ts for jobs that another cluster runs.
  */
 import type { Condition, Queue, Topology } from '@facetrain/api';
 import { type JobView, specDigest } from './attempt.ts';
@@ -9,7 +10,7 @@ import type { ObservedQueue, ObservedWorkload } from './observed.ts';
 import { truncate } from './plain-data.ts';
 import type { Action } from './plan.ts';
 import { countFetches, isFetchContainer } from './pod-storage.ts';
-import { MAX_MESSAGE } from './reasons.ts';
+import { MAX_MESSAGE, Reason } from './reasons.ts';
 import { timestamp } from './time.ts';
 
 /** Of a Workload that a controller still looks after (apis/kueue/v1beta2, ResourceInUseFinalizerName). */
@@ -170,7 +171,7 @@ export const sizeOf = (lent: ObservedWorkload[]): number => lent.reduce((sum, wo
 export const patchOf = (
   { name, uid, resourceVersion }: ObservedWorkload,
   reason: string,
-  change: { status?: Loose; finalizers?: string[] },
+  change: Partial<Extract<Action, { type: 'patchWorkload' }>>,
 ): Action => ({ type: 'patchWorkload', kind: 'Workload', name, uid, resourceVersion, reason, ...change });
 
 export const deletion = ({ name, uid }: ObservedWorkload, reason: string): Action => ({
@@ -180,6 +181,13 @@ export const deletion = ({ name, uid }: ObservedWorkload, reason: string): Actio
   uid,
   reason,
 });
+
+/** Makes a Workload that MultiKueue has made the job's own, as if the operator had. */
+export function adopt({ kind, identity }: Pick<JobView, 'kind' | 'identity'>, workload: ObservedWorkload): Action {
+  const { labels, ownerReferences } = childMetadata(kind, identity, workload.name);
+  const finalizers = [...new Set([...workload.finalizers, WORKLOAD_FINALIZER])];
+  return patchOf(workload, Reason.adopted, { labels, ownerReferences, finalizers });
+}
 
 export function release(workload: ObservedWorkload, reason: string): Action[] {
   const finalizers = workload.finalizers.filter((finalizer) => finalizer !== WORKLOAD_FINALIZER);

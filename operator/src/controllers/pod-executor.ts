@@ -188,9 +188,15 @@ export class Executor {
         return null;
       }
       case 'patchWorkload': {
-        const { name, uid, resourceVersion, status, finalizers } = action;
+        const { name, uid, resourceVersion, status, finalizers, ownerReferences, labels } = action;
         log.debug({ kind: action.kind, child: name, reason: action.reason }, 'patch');
-        const metadata = { uid, resourceVersion, ...(finalizers && { finalizers }) };
+        const metadata = {
+          uid,
+          resourceVersion,
+          ...(finalizers && { finalizers }),
+          ...(ownerReferences && { ownerReferences }),
+          ...(labels && { labels }),
+        };
         const answer = await client
           .patch(workloads, namespace, name, { metadata, ...(status && { status }) }, status && 'status')
           .catch((error: unknown) => {

@@ -6,6 +6,7 @@
  * `releaseOrphans` removes it.
  */
 import type { FaceTrainJobSpec, Queue } from '@facetrain/api';
+import { MULTIKUEUE, PREBUILT_LABEL } from '@facetrain/planner/multikueue';
 import { firstPodOf, type JobKind, Label, workloadName } from '@facetrain/planner/names';
 import type { ObservedQueue, ObservedWorkload, Placement } from '@facetrain/planner/observed';
 import { WORKLOAD_FINALIZER } from '@facetrain/planner/workload';
@@ -13,7 +14,7 @@ import type { Logger } from 'pino';
 import { ApiError, isApiError } from '../runtime/api-error.ts';
 import type { Client } from '../runtime/client.ts';
 import { LeadershipLost } from '../runtime/leadership.ts';
-import { controllerOf, type KubernetesObject, type Resource, splitKey } from '../runtime/resource.ts';
+import { controllerOf, type KubernetesObject, keyOf, type Resource, splitKey } from '../runtime/resource.ts';
 import { type Caches, jobNameIndexValue } from './caches.ts';
 import { isPodAlive } from './observe.ts';
 import {
@@ -30,6 +31,7 @@ export type QueueReferences = Pick<ObservedQueue, 'priority' | 'flavors' | 'prob
 /** The fields of a spec that decide whether the job may make a Workload, or pods in a queue. */
 export interface QueueSpec {
   queue?: Queue | undefined;
+  managedBy?: string | undefined;
   trainers?: Pick<FaceTrainJobSpec['trainers'], 'replicas' | 'elastic'>;
 }
 
@@ -42,13 +44,14 @@ export async function readReferences(
   caches: Pick<Caches, 'Workload'>,
   kind: JobKind,
   job: JobObject,
-  { queue, trainers }: QueueSpec,
+  { queue, trainers, managedBy }: QueueSpec,
 ): Promise<QueueReferences> {
   const nothing: QueueReferences = { flavors: {} };
   if (queue === undefined || !caches.Workload || isUnread(caches)) return nothing;
   const { attemptStartTime, completionTime, trainers: { desired = 0 } = {} } = job.status ?? {};
   const mayGrow = completionTime === undefined && trainers?.elastic !== undefined && desired < trainers.replicas;
-  if (attemptStartTime !== undefined && !mayGrow) return nothing;
+  // The status of a job that MultiKueue has sent elsewhere is that of another cluster.
+  if (attemptStartTime !== undefined && !mayGrow && managedBy !== MULTIKUEUE) return nothing;
   const made = workloadsOf(caches, kind, job).map(observeWorkload);
   const { priorityClassName } = queue;
   try {
@@ -101,29 +104,39 @@ export function observeQueue(
   if (isUnread(caches)) return { workloads: 'NotListed', flavors: {} };
   const made = workloadsOf(caches, kind, job).map(observeWorkload);
   const workload = made.find(({ first }) => first === 0);
+  const prebuilt = job.metadata.labels?.[PREBUILT_LABEL];
   const growth = made.filter(({ first }) => first > 0);
   return {
     workloads: caches.Workload === undefined ? 'NotServed' : 'Listed',
     ...references,
+    ...(prebuilt !== undefined && { prebuilt }),
     ...(workload && { workload }),
     ...(growth.length > 0 && { growth }),
   };
 }
 
 /** The Workloads that belong to the job, under the names that the planner gives them. */
-const workloadsOf = (
+function workloadsOf(
   { Workload }: Pick<Caches, 'Workload'>,
   kind: JobKind,
-  { metadata: { name, uid } }: JobObject,
-): WorkloadObject[] =>
-  (Workload?.indexed('job', uid) ?? []).filter(
+  { metadata: { namespace, name, uid, labels } }: JobObject,
+): WorkloadObject[] {
+  const own = (Workload?.indexed('job', uid) ?? []).filter(
     (workload) =>
       controllerOf(workload)?.uid === uid &&
       workload.metadata.name === workloadName(kind, { name }, firstPodOf(workload.metadata.name)),
   );
+  // Until the job has adopted it, it has the labels of the job of the manager cluster.
+  const prebuilt =
+    labels?.[PREBUILT_LABEL] === workloadName(kind, { name })
+      ? Workload?.get(keyOf({ metadata: { namespace: namespace!, name: workloadName(kind, { name }) } }))
+      : undefined;
+  return prebuilt && controllerOf(prebuilt) === undefined ? [...own, prebuilt] : own;
+}
 
 /** A Workload as the planner takes it; of one podSet, the only one that the operator asks for. */
-export function observeWorkload({ metadata, spec, status = {} }: WorkloadObject): ObservedWorkload {
+export function observeWorkload(workload: WorkloadObject): ObservedWorkload {
+  const { metadata, spec, status = {} } = workload;
   const { name, uid, resourceVersion, generation = 0, deletionTimestamp, finalizers = [], labels } = metadata;
   const assignment = status.admission?.podSetAssignments?.[0];
   const { count = 1, minCount } = spec.podSets?.[0] ?? {};
@@ -140,6 +153,7 @@ export function observeWorkload({ metadata, spec, status = {} }: WorkloadObject)
     ...(minCount !== undefined && { minCount }),
     reclaimable: status.reclaimablePods?.[0]?.count ?? 0,
     active: spec.active !== false,
+    ...(controllerOf(workload) === undefined && { orphan: true as const }),
     conditions: status.conditions ?? [],
     ...(digest !== undefined && { specDigest: digest }),
     ...(assignment && {
@@ -175,7 +189,10 @@ export async function releaseOrphans(
 ): Promise<void> {
   const { namespace, name } = splitKey(key);
   const living = job?.metadata.deletionTimestamp === undefined ? job?.metadata.uid : undefined;
-  for (const { metadata } of caches.Workload?.indexed('name', jobNameIndexValue(kind, namespace, name)) ?? []) {
+  for (const workload of caches.Workload?.indexed('name', jobNameIndexValue(kind, namespace, name)) ?? []) {
+    // MultiKueue has made it, for a job that it makes next.
+    if (controllerOf(workload) === undefined) continue;
+    const { metadata } = workload;
     const jobUid = metadata.labels?.[Label.jobUid] ?? '';
     if (jobUid === living || caches.Pod.indexed('job', jobUid).some(isPodAlive)) continue;
     const { uid, resourceVersion, finalizers = [], deletionTimestamp } = metadata;

@@ -10,6 +10,7 @@
  * | a Node is lost, is ready again or is deleted | the jobs of the pods on it |
  * | a PersistentVolumeClaim is created or deleted | the jobs of the pending pods that mount it |
  * | Workloads are listed for the first time | the jobs with a queue |
+ * | a Workload without an owner, in any way | the job of its labels, for which MultiKueue has made it |
  * | an Event that warns about a pod is created or counted up | the job of its pod |
  *
  * The job that is the controller is found by its name, so objects of a deleted job wake the next job of that name,
@@ -18,7 +19,7 @@
  * relies on that.
  */
 import { API_VERSION } from '@facetrain/api';
-import type { JobKind } from '@facetrain/planner/names';
+import { type JobKind, Label } from '@facetrain/planner/names';
 import { controllerOf, type KubernetesObject, keyOf, splitKey } from '../runtime/resource.ts';
 import type { Caches } from './caches.ts';
 import type { PodNodesAndVolumes } from './pod-nodes-and-volumes.ts';
@@ -38,6 +39,13 @@ export function registerWakeUps(
     caches[kind].onChange(({ object }) => enqueue(kind, keyOf(object)));
   for (const cache of Object.values(caches))
     cache.onChange(({ object }: { object: KubernetesObject }) => enqueueOwner(object, enqueue));
+  caches.Workload?.onChange(({ object }) => {
+    const { namespace, labels } = object.metadata;
+    const { [Label.jobKind]: kind, [Label.jobName]: name } = labels ?? {};
+    if (controllerOf(object) !== undefined || name === undefined) return;
+    if (kind === 'FaceTrainJob' || kind === 'QuantizeJob')
+      enqueue(kind, keyOf({ metadata: { namespace: namespace!, name } }));
+  });
   // Those that have no Workload yet are found by no change of one.
   void caches.Workload?.synced.then(() => {
     for (const kind of ['FaceTrainJob', 'QuantizeJob'] as const)

@@ -109,10 +109,34 @@ async function mount(data: Record<string, string>, folder: string): Promise<void
   }
 }
 
+/** Kinds of Kueue's that have no namespace. */
+type ClusterScoped =
+  | 'ResourceFlavor'
+  | 'ClusterQueue'
+  | 'WorkloadPriorityClass'
+  | 'Topology'
+  | 'AdmissionCheck'
+  | 'MultiKueueConfig'
+  | 'MultiKueueCluster';
+
+/** Lets the Kueue of one cluster reach another: a MultiKueueCluster, whose kubeconfig is in a Secret. */
+export async function connectWorker(manager: ControlPlane, worker: ControlPlane, name: string): Promise<void> {
+  const kubeconfig = await readFile(await worker.kubeconfig());
+  await manager.client.create(secrets, NAMESPACE, {
+    apiVersion: 'v1',
+    kind: 'Secret',
+    metadata: { name },
+    data: { kubeconfig: kubeconfig.toString('base64') },
+  });
+  await createKueueObject(manager, 'MultiKueueCluster', name, {
+    spec: { clusterSource: { kubeConfig: { location: name, locationType: 'Secret' } } },
+  });
+}
+
 /** Creates an object of Kueue's that has no namespace. */
 export const createKueueObject = (
   { client }: ControlPlane,
-  kind: 'ResourceFlavor' | 'ClusterQueue' | 'WorkloadPriorityClass' | 'Topology',
+  kind: ClusterScoped,
   name: string,
   fields: object,
 ): Promise<unknown> => {

@@ -16,6 +16,7 @@ import { deletePlaceholders } from '../cleanup.ts';
 import type { WantedCondition } from '../conditions.ts';
 import type { Environment } from '../environment.ts';
 import { eventsOf } from '../job-events.ts';
+import { managedActions } from '../multikueue.ts';
 import { selectorLabels } from '../names.ts';
 import type { ChildObject } from '../objects.ts';
 import type { ObservedFaceTrainJob } from '../observed.ts';
@@ -98,7 +99,13 @@ import {
 /** The planner of FaceTrainJobs: see `PlanFaceTrainJob` in plan.ts. */
 export const planFaceTrainJob: PlanFaceTrainJob = (input, now, environment) => {
   const { spec, status: before } = input;
-  if (isIgnored(input)) return { actions: [], status: before, events: [], requeueAfterSeconds: null };
+  if (isIgnored(input)) {
+    const { identity: job } = input;
+    const size = spec.trainers.replicas;
+    const gang = () => queuedGang({ job, spec, attempt: 0, size, gang: { mode: 'none' }, environment });
+    const actions = managedActions('FaceTrainJob', input, gang, now);
+    return { actions, status: before, events: [], requeueAfterSeconds: null };
+  }
 
   const tolerates = toleratesNodeLoss(spec.trainers.podTemplate);
   const seen = { hasTrained: hasTrained(input), lastActivity: lastActivityOf(input) };

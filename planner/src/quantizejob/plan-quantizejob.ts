@@ -13,6 +13,7 @@ import { isIgnored, type JobView, outcomeOf, viewOf } from '../attempt.ts';
 import { blockedBy, findBlocker, missingChildren } from '../children.ts';
 import type { Environment } from '../environment.ts';
 import { eventsOf } from '../job-events.ts';
+import { managedActions } from '../multikueue.ts';
 import type { ObservedQuantizeJob } from '../observed.ts';
 import { compact } from '../plain-data.ts';
 import type { PlanQuantizeJob } from '../plan.ts';
@@ -39,7 +40,11 @@ import { type Attempt, childrenOf, findConflict, quantizationDigest, queuedGang 
 /** The planner of QuantizeJobs: see `PlanQuantizeJob` in plan.ts. */
 export const planQuantizeJob: PlanQuantizeJob = (observed, now, environment) => {
   const { spec, status: before } = observed;
-  if (isIgnored(observed)) return { actions: [], status: before, events: [], requeueAfterSeconds: null };
+  if (isIgnored(observed)) {
+    const gang = () => queuedGang({ job: observed.identity, spec, attempt: 0, environment });
+    const actions = managedActions('QuantizeJob', observed, gang, now);
+    return { actions, status: before, events: [], requeueAfterSeconds: null };
+  }
 
   const view = viewOf('QuantizeJob', observed, 1, now, toleratesNodeLoss(spec.quantizer.podTemplate));
   const stage = stageOf(observed, view, environment);
