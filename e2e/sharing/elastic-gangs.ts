@@ -39,7 +39,7 @@ function trainTheSame(spec: Job['spec']): void {
 }
 
 /** Waits until the gang has trained with so many ranks. @returns the job then */
-async function trainsWith(ns: Namespace, name: string, trainers: number, changes: number): Promise<Job> {
+export async function trainsWith(ns: Namespace, name: string, trainers: number, changes: number): Promise<Job> {
   const { status } = await ns.waitFor(name, (job) => {
     const { desired, active } = job.status!.trainers;
     assert.equal(job.status!.scaling?.resizes ?? 0, changes, condition(job, 'Ready')?.message);

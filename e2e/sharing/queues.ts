@@ -9,6 +9,7 @@ import { kueueIsReady } from '../cluster/install-kueue.ts';
 import { applyExample, reachesStep, stepResumedFrom, trainLongWithoutEvaluation } from '../testing/example-job.ts';
 import { condition, MINUTE, type Namespace, restartsOf } from '../testing/namespace.ts';
 import { AT_THE_GATE, gated, openGate, trainJob, yaml } from '../testing/small-jobs.ts';
+import { trainsWith } from './elastic-gangs.ts';
 
 /** Makes a queue `team`, with quota for so many pods. */
 async function applyQueue(ns: Namespace, pods: number): Promise<void> {
@@ -154,5 +155,26 @@ export const queues: Record<string, (ns: Namespace) => Promise<void>> = {
     // Kueue forgets the Workload of a job that is deleted.
     await ns.kubectl('delete', 'facetrainjob', 'elastic', 'waiting');
     await ns.kubectl('wait', workload, '--for=delete', '--timeout=5m');
+  },
+
+  'a training in a queue whose number of trainers is changed four times': async (ns) => {
+    await applyQueue(ns, 4);
+    using live = await LivePods.watch(ns);
+    await applyExample(ns, 'changing', (spec) => {
+      trainLongWithoutEvaluation(spec);
+      spec.globalBatchSize = 12;
+      spec.trainers.replicas = 4;
+      spec.trainers.elastic = { minReplicas: 2, maxReplicas: 4, scaleDownSeconds: 120, scaleUpSeconds: 5 };
+      spec.queue = queueOf(ns, 'low');
+    });
+    await trainsWith(ns, 'changing', 4, 0);
+    for (const [index, replicas] of [3, 4, 2, 4].entries()) {
+      await ns.kubectl('scale', 'facetrainjob/changing', `--replicas=${replicas}`);
+      const job = await trainsWith(ns, 'changing', replicas, index + 1);
+      assert.deepEqual(restartsOf(job), { counted: 0, disruptions: 0 });
+    }
+    assert(live.most.length <= 4, live.most.join());
+    await ns.kubectl('delete', 'facetrainjob', 'changing');
+    await ns.kubectl('wait', 'workloads.kueue.x-k8s.io', '--all', '--for=delete', '--timeout=5m');
   },
 };
