@@ -1,43 +1,20 @@
 import assert from 'node:assert/strict';
 import { test } from 'node:test';
-import type { Condition, FaceTrainJobStatus } from '@facetrain/api';
+import type { FaceTrainJobStatus } from '@facetrain/api';
 import { planFaceTrainJob } from './facetrainjob/plan-facetrainjob.ts';
 import { MULTIKUEUE } from './multikueue.ts';
 import type { ObservedQueue, ObservedWorkload } from './observed.ts';
 import type { Action } from './plan.ts';
-import { after, at, makeJob, makePod } from './testing/builders.ts';
+import { after, at, makeCondition as condition, makeJob, makeObservedWorkload, makePod } from './testing/builders.ts';
 import { testEnvironment } from './testing/test-environment.ts';
 import { WORKLOAD_FINALIZER } from './workload.ts';
 
 const job = () => makeJob().with({ queue: { name: 'team' } });
 const managed = () => job().with({ managedBy: MULTIKUEUE });
-const condition = (type: string, status: 'True' | 'False' = 'True'): Condition => ({
-  type,
-  status,
-  reason: 'Because',
-  message: 'words',
-  lastTransitionTime: at(0),
-});
 const queueWith = (workload?: Partial<ObservedWorkload>, more: Partial<ObservedQueue> = {}): ObservedQueue => ({
   workloads: 'Listed',
   flavors: {},
-  ...(workload && {
-    workload: {
-      name: 'facetrainjob-faces',
-      uid: 'w',
-      resourceVersion: '1',
-      generation: 1,
-      deleting: false,
-      finalizers: [WORKLOAD_FINALIZER],
-      first: 0,
-      count: 2,
-      reclaimable: 0,
-      active: true,
-      conditions: [],
-      checks: [],
-      ...workload,
-    },
-  }),
+  ...(workload && { workload: makeObservedWorkload(workload) }),
   ...more,
 });
 const named = (actions: Action[]) =>

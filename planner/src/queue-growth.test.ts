@@ -8,7 +8,7 @@ import { firstPodOf } from './names.ts';
 import type { Pod, Workload } from './objects.ts';
 import type { ObservedPod, ObservedQueue, ObservedWorkload } from './observed.ts';
 import type { Action } from './plan.ts';
-import { after, at, makeJob, makePod } from './testing/builders.ts';
+import { after, at, makeCondition as condition, makeJob, makePod } from './testing/builders.ts';
 import { testEnvironment } from './testing/test-environment.ts';
 
 const MIN = 2;
@@ -23,13 +23,6 @@ const elastic = (replicas: number, fields: object = {}) =>
     // No trainer reports progress here.
     .with({ queue: { name: 'team' }, progressDeadlineSeconds: 1_000_000, ...fields });
 
-const condition = (type: string, status: 'True' | 'False', message = 'words'): Condition => ({
-  type,
-  status,
-  reason: 'Because',
-  message,
-  lastTransitionTime: at(0),
-});
 const isTrue = ({ conditions }: ObservedWorkload, type: string): boolean =>
   conditions.some((one) => one.type === type && one.status === 'True');
 
@@ -94,12 +87,17 @@ class World {
           condition('Evicted', 'False'),
         );
       else
-        this.#set(workload, {}, condition('QuotaReserved', 'False', `${asked - (this.quota - this.held)} pods short`));
+        this.#set(
+          workload,
+          {},
+          condition('QuotaReserved', 'False', 'Because', `${asked - (this.quota - this.held)} pods short`),
+        );
     }
   }
   evict(name: string): void {
     const workload = this.workloads.find((each) => each.name === name);
-    if (workload && isTrue(workload, 'Admitted')) this.#set(workload, {}, condition('Evicted', 'True', 'preempted'));
+    if (workload && isTrue(workload, 'Admitted'))
+      this.#set(workload, {}, condition('Evicted', 'True', 'Because', 'preempted'));
   }
   /** Kueue preempts the newest first. */
   setQuota(pods: number): void {

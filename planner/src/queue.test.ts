@@ -8,7 +8,15 @@ import type { ObservedFaceTrainJob, ObservedPod, ObservedQueue, ObservedWorkload
 import type { Action } from './plan.ts';
 import { planQuantizeJob } from './quantizejob/plan-quantizejob.ts';
 
-import { after, at, makeJob, makePod, makeQuantizeJob } from './testing/builders.ts';
+import {
+  after,
+  at,
+  makeCondition as condition,
+  makeJob,
+  makeObservedWorkload,
+  makePod,
+  makeQuantizeJob,
+} from './testing/builders.ts';
 import { testEnvironment } from './testing/test-environment.ts';
 import { WORKLOAD_FINALIZER } from './workload.ts';
 
@@ -26,13 +34,6 @@ const ready = ({ status }: { status: FaceTrainJobStatus }) => {
 const createdOf = (actions: Action[]) => actions.flatMap((action) => (action.type === 'create' ? [action.object] : []));
 const workloadIn = (actions: Action[]) => createdOf(actions).find(({ kind }) => kind === 'Workload') as Workload;
 
-const condition = (type: string, status: 'True' | 'False', reason = 'Because', message = 'words'): Condition => ({
-  type,
-  status,
-  reason,
-  message,
-  lastTransitionTime: at(0),
-});
 const ADMITTED = [condition('QuotaReserved', 'True'), condition('Admitted', 'True')];
 
 /** The digest of the Workload that the planner makes for a job. */
@@ -44,22 +45,7 @@ const digestOf = (observed: ObservedFaceTrainJob): string =>
 const NO_WORKLOAD: ObservedQueue = { workloads: 'Listed', flavors: {} };
 const queueWith = (workload: Partial<ObservedWorkload> = {}, more: Partial<ObservedQueue> = {}): ObservedQueue => ({
   ...NO_WORKLOAD,
-  workload: {
-    name: 'facetrainjob-faces',
-    uid: 'w',
-    resourceVersion: '1',
-    generation: 1,
-    deleting: false,
-    finalizers: [WORKLOAD_FINALIZER],
-    specDigest: digestOf(job().observe()),
-    first: 0,
-    count: 2,
-    reclaimable: 0,
-    active: true,
-    conditions: [],
-    checks: [],
-    ...workload,
-  },
+  workload: makeObservedWorkload({ specDigest: digestOf(job().observe()), ...workload }),
   ...more,
 });
 

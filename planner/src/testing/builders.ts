@@ -1,13 +1,21 @@
 /** Builders of observations for tests: makeJob('a').replicas(4).suspended().observe(...). */
 import {
   API_VERSION,
+  type Condition,
   FaceTrainJob,
   type FaceTrainJobStatus,
   QuantizeJob,
   type QuantizeJobStatus,
 } from '@facetrain/api';
-import type { ObservedFaceTrainJob, ObservedPod, ObservedQuantizeJob, ProgramEnd } from '../observed.ts';
+import type {
+  ObservedFaceTrainJob,
+  ObservedPod,
+  ObservedQuantizeJob,
+  ObservedWorkload,
+  ProgramEnd,
+} from '../observed.ts';
 import { timestamp } from '../time.ts';
+import { WORKLOAD_FINALIZER } from '../workload.ts';
 
 export const START = new Date('2026-01-01T00:00:00Z');
 /** The time so many seconds after START. */
@@ -185,3 +193,28 @@ export class PodBuilder {
 }
 
 export const makePod = (rank: number, attempt = 0, job = 'faces'): PodBuilder => new PodBuilder(job, attempt, rank);
+
+/** A condition since START. */
+export const makeCondition = (
+  type: string,
+  status: 'True' | 'False' = 'True',
+  reason = 'Because',
+  message = 'words',
+): Condition => ({ type, status, reason, message, lastTransitionTime: at(0) });
+
+/** The Workload of the job `faces` with two pods, of which Kueue has said nothing yet. */
+export const makeObservedWorkload = (change: Partial<ObservedWorkload> = {}): ObservedWorkload => ({
+  name: 'facetrainjob-faces',
+  uid: 'w',
+  resourceVersion: '1',
+  generation: 1,
+  deleting: false,
+  finalizers: [WORKLOAD_FINALIZER],
+  first: 0,
+  count: 2,
+  reclaimable: 0,
+  active: true,
+  conditions: [],
+  checks: [],
+  ...change,
+});
