@@ -129,21 +129,7 @@ void depthwise3x3(const uint8_t* x, int64_t pixel_stride, const int32_t* taps, i
 }
 
 int64_t bare_products(int64_t rounds) {
-  constexpr int kSums = 12;
-  __m256i sum[kSums];
-#pragma GCC unroll 12
-  for (auto& each : sum) each = _mm256_setzero_si256();
-  __m256i a = _mm256_set1_epi8(1);
-  for (int64_t round = 0; round < rounds; ++round) {
-#pragma GCC unroll 12
-    for (auto& each : sum) {
-      asm volatile("" : "+x"(a));  // else the compiler would see that all sums are equal
-      each = add_products(each, a, a);
-    }
-  }
-#pragma GCC unroll 12
-  for (auto& each : sum) asm volatile("" ::"x"(each));
-  return rounds * kSums * 32;
+  return bare_products_of(rounds, [](__m256i sum, __m256i a) { return add_products(sum, a, a); });
 }
 
 template <int... P>

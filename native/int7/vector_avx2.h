@@ -50,5 +50,25 @@ inline __m256i broadcast4(const uint8_t* x) {
   return _mm256_set1_epi32(value);
 }
 
+// Kernels::bare_products, with add(sum, a): `sum` and the products of 32 bytes `a` with themselves.
+template <class Add>
+int64_t bare_products_of(int64_t rounds, Add add) {
+  constexpr int kSums = 12;
+  __m256i sum[kSums];
+#pragma GCC unroll 12
+  for (auto& each : sum) each = _mm256_setzero_si256();
+  __m256i a = _mm256_set1_epi8(1);
+  for (int64_t round = 0; round < rounds; ++round) {
+#pragma GCC unroll 12
+    for (auto& each : sum) {
+      asm volatile("" : "+x"(a));  // else the compiler would see that all sums are equal, and compute one product
+      each = add(each, a);
+    }
+  }
+#pragma GCC unroll 12
+  for (auto& each : sum) asm volatile("" ::"x"(each));
+  return rounds * kSums * 32;
+}
+
 }  // namespace
 }  // namespace facetrain::int7
