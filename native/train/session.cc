@@ -78,7 +78,7 @@ std::unique_ptr<Comm> connect(const RendezvousOptions& options, at::Device devic
 }
 
 // The options with what the head has to know: the parts of the ranks, and whether their number must not matter. With
-// micro-batches the backbone's passes are the same for any number of ranks, so sums are worth to be.
+// micro-batches the backbone's passes are the same for any number of ranks, so the sums are made so, too.
 SessionOptions for_head(SessionOptions options) {
   const LoaderOptions& data = options.data;
   options.pfc.reproducible = data.micro_batch > 0 && options.pfc.device.is_cpu();
@@ -249,19 +249,16 @@ std::vector<at::Tensor> Session::forward(const at::Tensor& pixels) {
 
 // Sets gradients_, or sums_, to the sum over the micro-batches, in their order. `gradient` is that of all embeddings.
 void Session::backward(const at::Tensor& pixels, std::vector<at::Tensor> embeddings, const at::Tensor& gradient) {
-  gradients_.zero_();
   if (sums_) sums_->clear();
   for (int64_t i = 0; i < micro_batches(); ++i) {
+    if (sums_ || i == 0) gradients_.zero_();
     at::Tensor& part = embeddings[i];
     with_peers(*comm_, [&] {
       if (i > 0) part = backbone_->forward(images(pixels, i), Pass::recomputation);
       part.backward(gradient.narrow(0, i * micro_batch(), micro_batch()));
     });
     part = at::Tensor();  // its activations are freed before the next ones are computed
-    if (sums_) {
-      sums_->add(gradients_);
-      gradients_.zero_();
-    }
+    if (sums_) sums_->add(gradients_);
     stop_if_cancelled();
   }
 }
