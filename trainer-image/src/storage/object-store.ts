@@ -7,6 +7,7 @@
 import { setTimeout as delay } from 'node:timers/promises';
 import {
   AbortMultipartUploadCommand,
+  type CompletedPart,
   CompleteMultipartUploadCommand,
   CopyObjectCommand,
   CreateMultipartUploadCommand,
@@ -253,9 +254,7 @@ export class ObjectStore {
       await send(() => this.#client.send(new CopyObjectCommand({ ...object, CopySource })));
       return;
     }
-    const { UploadId } = await send(() =>
-      this.#client.send(new CreateMultipartUploadCommand({ ...object, ChecksumAlgorithm: 'CRC32' })),
-    );
+    const UploadId = await send(() => beginUpload(this.#client, object));
     try {
       const numbers = Array.from({ length: Math.ceil(bytes / copyBytes) }, (_, index) => index + 1);
       const Parts = await mapAtOnce(numbers, PARTS_IN_FLIGHT, async (PartNumber) => {
@@ -265,9 +264,7 @@ export class ObjectStore {
         const { CopyPartResult } = await send(() => this.#client.send(part));
         return { PartNumber, ETag: CopyPartResult?.ETag, ChecksumCRC32: CopyPartResult?.ChecksumCRC32 };
       });
-      await send(() =>
-        this.#client.send(new CompleteMultipartUploadCommand({ ...object, UploadId, MultipartUpload: { Parts } })),
-      );
+      await send(() => completeUpload(this.#client, object, UploadId, Parts, bytes));
     } catch (error) {
       await this.#client.send(new AbortMultipartUploadCommand({ ...object, UploadId })).catch(() => {});
       throw error;
@@ -279,7 +276,7 @@ export class ObjectStore {
     return new ObjectWriter(this.#object(name), this.#client, (work) => this.#request(name, work));
   }
 
-  #object(name: string): { Bucket: string; Key: string } {
+  #object(name: string): ObjectKey {
     return { Bucket: this.#bucket, Key: this.#prefix + name };
   }
 
@@ -341,9 +338,41 @@ function isMissing(error: unknown): boolean {
   return httpStatus(error) === 404 || ['NoSuchKey', 'NotFound', 'NoSuchUpload'].includes(error.name);
 }
 
+interface ObjectKey {
+  Bucket: string;
+  Key: string;
+}
+
+/** @returns the id of an upload in parts, whose checksums the store compares */
+async function beginUpload(client: S3Client, object: ObjectKey): Promise<string> {
+  const { UploadId } = await client.send(new CreateMultipartUploadCommand({ ...object, ChecksumAlgorithm: 'CRC32' }));
+  return UploadId!;
+}
+
+/** Makes the object of its parts, in their order. May be asked again. @param bytes of the whole object */
+async function completeUpload(
+  client: S3Client,
+  object: ObjectKey,
+  UploadId: string,
+  Parts: CompletedPart[],
+  bytes: number,
+): Promise<void> {
+  try {
+    await client.send(new CompleteMultipartUploadCommand({ ...object, UploadId, MultipartUpload: { Parts } }));
+  } catch (error) {
+    // An earlier try may have succeeded, of which the answer was lost.
+    if (!(error instanceof Error) || error.name !== 'NoSuchUpload') throw error;
+    const head = await client.send(new HeadObjectCommand(object)).catch((failure: unknown) => {
+      if (isMissing(failure)) return undefined;
+      throw failure; // and is asked again
+    });
+    if (head?.ContentLength !== bytes) throw error;
+  }
+}
+
 /** An object that is being written: a single request, or, above PART_BYTES, parts of which several are on their way. */
 export class ObjectWriter {
-  readonly #object: { Bucket: string; Key: string };
+  readonly #object: ObjectKey;
   readonly #client: S3Client;
   readonly #request: <T>(work: () => Promise<T>) => Promise<T>;
   readonly #parts: { PartNumber: number; ETag: string; ChecksumCRC32: string | undefined }[] = [];
@@ -356,11 +385,7 @@ export class ObjectWriter {
   #failure: { error: unknown } | undefined;
   #isFinished = false;
 
-  constructor(
-    object: { Bucket: string; Key: string },
-    client: S3Client,
-    request: <T>(work: () => Promise<T>) => Promise<T>,
-  ) {
+  constructor(object: ObjectKey, client: S3Client, request: <T>(work: () => Promise<T>) => Promise<T>) {
     this.#object = object;
     this.#client = client;
     this.#request = request;
@@ -389,7 +414,8 @@ export class ObjectWriter {
       if (this.#filled > 0) await this.#sendPart();
       await Promise.all(this.#inFlight);
       this.#throwIfFailed();
-      await this.#request(() => this.#complete());
+      const parts = this.#parts.sort((a, b) => a.PartNumber - b.PartNumber);
+      await this.#request(() => completeUpload(this.#client, this.#object, this.#uploadId!, parts, this.#bytes));
     }
     this.#isFinished = true;
     this.#buffer = new Uint8Array(0);
@@ -421,12 +447,7 @@ export class ObjectWriter {
 
   async #sendPart(): Promise<void> {
     this.#throwIfFailed();
-    this.#uploadId ??= await this.#request(async () => {
-      const { UploadId } = await this.#client.send(
-        new CreateMultipartUploadCommand({ ...this.#object, ChecksumAlgorithm: 'CRC32' }),
-      );
-      return UploadId!;
-    });
+    this.#uploadId ??= await this.#request(() => beginUpload(this.#client, this.#object));
     while (this.#inFlight.size >= PARTS_IN_FLIGHT) await Promise.race(this.#inFlight);
     this.#throwIfFailed();
     const body = this.#buffer.subarray(0, this.#filled);
@@ -449,24 +470,6 @@ export class ObjectWriter {
       );
     });
     this.#parts.push({ PartNumber, ETag: ETag!, ChecksumCRC32 });
-  }
-
-  async #complete(): Promise<void> {
-    const Parts = this.#parts.sort((a, b) => a.PartNumber - b.PartNumber);
-    const UploadId = this.#uploadId!;
-    try {
-      await this.#client.send(
-        new CompleteMultipartUploadCommand({ ...this.#object, UploadId, MultipartUpload: { Parts } }),
-      );
-    } catch (error) {
-      // An earlier try may have succeeded, of which the answer was lost.
-      if (!(error instanceof Error) || error.name !== 'NoSuchUpload') throw error;
-      const head = await this.#client.send(new HeadObjectCommand(this.#object)).catch((failure: unknown) => {
-        if (isMissing(failure)) return undefined;
-        throw failure; // and is asked again
-      });
-      if (head?.ContentLength !== this.#bytes) throw error;
-    }
   }
 
   #throwIfFailed(): void {
