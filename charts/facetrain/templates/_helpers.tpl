@@ -36,9 +36,17 @@ helm.sh/chart: {{ printf "%s-%s" .Chart.Name (.Chart.Version | replace "+" "_") 
 {{- with $image.registry }}{{ . }}/{{ end }}{{ $image.repository }}{{ with $tag }}:{{ . }}{{ end }}{{ with $image.digest }}@{{ . }}{{ end }}
 {{- end }}
 
-{{/* Refuses a variable that a value sets: of two with one name the API server refuses, or ignores, one. Argument: name. */}}
+{{/* Refuses a variable that the chart sets: of two with one name the API server ignores one. Argument: its name. */}}
 {{- define "facetrain.refuseEnv" -}}
-{{- $values := dict "FACETRAIN_IMAGE" "trainerImage" "FACETRAIN_NAMESPACE" "watchNamespace" "FACETRAIN_LEASE_SECONDS" "leaseSeconds" "FACETRAIN_WORKERS" "workers" "FACETRAIN_PROGRESS_SECONDS" "progressSeconds" "FACETRAIN_LOG_LEVEL" "logLevel" }}
+{{- $values := dict
+      "FACETRAIN_IMAGE" "trainerImage"
+      "FACETRAIN_NAMESPACE" "watchNamespace"
+      "FACETRAIN_LEASE_SECONDS" "leaseSeconds"
+      "FACETRAIN_WORKERS" "workers"
+      "FACETRAIN_PROGRESS_SECONDS" "progressSeconds"
+      "FACETRAIN_LOG_LEVEL" "logLevel" }}
 {{- with get $values . }}{{ fail (printf "extraEnv: %s is what the value %s sets" $ .) }}{{ end }}
-{{- if eq . "FACETRAIN_HEALTH_PORT" }}{{ fail "extraEnv: FACETRAIN_HEALTH_PORT is that of the probes and the metrics, 8081" }}{{ end }}
+{{- if eq . "FACETRAIN_HEALTH_PORT" }}
+{{- fail "extraEnv: FACETRAIN_HEALTH_PORT is that of the probes and the metrics, 8081" }}
+{{- end }}
 {{- end }}
