@@ -1,8 +1,8 @@
 import assert from 'node:assert/strict';
 import { test } from 'node:test';
-import type { JobObject, PodObject } from '@facetrain/operator/controllers/resources';
+import type { JobObject, PodObject, WorkloadObject } from '@facetrain/operator/controllers/resources';
 import { Label } from '@facetrain/planner/names';
-import { type AuditEntry, HistoryCheck, leaderViolations, type StoredChange, writesAfter } from './history.ts';
+import { HistoryCheck, type StoredChange } from './history.ts';
 
 const UID = 'uid-of-faces';
 
@@ -112,6 +112,14 @@ const broken: Record<string, { history: (PodObject | JobObject | string)[]; want
     history: [job({ attempt: 0 }), pod(0, 0, 'Running'), pod(0, 1, 'Running', false), job({ phase: 'Running' })],
     want: /Running, and attempt 0 was never whole/,
   },
+  'a queued job of which a pod lives': {
+    history: [
+      job({ attempt: 0 }),
+      pod(0, 0, 'Running'),
+      job({ phase: 'Pending', conditions: [{ type: 'Ready', status: 'False', reason: 'Queued' }] }),
+    ],
+    want: /Queued, and faces-0-0 lived/,
+  },
   'a suspension that is over too early': {
     history: [
       job({ attempt: 0 }),
@@ -196,43 +204,73 @@ test('another job of the same name begins anew', () => {
   );
 });
 
-/** A write at a second of one minute that took a tenth of a second. */
-const write = (user: string, second: number, resource: string, holder?: string): AuditEntry => ({
-  verb: 'patch',
-  user: { username: user },
-  objectRef: { resource, name: 'x', ...(resource === 'leases' && { namespace: 'operators' }) },
-  responseStatus: { code: 200 },
-  requestReceivedTimestamp: `2026-01-01T00:00:${second}.000000Z`,
-  stageTimestamp: `2026-01-01T00:00:${second}.100000Z`,
-  ...(holder !== undefined && { requestObject: { spec: { holderIdentity: holder } } }),
-});
-const users = ['a', 'b'];
+const workload = (conditions: Record<string, boolean>, count = 2, assigned = count, reclaimable = 0): WorkloadObject =>
+  ({
+    metadata: { name: 'facetrainjob-faces' },
+    spec: { podSets: [{ count }] },
+    status: {
+      conditions: Object.entries(conditions).map(([type, holds]) => ({ type, status: holds ? 'True' : 'False' })),
+      admission: { podSetAssignments: [{ count: assigned }] },
+      reclaimablePods: [{ count: reclaimable }],
+    },
+  }) as unknown as WorkloadObject;
+const queuedPod = (rank: number, phase = 'Running'): PodObject => {
+  const { metadata, ...rest } = pod(0, rank, phase);
+  const annotations = { 'kueue.x-k8s.io/workload': 'facetrainjob-faces' };
+  return { ...rest, metadata: { ...metadata, namespace: 'soak', annotations } };
+};
+const LENT = { QuotaReserved: true };
 
-test('only the holder of the Lease may write', () => {
-  const entries = [
-    write('a', 10, 'leases', 'host_1'),
-    write('a', 11, 'pods'),
-    write('b', 20, 'leases', 'host_2'),
-    write('b', 21, 'pods'),
-    write('stranger', 21, 'pods'),
-  ];
-  assert.deepEqual(leaderViolations(entries, users, 'operators'), []);
-  const late = [...entries, write('a', 22, 'pods')];
-  assert.deepEqual(leaderViolations(late, users, 'operators'), [
-    '2026-01-01T00:00:22.000000Z: a wrote (patch pods x), and b led',
-  ]);
-  const refused = { ...write('a', 22, 'pods'), responseStatus: { code: 409 } };
-  assert.deepEqual(leaderViolations([...entries, refused], users, 'operators'), []);
+/** The violations of a history in a queue with quota for three pods. */
+function queueViolations(...history: (PodObject | WorkloadObject | string)[]): string[] {
+  const check = new HistoryCheck(3);
+  history.forEach((object, i) => {
+    const isWorkload = typeof object === 'string' ? object.startsWith('facetrainjob-') : !('phase' in object.status!);
+    check.next({
+      revision: i + 1,
+      kind: isWorkload ? 'workloads' : 'pods',
+      key: `soak/${typeof object === 'string' ? object : object.metadata.name}`,
+      object: typeof object === 'string' ? null : object,
+    });
+  });
+  return check.violations;
+}
+
+test('a gang that keeps its quota until its pods have ended has no violation', () => {
+  const ended = [queuedPod(0, 'Succeeded'), queuedPod(1, 'Succeeded'), workload({ ...LENT, Finished: true })];
+  assert.deepEqual(queueViolations(workload(LENT), queuedPod(0), queuedPod(1), ...ended), []);
+  const evicted = ['faces-0-0', 'faces-0-1', workload({ QuotaReserved: false }), 'facetrainjob-faces'];
+  assert.deepEqual(queueViolations(workload(LENT), queuedPod(0), queuedPod(1), ...evicted), []);
 });
 
-test('a replica that writes before anyone leads is found', () => {
-  assert.match(leaderViolations([write('a', 11, 'pods')], users, 'operators')[0]!, /nobody led/);
-});
+const withoutQuota: Record<string, { history: (PodObject | WorkloadObject | string)[]; want: RegExp }> = {
+  'a pod before the quota': {
+    history: [workload({ QuotaReserved: false }), queuedPod(0)],
+    want: /faces-0-0 lived, and soak\/facetrainjob-faces has quota for 0/,
+  },
+  'quota that is given back while a pod lives': {
+    history: [workload(LENT), queuedPod(0), workload({ QuotaReserved: false })],
+    want: /has quota for 0/,
+  },
+  'a Workload that is removed while a pod lives': {
+    history: [workload(LENT), queuedPod(0), 'facetrainjob-faces'],
+    want: /has quota for 0/,
+  },
+  'more pods than Kueue admitted of those that were asked for': {
+    history: [workload(LENT, 2, 1), queuedPod(0), queuedPod(1)],
+    want: /has quota for 1/,
+  },
+  'quota of a pod that lives, called reclaimable': {
+    history: [workload(LENT), queuedPod(0), queuedPod(1), workload(LENT, 2, 2, 1)],
+    want: /has quota for 1/,
+  },
+  'more pods than the queue has quota for': {
+    history: [workload(LENT, 4), queuedPod(0), queuedPod(1), queuedPod(2), queuedPod(3)],
+    want: /4 pods of queues, and quota for 3/,
+  },
+};
 
-test('writes after a time are those to other things than Leases', () => {
-  const entries = [write('a', 10, 'pods'), write('a', 30, 'leases', 'host_1'), write('b', 31, 'events')];
-  assert.deepEqual(
-    writesAfter(entries, users, '2026-01-01T00:00:20Z').map(({ objectRef }) => objectRef?.resource),
-    ['events'],
-  );
-});
+for (const [name, { history, want }] of Object.entries(withoutQuota))
+  test(`finds ${name}`, () => {
+    assert.match(queueViolations(...history).join('\n'), want);
+  });

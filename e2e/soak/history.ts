@@ -1,18 +1,18 @@
 /**
- * What must hold at every moment, checked afterwards on what etcd has stored: every change of every object, in the
- * order in which it was made. An API server that was killed has lost nothing of it. Who wrote is only in the audit log.
+ * What must hold at every moment, checked on what etcd has stored: every change of every object, in the order in which
+ * it was made. An API server that was killed has lost nothing of it. Who wrote is only in the audit log (audit.ts).
  */
-import { readFile } from 'node:fs/promises';
+import { setTimeout as delay } from 'node:timers/promises';
 import type { FaceTrainJobStatus } from '@facetrain/api';
 import { isPodAlive } from '@facetrain/operator/controllers/observe';
-import type { JobObject, PodObject } from '@facetrain/operator/controllers/resources';
+import type { JobObject, PodObject, WorkloadObject } from '@facetrain/operator/controllers/resources';
 import type { KubernetesObject } from '@facetrain/operator/runtime/resource';
 import { CONTAINER, Label } from '@facetrain/planner/names';
 
 /** A change of an object. */
 export interface StoredChange {
   revision: number;
-  kind: 'pods' | 'facetrainjobs' | 'quantizejobs';
+  kind: 'pods' | 'facetrainjobs' | 'quantizejobs' | 'workloads';
   /** namespace/name */
   key: string;
   /** null: it was deleted. */
@@ -23,6 +23,7 @@ const PREFIXES = {
   pods: '/registry/pods/',
   facetrainjobs: '/registry/facetrain.dev/facetrainjobs/',
   quantizejobs: '/registry/facetrain.dev/quantizejobs/',
+  workloads: '/registry/kueue.x-k8s.io/workloads/',
 } as const;
 
 interface EtcdEvent {
@@ -33,56 +34,103 @@ interface EtcdEvent {
 const base64 = (text: string): string => Buffer.from(text).toString('base64');
 const decoded = (text: string): string => Buffer.from(text, 'base64').toString('utf8');
 
+const post = (etcd: string, path: string, body: object, signal?: AbortSignal) =>
+  fetch(`${etcd}${path}`, { method: 'POST', body: JSON.stringify(body), ...(signal && { signal }) });
+const RANGE = { key: base64('/registry/'), range_end: base64('/registry0') };
+/** Until etcd, which may be away, is asked again. */
+const RETRY_MILLISECONDS = 100;
+
 /**
- * Yields all changes up to now, oldest first. etcd must not be compacted, and must store JSON.
- *
- * @param etcd base URL
+ * Follows what etcd stores, which must be JSON, from the first revision on. etcd may be restarted meanwhile, and may be
+ * compacted up to `revision`.
  */
-export async function* storedChanges(etcd: string): AsyncGenerator<StoredChange> {
-  const post = (path: string, body: object) => fetch(`${etcd}${path}`, { method: 'POST', body: JSON.stringify(body) });
-  const range = { key: base64('/registry/'), range_end: base64('/registry0') };
-  const { header } = (await (await post('/v3/kv/range', { ...range, keys_only: true, limit: 1 })).json()) as {
-    header: { revision: string };
-  };
-  const last = Number(header.revision);
-  const abort = new AbortController();
-  const answer = await fetch(`${etcd}/v3/watch`, {
-    method: 'POST',
-    body: JSON.stringify({ create_request: { ...range, start_revision: 1, progress_notify: true } }),
-    signal: abort.signal,
-  });
-  let rest = '';
-  const decoder = new TextDecoder();
-  try {
+export class StoredHistory {
+  readonly #etcd: string;
+  readonly #onChange: (change: StoredChange) => void;
+  readonly #abort = new AbortController();
+  readonly #ended: Promise<void>;
+  #revision = 0;
+
+  /** @param etcd base URL */
+  constructor(etcd: string, onChange: (change: StoredChange) => void) {
+    this.#etcd = etcd;
+    this.#onChange = onChange;
+    this.#ended = this.#run();
+    this.#ended.catch(() => {}); // catchUp throws it.
+  }
+
+  /** All changes up to this revision were passed on. */
+  get revision(): number {
+    return this.#revision;
+  }
+
+  /** Returns when all changes of now were passed on. @throws if etcd was compacted beyond `revision` */
+  async catchUp(): Promise<void> {
+    const answer = await post(this.#etcd, '/v3/kv/range', { ...RANGE, keys_only: true, limit: 1 });
+    const { header } = (await answer.json()) as { header: { revision: string } };
+    while (this.#revision < Number(header.revision))
+      await Promise.race([delay(RETRY_MILLISECONDS), this.#ended.then(() => Promise.reject(new Error('stopped')))]);
+  }
+
+  /** Drops what etcd keeps of former revisions, as an API server does every five minutes. */
+  async compact(): Promise<void> {
+    const { ok, status } = await post(this.#etcd, '/v3/kv/compaction', { revision: String(this.#revision) });
+    if (!ok) throw new Error(`etcd answers ${status}`);
+  }
+
+  async stop(): Promise<void> {
+    this.#abort.abort();
+    await this.#ended.catch(() => {});
+  }
+
+  async #run(): Promise<void> {
+    const { signal } = this.#abort;
+    while (!signal.aborted) {
+      try {
+        await this.#follow(signal);
+      } catch (error) {
+        if (error instanceof Compacted) throw error;
+      }
+      await delay(RETRY_MILLISECONDS);
+    }
+  }
+
+  async #follow(signal: AbortSignal): Promise<void> {
+    const create_request = { ...RANGE, start_revision: this.#revision + 1 };
+    const answer = await post(this.#etcd, '/v3/watch', { create_request }, signal);
+    let rest = '';
+    const decoder = new TextDecoder();
     for await (const chunk of answer.body!) {
       const lines = (rest + decoder.decode(chunk, { stream: true })).split('\n');
       rest = lines.pop()!;
-      for (const line of lines) {
-        if (line === '') continue;
-        const { result } = JSON.parse(line) as {
-          result: { header: { revision: string }; events?: EtcdEvent[]; canceled?: boolean; compact_revision?: string };
-        };
-        if (result.canceled) throw new Error(`etcd ended the watch; compacted at ${result.compact_revision}`);
-        for (const { type = 'PUT', kv } of result.events ?? []) {
-          const key = decoded(kv.key);
-          const kind = (Object.keys(PREFIXES) as StoredChange['kind'][]).find((one) => key.startsWith(PREFIXES[one]));
-          const revision = Number(kv.mod_revision);
-          if (revision > last) return;
-          if (kind !== undefined)
-            yield {
-              revision,
-              kind,
-              key: key.slice(PREFIXES[kind].length),
-              object: type === 'DELETE' ? null : (JSON.parse(decoded(kv.value!)) as KubernetesObject),
-            };
-          if (revision === last) return;
-        }
-      }
+      for (const line of lines) if (line !== '') this.#read(line);
     }
-  } finally {
-    abort.abort();
+  }
+
+  #read(line: string): void {
+    const { result } = JSON.parse(line) as {
+      /** Absent in the line with the error by which the watch ends. */
+      result?: { events?: EtcdEvent[]; compact_revision?: string };
+    };
+    if (result?.compact_revision) throw new Compacted(`etcd was compacted at ${result.compact_revision}`);
+    const events = result?.events ?? [];
+    for (const { type = 'PUT', kv } of events) {
+      const key = decoded(kv.key);
+      const kind = (Object.keys(PREFIXES) as StoredChange['kind'][]).find((one) => key.startsWith(PREFIXES[one]));
+      if (kind === undefined) continue;
+      this.#onChange({
+        revision: Number(kv.mod_revision),
+        kind,
+        key: key.slice(PREFIXES[kind].length),
+        object: type === 'DELETE' ? null : (JSON.parse(decoded(kv.value!)) as KubernetesObject),
+      });
+    }
+    // All events of a revision are in one line.
+    if (events.length > 0) this.#revision = Number(events.at(-1)!.kv.mod_revision);
   }
 }
+
+class Compacted extends Error {}
 
 interface PodState {
   name: string;
@@ -97,11 +145,24 @@ interface PodState {
   restarts: number;
 }
 
-/** The checks of pods and statuses. Give it the changes in their order. */
+/** A pod, or a placeholder, that has its quota by a Workload. */
+interface QueuedPod {
+  name: string;
+  /** Key of its Workload. */
+  workload: string;
+  isAlive: boolean;
+}
+
+/** The checks of pods, statuses and quota. Give it the changes in their order. */
 export class HistoryCheck {
   readonly violations: string[] = [];
   /** How many changes were checked, by kind. */
-  readonly changes = { pods: 0, facetrainjobs: 0, quantizejobs: 0 };
+  readonly changes = { pods: 0, facetrainjobs: 0, quantizejobs: 0, workloads: 0 };
+  /** For so many pods Kueue has quota, over all jobs. */
+  readonly #quota: number;
+  readonly #queued = new Map<string, QueuedPod>();
+  /** For how many pods each Workload has quota. */
+  readonly #lent = new Map<string, number>();
   readonly #pods = new Map<string, PodState>();
   readonly #jobs = new Map<string, { uid: string; status: FaceTrainJobStatus }>();
   /** Attempts of which all ranks were ready, or had succeeded, at one moment. */
@@ -111,11 +172,43 @@ export class HistoryCheck {
   /** Ranks that succeeded, of each attempt. */
   readonly #succeeded = new Map<string, Set<number>>();
 
+  constructor(quota = Infinity) {
+    this.#quota = quota;
+  }
+
   next({ revision, kind, key, object }: StoredChange): void {
     this.changes[kind]++;
     const where = `revision ${revision}: ${kind} ${key}`;
-    if (kind === 'pods') this.#pod(where, key, object as PodObject | null);
+    if (kind === 'pods') {
+      this.#queuedPod(where, key, object as PodObject | null);
+      this.#pod(where, key, object as PodObject | null);
+    } else if (kind === 'workloads') this.#workload(where, key, object as WorkloadObject | null);
     else this.#job(where, kind, key, object as JobObject | null);
+  }
+
+  /** No pod is created, and none lives, without quota. */
+  #queuedPod(where: string, key: string, object: PodObject | null): void {
+    const name = object && workloadOf(object);
+    if (object === null || name === undefined) return void this.#queued.delete(key);
+    const workload = `${object.metadata.namespace}/${name}`;
+    const isNew = !this.#queued.has(key);
+    this.#queued.set(key, { name: object.metadata.name, workload, isAlive: isPodAlive(object) });
+    if (!isNew) return;
+    this.#checkQuota(where, workload);
+    const alive = [...this.#queued.values()].filter((pod) => pod.isAlive).length;
+    if (alive > this.#quota) this.violations.push(`${where}: ${alive} pods of queues, and quota for ${this.#quota}`);
+  }
+
+  #workload(where: string, key: string, object: WorkloadObject | null): void {
+    this.#lent.set(key, object === null ? 0 : lentBy(object));
+    this.#checkQuota(where, key);
+  }
+
+  #checkQuota(where: string, workload: string): void {
+    const alive = [...this.#queued.values()].filter((pod) => pod.workload === workload && pod.isAlive);
+    const lent = this.#lent.get(workload) ?? 0;
+    if (alive.length > lent)
+      this.violations.push(`${where}: ${alive.map(({ name }) => name)} lived, and ${workload} has quota for ${lent}`);
   }
 
   #alive(jobUid: string): PodState[] {
@@ -193,7 +286,12 @@ export class HistoryCheck {
     const { elastic } = (object.spec.trainers ?? {}) as { elastic?: { minReplicas: number } };
     if (elastic && desired !== undefined && desired < elastic.minReplicas)
       say(`${desired} trainers of an elastic job that has at least ${elastic.minReplicas}`);
-    const isReady = status.conditions?.find(({ type }) => type === 'Ready')?.status === 'True';
+    const ready = status.conditions?.find(({ type }) => type === 'Ready');
+    const isReady = ready?.status === 'True';
+    if (ready?.reason === 'Queued') {
+      const alive = this.#alive(uid);
+      if (alive.length > 0) say(`Queued, and ${alive.map(({ name }) => name)} lived`);
+    }
     if (status.phase === 'Suspended' && isReady) {
       const alive = this.#alive(uid);
       if (alive.length > 0) say(`Suspended and Ready, and ${alive.map(({ name }) => name)} lived`);
@@ -223,6 +321,19 @@ export class HistoryCheck {
   }
 }
 
+/** Name of the Workload by which the pod has its quota; undefined: its job is in no queue. */
+const workloadOf = ({ metadata }: PodObject): string | undefined => metadata.annotations?.['kueue.x-k8s.io/workload'];
+export const isQueued = (pod: PodObject): boolean => workloadOf(pod) !== undefined;
+
+/** For how many pods Kueue has reserved quota. */
+function lentBy({ spec, status = {} }: WorkloadObject): number {
+  const holds = (wanted: string) => status.conditions?.some(({ type, status }) => type === wanted && status === 'True');
+  if (!holds('QuotaReserved') || holds('Finished')) return 0;
+  const count = spec.podSets?.[0]?.count ?? 1;
+  const reclaimable = status.reclaimablePods?.[0]?.count ?? 0;
+  return Math.min(count - reclaimable, status.admission?.podSetAssignments?.[0]?.count ?? count);
+}
+
 const isOfGang = (one: PodState, { jobUid, attempt }: PodState): boolean =>
   one.jobUid === jobUid && one.attempt === attempt;
 
@@ -230,70 +341,3 @@ function worldOf({ spec }: PodObject): number {
   const { containers } = spec as { containers?: { env?: { name: string; value?: string }[] }[] };
   return Number(containers?.[0]?.env?.find(({ name }) => name === 'WORLD_SIZE')?.value ?? 1);
 }
-
-/** A line of the API server's audit log (audit.k8s.io/v1, stage ResponseComplete). */
-export interface AuditEntry {
-  verb: string;
-  user: { username: string };
-  objectRef?: { resource: string; subresource?: string; namespace?: string; name?: string };
-  responseStatus?: { code?: number };
-  requestReceivedTimestamp: string;
-  stageTimestamp: string;
-  requestObject?: { spec?: { holderIdentity?: string } };
-}
-
-export async function readAudit(file: string): Promise<AuditEntry[]> {
-  const entries: AuditEntry[] = [];
-  for (const line of (await readFile(file, 'utf8')).split('\n')) {
-    // A server that was killed may have cut its last line.
-    if (line.endsWith('}')) {
-      try {
-        entries.push(JSON.parse(line) as AuditEntry);
-      } catch {}
-    }
-  }
-  return entries;
-}
-
-const WRITES = new Set(['create', 'update', 'patch', 'delete']);
-
-/**
- * Whether only the replica that holds the Lease has written.
- *
- * @param users those of the replicas
- * @param lease its namespace
- */
-export function leaderViolations(entries: AuditEntry[], users: string[], lease: string): string[] {
-  const violations: string[] = [];
-  const isLease = ({ objectRef, user }: AuditEntry) =>
-    objectRef?.resource === 'leases' && objectRef.namespace === lease && users.includes(user.username);
-  const succeeded = ({ responseStatus }: AuditEntry) => (responseStatus?.code ?? 500) < 300;
-  const ofReplicas = entries.filter(({ verb, user }) => WRITES.has(verb) && users.includes(user.username));
-  /** When each replica got the Lease from another. */
-  const takeovers: { user: string; at: string }[] = [];
-  const leaseWrites = ofReplicas
-    .filter((entry) => isLease(entry) && succeeded(entry) && (entry.requestObject?.spec?.holderIdentity ?? '') !== '')
-    .sort((a, b) => (a.stageTimestamp < b.stageTimestamp ? -1 : 1));
-  for (const { user, stageTimestamp } of leaseWrites)
-    if (takeovers.at(-1)?.user !== user.username) takeovers.push({ user: user.username, at: stageTimestamp });
-  for (const entry of ofReplicas) {
-    if (isLease(entry) || !succeeded(entry)) continue;
-    const holder = takeovers.findLast(({ at }) => at < entry.requestReceivedTimestamp);
-    const { resource, subresource, name } = entry.objectRef ?? {};
-    const what = [entry.verb, resource, subresource, name].filter((part) => part !== undefined).join(' ');
-    const led = holder?.user ?? 'nobody';
-    if (led !== entry.user.username)
-      violations.push(`${entry.requestReceivedTimestamp}: ${entry.user.username} wrote (${what}), and ${led} led`);
-  }
-  return violations;
-}
-
-/** Successful writes of these users other than to Leases, after a time (RFC 3339). */
-export const writesAfter = (entries: AuditEntry[], users: string[], time: string): AuditEntry[] =>
-  entries.filter(
-    ({ verb, user, objectRef, requestReceivedTimestamp }) =>
-      WRITES.has(verb) &&
-      users.includes(user.username) &&
-      objectRef?.resource !== 'leases' &&
-      requestReceivedTimestamp > time,
-  );

@@ -1,10 +1,12 @@
 /** `npm run soak`: prints what happens, and a summary; exit code 1 after a violation. */
 import { parseArgs } from 'node:util';
+import type { FaultSummary } from './recovery.ts';
 import { runSoak } from './soak.ts';
 
 const HELP = `Usage: npm run soak [-- --minutes COUNT] [--seed NUMBER] [OPTION...]
 
-Runs jobs while random faults happen to pods, nodes, operators, API server and etcd; then checks what was stored.
+Runs jobs while random faults happen to pods, nodes, operators, API server, etcd and Kueue; then checks what was
+stored. The seed also decides whether gangs are PodGroups, and whether the API server has a watch cache.
 
 --minutes COUNT   of the time with faults (default 5)
 --seed NUMBER     repeats the choices of an earlier run (default: a new one)
@@ -42,21 +44,34 @@ function settings() {
   };
 }
 
+/** Recoveries: of jobs that a fault disturbed until they run again, or of the operator until it acts on an edit. */
+function table(faults: FaultSummary[]): string {
+  const seconds = (value: number | null) => (value === null ? '-' : value.toFixed(1));
+  const rows = faults.map(({ fault, count, recoveries, medianSeconds, longestSeconds }) =>
+    [fault, count, recoveries || '-', seconds(medianSeconds), seconds(longestSeconds)].map(String),
+  );
+  const all = [['fault', 'count', 'recoveries', 'median s', 'longest s'], ...rows];
+  const widths = all[0]!.map((_, column) => Math.max(...all.map((row) => row[column]!.length)));
+  const line = (row: string[]) =>
+    row.map((cell, i) => (i === 0 ? cell.padEnd(widths[i]!) : cell.padStart(widths[i]!))).join('  ');
+  return all.map((row) => `${line(row)}\n`).join('');
+}
+
 try {
   const options = settings();
   if (options === null) process.stdout.write(HELP);
   else {
     process.stdout.write(`seed ${options.seed}\n`);
     const result = await runSoak({ ...options, say: (line) => process.stdout.write(`${line}\n`) });
-    const faults = Object.entries(result.faults).sort(([, a], [, b]) => b - a);
-    for (const [name, count] of faults) process.stdout.write(`${String(count).padStart(6)}  ${name}\n`);
-    const { jobs, restarts, changes, quietSeconds, violations } = result;
-    const total = faults.reduce((sum, [, count]) => sum + count, 0);
+    const { faults, jobs, restarts, changes, expiredWatches, quietSeconds, violations } = result;
+    process.stdout.write(table(faults));
+    const total = faults.reduce((sum, { count }) => sum + count, 0);
     process.stdout.write(
       `${total} faults; ${jobs.created} jobs created, ${jobs.succeeded} succeeded, ${jobs.deleted} deleted; ` +
         `${restarts.attempts} further attempts, ${restarts.inPlace} restarts in place; ` +
-        `all had ended ${quietSeconds} s after the last fault\n` +
-        `checked ${changes.pods} changes of pods and ${changes.facetrainjobs + changes.quantizejobs} of jobs\n`,
+        `${expiredWatches} watches expired; all had ended ${quietSeconds} s after the last fault\n` +
+        `checked ${changes.pods} changes of pods, ${changes.facetrainjobs + changes.quantizejobs} of jobs and ` +
+        `${changes.workloads} of Workloads\n`,
     );
     for (const violation of violations) process.stdout.write(`VIOLATION  ${violation}\n`);
     process.stdout.write(`${violations.length} violations, seed ${options.seed}\n`);

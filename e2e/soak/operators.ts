@@ -1,18 +1,26 @@
-/** Replicas of the operator in processes of their own, each behind a proxy, and started again when it ends. */
+/**
+ * Replicas of the operator in processes of their own, each behind a proxy, and started again when it ends. They have
+ * the rights that the manifests give the operator, and no others.
+ */
+import assert from 'node:assert/strict';
 import { type ChildProcess, spawn } from 'node:child_process';
 import { once } from 'node:events';
 import { closeSync, openSync, readFileSync, writeFileSync } from 'node:fs';
 import { join } from 'node:path';
 import { setTimeout as delay } from 'node:timers/promises';
+import { isApiError } from '@facetrain/operator/runtime/api-error';
 import type { Client } from '@facetrain/operator/runtime/client';
 import type { ControlPlane } from '@facetrain/operator/testing/control-plane';
 import { FaultProxy } from '@facetrain/operator/testing/fault-proxy';
+import { parseAllDocuments } from 'yaml';
 import { freePorts } from '../../hack/lib/free-ports.mjs';
 import { root } from '../../hack/lib/paths.mjs';
 
 const PROGRAM = join(root, 'operator', 'src', 'main.ts');
 const CLOCK = join(import.meta.dirname, 'shifted-clock.mjs');
-const NAMESPACE = 'operators';
+const MANIFESTS = join(root, 'deploy', 'facetrain.yaml');
+/** Of the operator, in MANIFESTS. */
+const NAMESPACE = 'facetrain-system';
 /** Of the Lease. A leader that is frozen for longer finds another one. */
 export const LEASE_SECONDS = 6;
 /** Before a replica that has ended starts again. */
@@ -147,20 +155,45 @@ export class OperatorReplica {
   }
 }
 
-/** Makes a service account that may do everything, and a kubeconfig with its token. */
+interface Manifest {
+  apiVersion: string;
+  kind: string;
+  metadata: { name: string; namespace?: string };
+}
+
+/**
+ * Makes the operator's namespace, and a service account for each replica with the roles of MANIFESTS. There all
+ * replicas have one account; here the audit log has to tell them apart.
+ */
+export async function installRights(client: Client, replicas: string[]): Promise<void> {
+  const documents = parseAllDocuments(readFileSync(MANIFESTS, 'utf8')).map((each) => each.toJS() as Manifest);
+  const make = async (object: object, path: string) => {
+    await client.post(path, object).catch((error: unknown) => {
+      // The API server makes some of its own.
+      if (!isApiError(error, 'AlreadyExists')) throw error;
+    });
+  };
+  const metadata = { name: NAMESPACE };
+  await make({ apiVersion: 'v1', kind: 'Namespace', metadata }, '/api/v1/namespaces');
+  for (const name of replicas)
+    await make({ apiVersion: 'v1', kind: 'ServiceAccount', metadata: { name, namespace: NAMESPACE } }, accountsPath);
+  const subjects = replicas.map((name) => ({ kind: 'ServiceAccount', name, namespace: NAMESPACE }));
+  const ofRights = documents.filter(({ apiVersion }) => apiVersion.startsWith('rbac.authorization.k8s.io/'));
+  assert(ofRights.length > 0, `${MANIFESTS} has no roles`);
+  for (const object of ofRights) {
+    const { apiVersion, kind, metadata } = object;
+    const where = metadata.namespace === undefined ? '' : `namespaces/${metadata.namespace}/`;
+    const bound = kind.endsWith('Binding') ? { ...object, subjects } : object;
+    await make(bound, `/apis/${apiVersion}/${where}${kind.toLowerCase()}s`);
+  }
+}
+
+const accountsPath = `/api/v1/namespaces/${NAMESPACE}/serviceaccounts`;
+
+/** @returns a kubeconfig with a token of the replica's service account */
 async function kubeconfigOf(client: Client, name: string, server: string): Promise<object> {
-  const metadata = { name, namespace: NAMESPACE };
-  const path = `/api/v1/namespaces/${NAMESPACE}/serviceaccounts`;
-  await client.post(path, { apiVersion: 'v1', kind: 'ServiceAccount', metadata });
-  await client.post('/apis/rbac.authorization.k8s.io/v1/clusterrolebindings', {
-    apiVersion: 'rbac.authorization.k8s.io/v1',
-    kind: 'ClusterRoleBinding',
-    metadata: { name },
-    roleRef: { apiGroup: 'rbac.authorization.k8s.io', kind: 'ClusterRole', name: 'cluster-admin' },
-    subjects: [{ kind: 'ServiceAccount', name, namespace: NAMESPACE }],
-  });
   const request = { apiVersion: 'authentication.k8s.io/v1', kind: 'TokenRequest', spec: { expirationSeconds: 86_400 } };
-  const { status } = await client.post<{ status: { token: string } }>(`${path}/${name}/token`, request);
+  const { status } = await client.post<{ status: { token: string } }>(`${accountsPath}/${name}/token`, request);
   return {
     'current-context': 'c',
     contexts: [{ name: 'c', context: { cluster: 'c', user: 'u' } }],

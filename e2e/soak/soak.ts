@@ -1,10 +1,10 @@
 /**
- * A soak: jobs run on simulated nodes, with a real API server, etcd, scheduler, controllers and two replicas of the
- * operator, while random faults happen. Then it is quiet: every job has to come to its end, and what was stored
- * meanwhile is checked (history.ts). The seed repeats the choices, but not how long each process takes.
+ * A soak: jobs run on simulated nodes, with a real API server, etcd, scheduler, controllers, Kueue and two replicas of
+ * the operator, while random faults happen. Then it is quiet: every job has to come to its end, and what was stored is
+ * checked (history.ts). The seed repeats the choices, but not how long each process takes.
  */
 import assert from 'node:assert/strict';
-import { mkdtemp, rm, writeFile } from 'node:fs/promises';
+import { mkdtemp, readFile, rm } from 'node:fs/promises';
 import { tmpdir } from 'node:os';
 import { join } from 'node:path';
 import { setTimeout as delay } from 'node:timers/promises';
@@ -16,19 +16,35 @@ import {
   type JobObject,
   networkPolicies,
   type PodObject,
+  podGroups,
   pods,
   quantizeJobs,
   services,
+  workloads,
 } from '@facetrain/operator/controllers/resources';
-import type { KubernetesObject, Resource } from '@facetrain/operator/runtime/resource';
-import { ControlPlane } from '@facetrain/operator/testing/control-plane';
+import { controllerOf, type KubernetesObject, type Resource } from '@facetrain/operator/runtime/resource';
+import type { ControlPlane } from '@facetrain/operator/testing/control-plane';
 import { eventually } from '@facetrain/operator/testing/eventually';
 import { Label, MANAGED_BY } from '@facetrain/planner/names';
-import { doFault, MAX_TRAINERS, type Surroundings, setQuota } from './faults.ts';
-import { HistoryCheck, leaderViolations, readAudit, storedChanges, writesAfter } from './history.ts';
-import { OUTPUT_PATH, SimulatedNodes } from './nodes.ts';
-import { OPERATOR_NAMESPACE, OperatorReplica, userOf } from './operators.ts';
+import { forbiddenViolations, leaderViolations, readAudit, writesAfter } from './audit.ts';
+import {
+  KeptKueue,
+  NAMESPACE,
+  POD_GROUP_API,
+  QUEUE_PODS,
+  setQuota,
+  startCluster,
+  stopQueue,
+  type Variant,
+  variantOf,
+} from './cluster.ts';
+import { doFault, type Surroundings } from './faults.ts';
+import { HistoryCheck, StoredHistory } from './history.ts';
+import { hasEnded, Jobs, kindOf, phaseOf } from './jobs.ts';
+import { SimulatedNodes } from './nodes.ts';
+import { installRights, OPERATOR_NAMESPACE, OperatorReplica, userOf } from './operators.ts';
 import { Random } from './random.ts';
+import { type FaultSummary, Recovery } from './recovery.ts';
 import { Store, StoredCheckpoints } from './stored-checkpoints.ts';
 import { Trainers } from './trainers.ts';
 
@@ -48,63 +64,47 @@ export interface SoakOptions {
 }
 
 export interface SoakResult {
-  faults: Record<string, number>;
+  faults: FaultSummary[];
   /** Jobs that were created, and what became of them. */
   jobs: { created: number; succeeded: number; deleted: number };
   /** Attempts of the jobs, beyond the first of each; and restarts of trainers in their pods. */
   restarts: { attempts: number; inPlace: number };
   changes: HistoryCheck['changes'];
+  /** Watches of the operator that the API server no longer had the changes for (410). */
+  expiredWatches: number;
   /** Seconds of the quiet time until all jobs had ended. */
   quietSeconds: number;
   violations: string[];
 }
 
-const NAMESPACE = 'soak';
 const REPLICAS = ['operator-a', 'operator-b'];
 /** After the last fault. A backoff may last 300 s, so the clocks of the operators are set forward. */
 const QUIET_SECONDS = 600;
 const LEAP_MILLISECONDS = 300_000;
 /** Between two leaps: a leader that leaps loses its Lease, and the next one needs time to work. */
 const LEAP_EVERY_SECONDS = 30;
-const ELASTIC = { maxReplicas: MAX_TRAINERS, scaleDownSeconds: 3, scaleUpSeconds: 2 };
 /** Without any write, at the end. */
 const STILL_SECONDS = 12;
 /** For what follows an end: a leader that was lost in between has to be replaced first. */
 const SETTLE_SECONDS = 120;
-const AUDIT_POLICY = {
-  apiVersion: 'audit.k8s.io/v1',
-  kind: 'Policy',
-  omitStages: ['RequestReceived'],
-  rules: [
-    {
-      level: 'Request',
-      users: REPLICAS.map(userOf),
-      verbs: ['create', 'update', 'patch', 'delete'],
-      resources: [{ group: 'coordination.k8s.io', resources: ['leases'] }],
-    },
-    { level: 'Metadata', users: REPLICAS.map(userOf), verbs: ['create', 'update', 'patch', 'delete'] },
-    { level: 'None' },
-  ],
-};
+/** In which the operator acts on an edit, whatever happens. */
+const PROBE_SECONDS = 120;
+/** What a replica logs when a watch has expired (operator/src/runtime/cache.ts). */
+const EXPIRED = /watch is too far behind/g;
 
 export async function runSoak(options: SoakOptions): Promise<SoakResult> {
   const folder = await mkdtemp(join(tmpdir(), 'facetrain-soak-'));
-  const audit = join(folder, 'audit.log');
-  await writeFile(join(folder, 'policy.yaml'), JSON.stringify(AUDIT_POLICY));
-  const flags = [
-    `--audit-policy-file=${join(folder, 'policy.yaml')}`,
-    `--audit-log-path=${audit}`,
-    // In megabytes: one file, however long the soak is. The default begins another one after 100.
-    '--audit-log-maxsize=1000000',
-    '--storage-media-type=application/json',
-    '--etcd-compaction-interval=0',
-  ];
-  const plane = await ControlPlane.start(flags, true);
-  const stops: (() => Promise<unknown>)[] = [() => plane.stop()];
+  const variant = variantOf(options.seed);
+  options.say(
+    `${variant.nativeGangs ? 'gangs by PodGroups' : 'gangs of plain pods'}, ` +
+      `API server ${variant.watchCache ? 'with' : 'without'} watch cache`,
+  );
+  const { plane, audit } = await startCluster(variant, REPLICAS.map(userOf), folder);
+  const stops: (() => unknown)[] = [() => plane.stop()];
   try {
     const store = await Store.start();
     stops.push(() => store.stop());
-    const soak = new Soak(options, plane, store, audit);
+    const soak = new Soak(options, variant, plane, store, audit);
     const replicas = await soak.start(folder, stops);
     const result = await soak.run(replicas);
     if (result.violations.length > 0) {
@@ -119,22 +119,24 @@ export async function runSoak(options: SoakOptions): Promise<SoakResult> {
 
 class Soak {
   readonly #options: SoakOptions;
+  readonly #variant: Variant;
   readonly #plane: ControlPlane;
   readonly #store: Store;
   readonly #audit: string;
   readonly #trainers: Trainers;
   readonly #random: Random;
+  readonly #recovery = new Recovery();
+  readonly #check = new HistoryCheck(QUEUE_PODS);
   readonly #violations: string[] = [];
-  readonly #faults: Record<string, number> = {};
   readonly #meanwhile = new Set<Promise<unknown>>();
-  /** Names of jobs that were created and not deleted, with their uid. */
-  readonly #created = new Map<string, string>();
-  #count = 0;
-  #deleted = 0;
   #nodes!: SimulatedNodes;
+  #jobs!: Jobs;
+  #kueue!: KeptKueue;
+  #history!: StoredHistory;
 
-  constructor(options: SoakOptions, plane: ControlPlane, store: Store, audit: string) {
+  constructor(options: SoakOptions, variant: Variant, plane: ControlPlane, store: Store, audit: string) {
     this.#options = options;
+    this.#variant = variant;
     this.#plane = plane;
     this.#store = store;
     this.#audit = audit;
@@ -143,26 +145,24 @@ class Soak {
     this.#trainers = new Trainers(new Random(options.seed ^ 0x5eed), store);
   }
 
-  async start(folder: string, stops: (() => Promise<unknown>)[]): Promise<OperatorReplica[]> {
+  async start(folder: string, stops: (() => unknown)[]): Promise<OperatorReplica[]> {
     const plane = this.#plane;
-    await plane.installCrds();
-    for (const namespace of [NAMESPACE, OPERATOR_NAMESPACE]) await plane.createNamespace(namespace);
-    const kubeconfig = await plane.kubeconfig();
-    const common = ['--kubeconfig', kubeconfig, '--leader-elect=false', '--secure-port=0'];
-    plane.run('kube-scheduler', common);
-    plane.run('kube-controller-manager', [
-      ...common,
-      '--controllers=garbage-collector-controller,node-lifecycle-controller,taint-eviction-controller,' +
-        'resourcequota-controller',
-      // What a quota counts of deleted pods comes free with it.
-      '--resource-quota-sync-period=2s',
-      '--node-monitor-period=1s',
-      '--node-monitor-grace-period=8s',
-      // What the garbage collector looks at, and what it deletes.
-      '-v=2',
-    ]);
+    await installRights(plane.client, REPLICAS);
+    this.#kueue = new KeptKueue(plane);
+    stops.push(() => this.#kueue.stop());
+    this.#history = new StoredHistory(plane.etcd, (change) => {
+      this.#check.next(change);
+      if (change.kind !== 'facetrainjobs' && change.kind !== 'quantizejobs') return;
+      const key = `${change.kind}/${change.key}`;
+      const job = change.object as JobObject | null;
+      if (job) this.#recovery.status(key, job.metadata.uid, job.status ?? {}, performance.now());
+      else this.#recovery.deleted(key);
+    });
+    stops.push(() => this.#history.stop());
     this.#nodes = await SimulatedNodes.start(plane, this.#trainers, this.#options.nodes);
     stops.push(() => this.#nodes.stop());
+    this.#jobs = new Jobs(plane.client, this.#random, this.#nodes.progressPort);
+    await this.#jobs.createProbe();
     const replicas: OperatorReplica[] = [];
     for (const name of REPLICAS) {
       const replica = await OperatorReplica.start(plane, name, folder, (words) => this.#violations.push(words));
@@ -178,19 +178,22 @@ class Soak {
     const start = performance.now();
     const elapsed = () => ((performance.now() - start) / 1000).toFixed(1).padStart(6);
     let faults = 0;
-    await this.#refill(jobs);
+    await this.#jobs.refill(jobs);
     while (performance.now() - start < 1000 * seconds && faults < maxFaults) {
       await delay(2 * faultMilliseconds * this.#random.next());
+      const at = performance.now();
       const fault = await doFault(around);
-      await this.#refill(jobs);
+      await this.#jobs.refill(jobs);
       if (!fault) continue;
       faults++;
-      this.#faults[fault.name] = (this.#faults[fault.name] ?? 0) + 1;
-      say(`${elapsed()} s  ${fault.name}: ${fault.words}`);
+      const { name, words, jobs: hit = [], isOfOperator } = fault;
+      this.#recovery.fault(name, hit, at);
+      if (isOfOperator) around.meanwhile(() => this.#probe(name, at));
+      say(`${elapsed()} s  ${name}: ${words}`);
     }
     say(`${elapsed()} s  quiet after ${faults} faults`);
     await Promise.all(this.#meanwhile);
-    await this.#liftQuota();
+    await this.#undo();
     const quiet = performance.now();
     await this.#untilEnded(replicas);
     const quietSeconds = Math.round((performance.now() - quiet) / 1000);
@@ -199,17 +202,21 @@ class Soak {
     await this.#checkStillness();
     await this.#checkPlaceholders();
     const restarts = await this.#restarts();
-    const succeeded = this.#created.size;
+    const { created, count, deleted } = this.#jobs;
+    const succeeded = created.size;
     await this.#checkRemains();
-    const check = new HistoryCheck();
-    for await (const change of storedChanges(this.#plane.etcd)) check.next(change);
-    this.#violations.push(...check.violations);
-    this.#violations.push(...leaderViolations(await readAudit(this.#audit), REPLICAS.map(userOf), OPERATOR_NAMESPACE));
+    await this.#history.catchUp();
+    this.#violations.push(...this.#check.violations);
+    const [entries, users] = [await readAudit(this.#audit), REPLICAS.map(userOf)];
+    this.#violations.push(...leaderViolations(entries, users, OPERATOR_NAMESPACE));
+    this.#violations.push(...(await forbiddenViolations(this.#plane.client, entries, users)));
+    const logs = await Promise.all(replicas.map(({ log }) => readFile(log, 'utf8')));
     return {
-      faults: this.#faults,
-      jobs: { created: this.#count, succeeded, deleted: this.#deleted },
+      faults: this.#recovery.summary(),
+      jobs: { created: count, succeeded, deleted },
       restarts,
-      changes: check.changes,
+      changes: this.#check.changes,
+      expiredWatches: logs.reduce((sum, text) => sum + (text.match(EXPIRED)?.length ?? 0), 0),
       quietSeconds,
       violations: this.#violations,
     };
@@ -224,20 +231,11 @@ class Soak {
       trainers: this.#trainers,
       store: this.#store,
       replicas,
-      namespace: NAMESPACE,
+      kueue: this.#kueue,
+      history: this.#history,
+      variant: this.#variant,
+      jobs: this.#jobs,
       away: new Set(),
-      jobs: async () => (await this.#jobs().catch(() => [])).filter((job) => !hasEnded(job)),
-      remove: async ({ metadata: { name, uid } }, again) => {
-        // First: the API server may delete the job though its answer does not come.
-        this.#created.delete(name);
-        const gone = await this.#plane.client.delete(faceTrainJobs, NAMESPACE, name, uid).then(
-          () => true,
-          () => false,
-        );
-        if (!gone) return;
-        this.#deleted++;
-        if (again) await this.#create(name);
-      },
       meanwhile: (work) => {
         const promise = work().finally(() => this.#meanwhile.delete(promise));
         this.#meanwhile.add(promise);
@@ -245,51 +243,15 @@ class Soak {
     };
   }
 
-  async #jobs(): Promise<JobObject[]> {
-    return (await this.#plane.client.list<JobObject>(faceTrainJobs, NAMESPACE, {})).items ?? [];
-  }
-
-  /** Creates jobs until so many have not ended. */
-  async #refill(wanted: number): Promise<void> {
-    const jobs = await this.#jobs().catch(() => undefined);
-    if (!jobs) return;
-    for (let open = jobs.filter((job) => !hasEnded(job)).length; open < wanted; open++)
-      await this.#create(`job-${this.#count}`);
-  }
-
-  async #create(name: string): Promise<void> {
-    const random = this.#random;
-    const replicas = random.between(1, MAX_TRAINERS);
-    const job = {
-      apiVersion: faceTrainJobs.apiVersion,
-      kind: 'FaceTrainJob',
-      metadata: { name },
-      spec: {
-        dataset: { uri: 'hostpath:///data/faces' },
-        model: { backbone: 'mobilefacenet' },
-        // No two jobs share a place, or one would wait for the other.
-        output: {
-          uri: random.chance(0.4) ? `s3://faces/${this.#count}` : `hostpath://${OUTPUT_PATH}/${this.#count}`,
-        },
-        globalBatchSize: 48,
-        trainers: {
-          replicas,
-          progressPort: this.#nodes.progressPort,
-          ...(random.chance(0.3) && { elastic: { ...ELASTIC, minReplicas: random.between(1, Math.min(2, replicas)) } }),
-        },
-        failurePolicy: { maxRestarts: 100, nodeLostSeconds: random.between(1, 20) },
-        ...(random.chance(0.25) && {
-          quantize: {
-            calibration: { dataset: { uri: 'hostpath:///data/faces' } },
-            output: { uri: `hostpath:///data/int7/${this.#count}` },
-            failurePolicy: { maxRestarts: 100 },
-          },
-        }),
-      },
-    };
-    this.#count++;
-    const created = await this.#plane.client.create<JobObject>(faceTrainJobs, NAMESPACE, job).catch(() => undefined);
-    if (created) this.#created.set(name, created.metadata.uid);
+  /** Measures how long after a fault the operator acts on an edit that is made at once. */
+  async #probe(fault: string, at: number): Promise<void> {
+    try {
+      const hasSeen = await eventually(() => this.#jobs.editProbe(), 1000 * PROBE_SECONDS);
+      await eventually(async () => assert(await hasSeen()), 1000 * PROBE_SECONDS);
+      this.#recovery.acted(fault, performance.now() - at);
+    } catch (error) {
+      this.#violations.push(`no edit was seen within ${PROBE_SECONDS} s after "${fault}": ${error}`);
+    }
   }
 
   /** Waits until every job has ended; helps over long backoffs by setting the operators' clocks forward. */
@@ -299,7 +261,7 @@ class Soak {
     let nextLeap = performance.now() + 1000 * LEAP_EVERY_SECONDS;
     for (const replica of replicas) replica.shiftClock(0);
     for (;;) {
-      const jobs = await this.#jobs().catch(() => undefined);
+      const jobs = await this.#jobs.list().catch(() => undefined);
       const open = jobs?.filter((job) => !hasEnded(job));
       if (open?.length === 0) {
         for (const job of jobs!) {
@@ -320,12 +282,7 @@ class Soak {
         if (!open) this.#violations.push('the API server has not come back');
         return;
       }
-      // The API server may have been away when a fault resumed its job.
-      for (const { spec, metadata } of open ?? [])
-        if (spec.suspend === true)
-          await this.#plane.client
-            .patch(faceTrainJobs, NAMESPACE, metadata.name, { spec: { suspend: false } })
-            .catch(() => {});
+      await this.#resume(open ?? []).catch(() => {});
       if (performance.now() > nextLeap) {
         leaps++;
         for (const replica of replicas) replica.shiftClock(leaps * LEAP_MILLISECONDS);
@@ -335,14 +292,28 @@ class Soak {
     }
   }
 
+  /** The API server may have been away when a fault was to resume a job, or to activate its Workload. */
+  async #resume(jobs: JobObject[]): Promise<void> {
+    const { client } = this.#plane;
+    for (const job of jobs)
+      if (job.spec.suspend === true)
+        await client.patch(kindOf(job), NAMESPACE, job.metadata.name, { spec: { suspend: false } });
+    for (const { spec, metadata } of (await client.list(workloads, NAMESPACE, {})).items ?? [])
+      if (spec.active === false) await client.patch(workloads, NAMESPACE, metadata.name, { spec: { active: true } });
+  }
+
   /** Every job that was created and not deleted is there. */
   #checkLost(jobs: JobObject[]): void {
     const there = new Set(jobs.map(({ metadata }) => metadata.uid));
-    for (const [name, uid] of this.#created) if (!there.has(uid)) this.#violations.push(`${name}: the job is gone`);
+    for (const [name, uid] of this.#jobs.created)
+      if (!there.has(uid)) this.#violations.push(`${name}: the job is gone`);
   }
 
   async #checkFolders(): Promise<void> {
-    const jobs = new Map((await this.#jobs()).map((job) => [job.metadata.uid, job]));
+    const jobs = new Map((await this.#jobs.all()).map((job) => [job.metadata.uid, job]));
+    for (const { kind, status, metadata } of jobs.values())
+      if (kind === 'QuantizeJob' && phaseOf(status) === 'Succeeded' && !this.#trainers.published.has(metadata.uid))
+        this.#violations.push(`${metadata.name}: Succeeded, and nothing was published`);
     for (const [uid, folder] of this.#trainers.folders) {
       const job = jobs.get(uid);
       const name = job?.metadata.name ?? `a deleted job (${uid})`;
@@ -383,7 +354,7 @@ class Soak {
   }
 
   async #restarts(): Promise<SoakResult['restarts']> {
-    const statuses = (await this.#jobs()).map(({ status }) => status);
+    const statuses = (await this.#jobs.list()).map(({ status }) => status);
     return {
       attempts: statuses.reduce((sum, status) => sum + (status?.attempt ?? 0), 0),
       inPlace: statuses.reduce((sum, status) => sum + (status?.restarts?.inPlace ?? 0), 0),
@@ -391,20 +362,23 @@ class Soak {
   }
 
   /** The API server may have been away when a fault was to end. */
-  #liftQuota(): Promise<void> {
-    return eventually(() => setQuota(this.#plane.client, NAMESPACE, null), 120_000);
+  async #undo(): Promise<void> {
+    await eventually(() => setQuota(this.#plane.client, null), 120_000);
+    await eventually(() => stopQueue(this.#plane.client, false), 120_000);
   }
 
   /** Nothing is left of deleted jobs. */
   async #checkRemains(): Promise<void> {
     const { client } = this.#plane;
-    for (const { metadata } of await this.#jobs())
-      await client.delete(faceTrainJobs, NAMESPACE, metadata.name, metadata.uid);
-    const kinds: Resource[] = [faceTrainJobs, quantizeJobs, pods, configMaps, services, networkPolicies];
+    for (const job of (await this.#jobs.all()).filter((each) => controllerOf(each) === undefined))
+      await client.delete(kindOf(job), NAMESPACE, job.metadata.name, job.metadata.uid);
+    const all: Resource[] = [faceTrainJobs, quantizeJobs, workloads];
+    const made: Resource[] = [pods, configMaps, services, networkPolicies];
+    if (this.#variant.nativeGangs) made.push(podGroups(POD_GROUP_API));
     try {
       await eventually(async () => {
-        for (const kind of kinds) {
-          const selector = kind === faceTrainJobs ? {} : { labelSelector: `${MANAGED_BY.label}=${MANAGED_BY.value}` };
+        for (const kind of [...all, ...made]) {
+          const selector = all.includes(kind) ? {} : { labelSelector: `${MANAGED_BY.label}=${MANAGED_BY.value}` };
           const { items } = await client.list<KubernetesObject>(kind, NAMESPACE, selector, true);
           assert.deepEqual(items?.map(({ metadata }) => metadata.name) ?? [], [], kind.plural);
         }
@@ -414,6 +388,3 @@ class Soak {
     }
   }
 }
-
-const hasEnded = ({ status }: JobObject): boolean =>
-  ['Succeeded', 'Failed'].includes((status as FaceTrainJobStatus | undefined)?.phase ?? '');

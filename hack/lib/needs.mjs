@@ -46,7 +46,7 @@ export const paths = {
   'deploy/pulumi': ['helm', ...controlPlane],
   e2e: ['helm', 'versitygw', ...cluster, 'kubelet', 'kube-proxy', 'kubectl', 'coredns', 'kueue'],
   'e2e/cuda-image.test.ts': [],
-  'e2e/soak': ['versitygw', ...cluster],
+  'e2e/soak': ['versitygw', ...cluster, 'kueue'],
 };
 
 /** For `npm run lint`: clang-tidy reads the compile commands of native/, and helm renders deploy/. */

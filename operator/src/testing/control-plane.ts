@@ -221,18 +221,33 @@ export class ControlPlane {
     return program.child;
   }
 
+  /** Whether a program that was started has not ended. */
+  isRunning(name: string): boolean {
+    const { child } = this.#programs.find((each) => each.name === name)!;
+    return child.exitCode === null && child.signalCode === null;
+  }
+
   /**
-   * Kills a program, and starts it again after a time with the same arguments, on the same ports and data. It does not
-   * wait until the program answers.
+   * Kills a program, if it has not ended, and starts it again after a time with the same arguments, on the same ports
+   * and data. It does not wait until the program answers.
    */
-  async restart(name: 'etcd' | 'kube-apiserver', milliseconds = 0): Promise<void> {
+  async restart(name: 'etcd' | 'kube-apiserver' | 'kueue', milliseconds = 0): Promise<void> {
     const program = this.#programs.find((each) => each.name === name)!;
-    assert(program.child.exitCode === null && program.child.signalCode === null, `${name} does not run`);
-    const ended = once(program.child, 'exit');
-    program.child.kill('SIGKILL');
-    await ended;
+    if (this.isRunning(name)) {
+      const ended = once(program.child, 'exit');
+      program.child.kill('SIGKILL');
+      await ended;
+    }
     await delay(milliseconds);
     program.child = run(name, this.#folder, program.args).child;
+  }
+
+  /** Stops a program for a time: connections to it stay open, and are silent. */
+  async freeze(name: 'etcd' | 'kube-apiserver', milliseconds: number): Promise<void> {
+    const { child } = this.#programs.find((each) => each.name === name)!;
+    child.kill('SIGSTOP');
+    await delay(milliseconds);
+    child.kill('SIGCONT');
   }
 
   /** Copies what the programs have logged into a folder, which `stop` does not remove. */
