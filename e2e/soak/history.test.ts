@@ -264,13 +264,26 @@ const withoutQuota: Record<string, { history: (PodObject | WorkloadObject | stri
     history: [workload(LENT), queuedPod(0), queuedPod(1), workload(LENT, 2, 2, 1)],
     want: /has quota for 1/,
   },
-  'more pods than the queue has quota for': {
-    history: [workload(LENT, 4), queuedPod(0), queuedPod(1), queuedPod(2), queuedPod(3)],
-    want: /4 pods of queues, and quota for 3/,
-  },
 };
 
 for (const [name, { history, want }] of Object.entries(withoutQuota))
   test(`finds ${name}`, () => {
     assert.match(queueViolations(...history).join('\n'), want);
   });
+
+test('the pods of a gang are counted together; what Kueue lends beyond its own quota is counted apart', () => {
+  const check = new HistoryCheck(3);
+  const put = (kind: StoredChange['kind'], name: string, object: StoredChange['object']) =>
+    check.next({ revision: 1, kind, key: `soak/${name}`, object });
+  put('workloads', 'facetrainjob-faces', workload(LENT, 1));
+  put('workloads', 'facetrainjob-faces.1', workload(LENT, 1));
+  put('pods', 'faces-0-0', queuedPod(0));
+  put('pods', 'faces-0-1', queuedPod(1));
+  put('pods', 'faces-0-0', null);
+  // Rank 1 lives, and the quota that was meant for rank 0 is left.
+  put('workloads', 'facetrainjob-faces.1', null);
+  put('workloads', 'facetrainjob-others', workload(LENT, 3));
+  assert.deepEqual([check.violations, check.overlent], [[], 1]);
+  put('workloads', 'facetrainjob-faces', null);
+  assert.match(check.violations.join(), /faces-0-1 lived, and soak\/facetrainjob-faces has quota for 0/);
+});

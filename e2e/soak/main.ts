@@ -63,13 +63,14 @@ try {
   else {
     process.stdout.write(`seed ${options.seed}\n`);
     const result = await runSoak({ ...options, say: (line) => process.stdout.write(`${line}\n`) });
-    const { faults, jobs, restarts, changes, expiredWatches, quietSeconds, violations } = result;
+    const { faults, jobs, restarts, changes, expiredWatches, overlent, quietSeconds, violations } = result;
     process.stdout.write(table(faults));
     const total = faults.reduce((sum, { count }) => sum + count, 0);
     process.stdout.write(
       `${total} faults; ${jobs.created} jobs created, ${jobs.succeeded} succeeded, ${jobs.deleted} deleted; ` +
         `${restarts.attempts} further attempts, ${restarts.inPlace} restarts in place; ` +
-        `${expiredWatches} watches expired; all had ended ${quietSeconds} s after the last fault\n` +
+        `${expiredWatches} watches expired; Kueue lent too much ${overlent} times; ` +
+        `all had ended ${quietSeconds} s after the last fault\n` +
         `checked ${changes.pods} changes of pods, ${changes.facetrainjobs + changes.quantizejobs} of jobs and ` +
         `${changes.workloads} of Workloads\n`,
     );

@@ -72,6 +72,8 @@ export interface SoakResult {
   changes: HistoryCheck['changes'];
   /** Watches of the operator that the API server no longer had the changes for (410). */
   expiredWatches: number;
+  /** How often Kueue lent more quota than it has. */
+  overlent: number;
   /** Seconds of the quiet time until all jobs had ended. */
   quietSeconds: number;
   violations: string[];
@@ -217,6 +219,7 @@ class Soak {
       restarts,
       changes: this.#check.changes,
       expiredWatches: logs.reduce((sum, text) => sum + (text.match(EXPIRED)?.length ?? 0), 0),
+      overlent: this.#check.overlent,
       quietSeconds,
       violations: this.#violations,
     };

@@ -4,11 +4,12 @@
  * - FaceTrainJob: all is kept. Indexes: places, `quota` and `refusedIn` (quota-rivals.ts).
  * - QuantizeJob: all is kept. Indexes: places, `refusedIn`.
  * - Pod: metadata with the one annotation that is read, of its status what the planner reads, names of its node and its
- * claims, priority, group, restart rules. Indexes: places, `job` (uid), `name` (kind and name of its job), `node`.
- * - PodGroup: metadata, status, priority. Index: `job` (uid).
- * - Workload: metadata, status, whether it is active. Indexes: `job` (uid), `name` (kind and name of its job).
- * - Service, ConfigMap, NetworkPolicy: metadata. Index: `job` (uid).
+ * claims, priority, group, restart rules. Indexes: places, `node`.
+ * - PodGroup: metadata, status, priority.
+ * - Workload: metadata, status, whether it is active.
+ * - Service, ConfigMap, NetworkPolicy: metadata.
  *
+ * The indexes of all children are `job` (uid) and `name` (kind and name of the job).
  * The indexes of places are `writes` and `writesBelow` of shared-folders.ts: where an object writes to.
  *
  * Of all but the jobs, only objects with the operator's labels are listed and watched.
@@ -70,7 +71,7 @@ export function makeCaches(
   const children = <T extends KubernetesObject>(resource: Resource<T>) => ({
     ...common(resource),
     labelSelector: CHILDREN_SELECTOR,
-    indexes: byJob,
+    indexes: { ...byJob, name: jobNameOf },
   });
   const metadataOf = (resource: Resource) => new Cache({ ...children(resource), metadataOnly: true });
   return {
@@ -82,7 +83,7 @@ export function makeCaches(
     Pod: new Cache({
       ...children(pods),
       strip: stripPod,
-      indexes: { ...byJob, name: jobNameOf, node: ({ spec }: PodObject) => spec.nodeName, ...podPlaces },
+      indexes: { ...children(pods).indexes, node: ({ spec }: PodObject) => spec.nodeName, ...podPlaces },
     }),
     Service: metadataOf(services),
     ConfigMap: metadataOf(configMaps),
@@ -91,15 +92,13 @@ export function makeCaches(
       Workload: new Cache({
         ...children(workloads),
         strip: stripWorkload,
-        indexes: { ...byJob, name: jobNameOf },
       }),
     }),
     ...(podGroupApi !== null && { PodGroup: new Cache({ ...children(podGroups(podGroupApi)), strip: stripPodGroup }) }),
   };
 }
 
-/** A value of the index `name` of pods and Workloads. It finds those of every job that has had this name, whatever its
- * uid. */
+/** A value of the index `name` of children. It finds those of every job that has had this name, whatever its uid. */
 export const jobNameIndexValue = (kind: JobKind, namespace: string, name: string): string =>
   `${kind} ${namespace}/${name}`;
 

@@ -3,7 +3,7 @@
  */
 import { type JobKind, Label } from '@facetrain/planner/names';
 import type { JobIdentity, ObservedObject, ObservedPod } from '@facetrain/planner/observed';
-import { controllerOf } from '../runtime/resource.ts';
+import { controllerOf, type KubernetesObject } from '../runtime/resource.ts';
 import { type Caches, jobNameIndexValue } from './caches.ts';
 import { isPodAlive, observeObject, observePod } from './observe.ts';
 import type { PodNodesAndVolumes } from './pod-nodes-and-volumes.ts';
@@ -31,6 +31,21 @@ export function objectsOf(caches: Caches, job: JobIdentity, jobKind: JobKind): O
     (caches[kind]?.indexed('job', job.uid) ?? []).map((object) => observeObject(kind, object, job, jobKind)),
   );
 }
+
+/** Kinds of which a job makes objects for each attempt. The others' names are the same for every job of its name. */
+const ATTEMPT_KINDS = ['Pod', 'ConfigMap', 'PodGroup'] as const;
+
+/**
+ * What a job of this kind and name that was deleted before this one was created has left of its attempts, and what does
+ * not run. This job may never need those names, so it would not come upon them.
+ */
+export const leftoversOf = (caches: Caches, job: JobIdentity, kind: JobKind): ObservedObject[] =>
+  ATTEMPT_KINDS.flatMap((each) =>
+    ((caches[each]?.indexed('name', jobNameIndexValue(kind, job.namespace, job.name)) ?? []) as KubernetesObject[])
+      .filter((object) => each !== 'Pod' || !isPodAlive(object as PodObject))
+      .map((object) => observeObject(each, object, job, kind))
+      .filter(({ leftover }) => leftover),
+  );
 
 /** Pods that may still run, of a job of this kind and name that was deleted before this one was created. */
 export function predecessorsOf(caches: Caches, job: JobIdentity, kind: JobKind): ObservedObject[] {

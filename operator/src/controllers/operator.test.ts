@@ -210,6 +210,13 @@ test('a job created again under its name deletes what the earlier job has left, 
   // No garbage collector runs here. A finalizer stands for a kubelet that has not ended a pod yet.
   const finalizers = (list: string[] | null) => ns.patch(pods, 'faces-0-0', { metadata: { finalizers: list } });
   await finalizers(['example.com/kubelet']);
+  // Of an attempt that the new job does not come to: nothing of it is ever in its way.
+  const { labels, ownerReferences } = (await ns.get(pods, 'faces-0-0')).metadata;
+  const ofLater = (name: string) => ({ name, ownerReferences, labels: { ...labels, 'facetrain.dev/attempt': '7' } });
+  const spec = { containers: [{ name: 'facetrain', image: 'x' }] };
+  await ns.create(pods, { apiVersion: 'v1', kind: 'Pod', metadata: ofLater('faces-7-0'), spec });
+  await ns.setPodStatus('faces-7-0', 'Failed', { exitCode: 1 });
+  await ns.create(configMaps, { apiVersion: 'v1', kind: 'ConfigMap', metadata: ofLater('faces-7') });
   await ns.delete(faceTrainJobs, 'faces');
   const { metadata } = await ns.applyFaceTrainJob('faces');
   await eventually(async () =>

@@ -42,7 +42,7 @@ import { controllerOf, keyOf, type Resource } from '../runtime/resource.ts';
 import type { Caches } from './caches.ts';
 import { KillCauses } from './kill-causes.ts';
 import { identityOf, observeObject } from './observe.ts';
-import { objectsOf, podsOf, predecessorsOf } from './observe-job.ts';
+import { leftoversOf, objectsOf, podsOf, predecessorsOf } from './observe-job.ts';
 import { ParsedSpecs } from './parsed-specs.ts';
 import { Executor, type RejectedCreates } from './pod-executor.ts';
 import type { PodNodesAndVolumes } from './pod-nodes-and-volumes.ts';
@@ -196,11 +196,13 @@ function reconcilerOf<Spec extends QueueSpec>(options: ReconcilerOptions, kindOp
   function observe(job: JobObject, { refused, foreign }: RejectedCreates, references: QueueReferences): ObservedJob {
     const identity = identityOf(job);
     const pods = podsOf(caches, nodesAndVolumes, identity);
+    const leftovers = leftoversOf(caches, identity, kind);
+    const known = new Set(leftovers.map(({ uid }) => uid));
     return {
       common: {
         identity,
         pods: pods.map(({ observed }) => killCauses.explain(identity.uid, observed)),
-        objects: [...objectsOf(caches, identity, kind), ...foreign],
+        objects: [...objectsOf(caches, identity, kind), ...leftovers, ...foreign.filter(({ uid }) => !known.has(uid))],
         predecessorPods: predecessorsOf(caches, identity, kind),
         jobsBefore: folders.jobsBefore(kind, job),
         queue: observeQueue(caches, kind, job, references),
