@@ -116,6 +116,36 @@ test('what a user gets wrong is said in words', async () => {
     });
 });
 
+test('embed prints all outputs of an FP32 model, and compares by one that is named', async () => {
+  const several = join(folder, 'several.onnx');
+  const graph = {
+    input: { name: 'data', channels: 3, height: 2, width: 2 },
+    output: { name: 'map', dim: 15 },
+    outputs: [
+      { name: 'map', dims: [3, 2, 2] },
+      { name: 'embedding', dims: [3] },
+    ],
+    nodes: [
+      { name: 'map', op: 'Relu', inputs: ['data'], outputs: ['map'], attributes: {} },
+      { name: 'pool', op: 'GlobalAveragePool', inputs: ['data'], outputs: ['pool'], attributes: {} },
+      { name: 'embedding', op: 'Flatten', inputs: ['pool'], outputs: ['embedding'], attributes: { axis: 1 } },
+    ],
+    initializers: {},
+  };
+  await writeFile(several, encodeOnnx(graph, { metadata: { 'facetrain.channelOrder': 'rgb' } }));
+  const { json } = await run([red], { model: several });
+  assert.deepEqual(json.images[0]!.outputs, [
+    { name: 'map', dims: [3, 2, 2], values: [1, 1, 1, 1, ...new Array<number>(8).fill(0)] },
+    { name: 'embedding', dims: [3], values: [1, -1, -1] },
+  ]);
+  await assert.rejects(
+    run([], { model: several, pairs: [red, blue] }),
+    /--pairs: \S*several\.onnx has the outputs "map", "embedding"; the name of the one .*: --output NAME/,
+  );
+  const named = await run([], { model: several, pairs: [red, blue], output: 'embedding' });
+  assert.equal(named.json.pairs[0]!.cosine.toFixed(6), '-0.333333');
+});
+
 test('facetrain embed is a command', async () => {
   const { code, stdout } = await facetrain('embed', '--model', model, '--device', 'cpu', '--json', red);
   assert.equal(code, 0);

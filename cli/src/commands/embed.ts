@@ -23,7 +23,7 @@ export interface EmbedOptions extends InputRangeOptions {
   runtime?: Runtime;
   /** Absent: as the file's metadata says it, else DEFAULT_CHANNEL_ORDER. */
   channelOrder?: ChannelOrder;
-  /** The output that is the embedding; absent: the only one, or all of an INT7 model. */
+  /** The output that is the embedding; absent: all, of which pairs need to be one. */
   output?: string;
   /** Absent: one for each CPU. */
   threads?: number;
@@ -40,7 +40,7 @@ export async function embed(images: string[], options: EmbedOptions, line: Statu
   const { model: file, pairs = [], npy, threads = availableParallelism(), device = 'auto' } = options;
   checkImages(images, pairs);
   checkDevice(device);
-  const read = await readOnnx(file, { output: options.output });
+  const read = await readOnnx(file, { output: options.output, every: 'several' });
   const channelOrder = options.channelOrder ?? channelOrderOf(read.metadata) ?? DEFAULT_ORDER;
   const { graph } = withInputRange(read, { given: givenRange(options), subject: file });
   const outputs = (graph.outputs ?? [{ name: graph.output.name, dims: [graph.output.dim] }]).map(({ name, dims }) => ({
@@ -53,7 +53,7 @@ export async function embed(images: string[], options: EmbedOptions, line: Statu
       code: 'InvalidArgument',
       subject: '--pairs',
       found: `${file} has the outputs ${outputs.map(({ name }) => `"${name}"`).join(', ')}`,
-      allowed: 'a model of one output, the embedding of a face',
+      allowed: 'the name of the one that is the embedding: --output NAME',
     });
   const runtime = runtimeOf(graph, options.runtime);
   const files = [...images, ...pairs];

@@ -7,12 +7,14 @@ import {
   type Embedder,
   type Graph,
   Int7Model,
+  LayerModel,
   type ModelOptions,
 } from '@facetrain/native';
 import { checkEmbeddingMemory } from '@facetrain/trainer/onnx/memory';
 import { openModel } from '@facetrain/trainer/onnx/open-model';
 import type { OnnxModel } from '@facetrain/trainer/onnx/read';
 import { withSubject } from '@facetrain/trainer/onnx/with-subject';
+import { fold } from '@facetrain/trainer/quantize/fold';
 import { decodeInt7, isQuantized } from '@facetrain/trainer/quantize/qdq';
 
 export type Runtime = 'fp32' | 'int7';
@@ -34,8 +36,9 @@ export function checkDevice(device: Device | 'auto'): void {
 }
 
 /**
+ * A model of several outputs runs on the CPU, as the quantizer's layers in FP32: the executor of trainings knows one.
  * @throws FacetrainError InvalidModel when the model is not of the kind that `runtime` runs; InvalidArgument for an
- * INT7 model on a GPU
+ * INT7 model, or one of several outputs, on a GPU
  */
 export async function openEmbedder(
   file: string,
@@ -53,23 +56,26 @@ export async function openEmbedder(
       allowed: `--runtime ${other}, or another model`,
     });
   }
-  if (runtime === 'fp32') {
-    checkEmbeddingMemory(model.graph, file, EMBEDDING_BATCH);
-    return openModel(model.graph, file, place);
+  const { graph } = model;
+  if (runtime === 'fp32' && !graph.outputs) {
+    checkEmbeddingMemory(graph, file, EMBEDDING_BATCH);
+    return openModel(graph, file, place);
   }
   const { computeThreads, device } = place;
   if (device === 'cuda') {
+    const [kind, what] = quantized ? ['an INT7 model', 'INT7 models'] : ['of several outputs', 'such models'];
     throw new FacetrainError({
       code: 'InvalidArgument',
       subject: '--device',
-      found: `cuda, and ${file} is an INT7 model`,
-      allowed: 'cpu or auto: INT7 models run on the CPU',
+      found: `cuda, and ${file} is ${kind}`,
+      allowed: `cpu or auto: ${what} run on the CPU`,
     });
   }
-  // One picture for each thread, in integers of a byte; the check counts four.
-  checkEmbeddingMemory(model.graph, file, Math.ceil(computeThreads / 4));
+  // One picture for each thread; the check counts floats, and integers are of a byte.
+  checkEmbeddingMemory(graph, file, quantized ? Math.ceil(computeThreads / 4) : computeThreads);
   try {
-    const { layers, scales } = decodeInt7(model.graph);
+    if (!quantized) return await LayerModel.open(fold(graph), { computeThreads });
+    const { layers, scales } = decodeInt7(graph);
     return await Int7Model.open(layers, scales, { computeThreads });
   } catch (error) {
     throw withSubject(file, error);

@@ -50,10 +50,10 @@ export interface ReadOptions {
   output?: string | null | undefined;
   /**
    * Keeps every output that the file has, unless `output` names one, and what only nodes in FP32 can compute: for the
-   * quantizer. An INT7 file is always read so. Absent: one embedding [N, d] of canonical operators, as far as the file
-   * can be written with them.
+   * quantizer. An INT7 file is always read so. `several`: only if the file has several outputs. Absent: one embedding
+   * [N, d] of canonical operators, as far as the file can be written with them.
    */
-  every?: boolean | undefined;
+  every?: boolean | 'several' | undefined;
   /** Height and width of the picture where the file leaves them free. */
   size?: { height: number; width: number } | null | undefined;
 }
@@ -106,10 +106,12 @@ const refusal =
 function modelOf(model: ReturnType<typeof decode>, subject: string, options: ReadOptions): OnnxModel {
   const { output, size } = options;
   const metadata = Object.fromEntries(model.metadataProps.map(({ key, value }) => [key, value]));
-  // An INT7 file has what the quantizer has written.
-  const every = options.every || [INT7_FORMAT, TENSORRT_FORMAT].includes(metadata[FORMAT_METADATA] ?? '');
   const refuse = refusal(subject);
   const { graph: proto } = model;
+  // An INT7 file has what the quantizer has written.
+  const isInt7 = [INT7_FORMAT, TENSORRT_FORMAT].includes(metadata[FORMAT_METADATA] ?? '');
+  const hasSeveral = proto.output.length > 1 && (output ?? null) === null;
+  const every = isInt7 || (options.every === 'several' ? hasSeveral : options.every);
   const opsets = checkOpsets(model, refuse);
   if (model.functions?.length)
     throw refuse('has local functions', 'inline them first (onnx.inliner.inline_local_functions)');
