@@ -63,6 +63,8 @@ struct Call {
     const auto found = step.numbers.find(name);
     return found == step.numbers.end() || found->second.empty() ? otherwise : found->second[0];
   }
+  // An attribute that a file holds as a float32. Others spell it by its shortest decimal.
+  float real(const char* name, double otherwise) const { return static_cast<float>(number(name, otherwise)); }
   int64_t integer(const char* name, int64_t otherwise) const {
     return whole(number(name, static_cast<double>(otherwise)));
   }
@@ -200,7 +202,7 @@ Planned clip(const Call& call) {
 }
 
 Planned hard_sigmoid(const Call& call) {
-  const auto alpha = rounded(call.number("alpha", 0.2)), beta = rounded(call.number("beta", 0.5));
+  const float alpha = call.real("alpha", 0.2), beta = call.real("beta", 0.5);
   return map(call, [=](float x) { return std::max(0.0f, std::min(1.0f, alpha * x + beta)); });
 }
 
@@ -366,7 +368,7 @@ Planned batch_norm(const Call& call) {
   for (size_t i = 1; i < 5; ++i) {
     if (call.count(i) != lanes.length) call.refuse("another number of channels", "one number for each channel");
   }
-  const double epsilon = call.number("epsilon", 1e-5);
+  const double epsilon = call.real("epsilon", 1e-5);
   return {call[0], [=](Operands x, float* y, float*) {
             for (int64_t o = 0; o < lanes.outer; ++o) {
               for (int64_t c = 0; c < lanes.length; ++c) {
@@ -383,7 +385,7 @@ Planned batch_norm(const Call& call) {
 Planned layer_norm(const Call& call) {
   const Lanes lanes(call[0], call.axis(call.integer("axis", -1), call[0].size()));
   const int64_t outer = lanes.outer, length = lanes.length * lanes.inner;
-  const double epsilon = call.number("epsilon", 1e-5);
+  const double epsilon = call.real("epsilon", 1e-5);
   if (!call.has(1)) call.refuse("no operand 1", "all operands that it needs");
   for (size_t i = 1; i < 3; ++i) {
     if (call.has(i) && call.count(i) != length)
@@ -481,7 +483,7 @@ Planned gemm(const Call& call) {
   if (a[1] != b[0]) call.refuse("operands that do not fit", "[m, k] and [k, n]");
   const int64_t m = a[0], k = a[1], n = b[1];
   const Dims dims = checked(call, {m, n});
-  const auto alpha = rounded(call.number("alpha", 1)), beta = rounded(call.number("beta", 1));
+  const float alpha = call.real("alpha", 1), beta = call.real("beta", 1);
   const bool adds = call.has(2);
   if (adds && broadcast_dims(call, dims, call[2]) != dims)
     call.refuse("a larger third operand", "one that is added to [m, n]");
@@ -1055,7 +1057,7 @@ const std::map<std::string, Operator>& operators() {
       {"Clip", clip},
       {"Elu",
        [](const Call& c) {
-         const double alpha = c.number("alpha", 1);
+         const double alpha = c.real("alpha", 1);
          return map(c, [=](float x) { return x > 0 ? x : rounded(alpha * (std::exp(double{x}) - 1)); });
        }},
       {"Erf", [](const Call& c) { return map(c, [](float x) { return rounded(std::erf(double{x})); }); }},
@@ -1068,7 +1070,7 @@ const std::map<std::string, Operator>& operators() {
       {"Identity", [](const Call& c) { return copied(c, c[0]); }},
       {"LeakyRelu",
        [](const Call& c) {
-         const auto alpha = rounded(c.number("alpha", 0.01));
+         const float alpha = c.real("alpha", 0.01);
          return map(c, [=](float x) { return x >= 0 ? x : alpha * x; });
        }},
       {"Log", [](const Call& c) { return map(c, [](float x) { return rounded(std::log(double{x})); }); }},
@@ -1173,7 +1175,7 @@ void pick_block(const Picks& picks, const ArrayDims& dims, const std::array<int6
   const auto& taken = picks.taken[axis];
   const auto count = taken ? static_cast<int64_t>(taken->size()) : dims[axis];
   const int64_t step = in[axis + 1], size = out[axis + 1];
-  if (size == 1 && taken) {  // along the last axis
+  if (step == 1 && size == 1 && taken) {  // along the last axis
     for (int64_t i = 0; i < count; ++i) {
       const int32_t at = (*taken)[i];
       y[i] = at < 0 ? fill : x[at];
