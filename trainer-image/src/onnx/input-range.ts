@@ -58,8 +58,10 @@ export function withInputRange(
   const range = { ...found, ...(layout && { layout }), ...(elementType && { elementType }) };
   const taken = keepNorms ? splitHead(graph, false) : { head, nodes, first };
   const rest = taken.first === graph.input.name ? graph : withoutHead(graph, taken.nodes, taken.first);
-  const file = { ...taken.head, mean: range.mean, std: range.std };
-  return { graph: { ...rest, input: { ...graph.input, ...rangeBehind(range, taken.head), file } }, range };
+  // As write.ts writes it: a file that is read again must give the same numbers.
+  const kept = { scale: taken.head.scale.map(Math.fround), offset: taken.head.offset.map(Math.fround) };
+  const file = { ...kept, mean: range.mean, std: range.std };
+  return { graph: { ...rest, input: { ...graph.input, ...rangeBehind(range, kept), file } }, range };
 }
 
 function findRange(
@@ -172,11 +174,12 @@ function splitHead(graph: Graph, withNorms: boolean): { head: Head; nodes: Set<G
   const { channels } = graph.input;
   const head = { scale: new Array<number>(channels).fill(1), offset: new Array<number>(channels).fill(0) };
   const nodes = new Set<GraphNode>();
+  const outputs = new Set((graph.outputs ?? [graph.output]).map(({ name }) => name));
   let first = graph.input.name;
   for (;;) {
     const readers = graph.nodes.filter(({ inputs }) => inputs.includes(first));
     const [node] = readers;
-    if (!node || readers.length > 1 || node.outputs[0] === graph.output.name) break;
+    if (!node || readers.length > 1 || outputs.has(node.outputs[0]!)) break;
     const map = mapOf(node, first, graph, withNorms);
     // A channel that is multiplied by zero has no inverse: the map stays in the graph.
     if (!map?.scale.every((value) => value !== 0 && Number.isFinite(value))) break;
