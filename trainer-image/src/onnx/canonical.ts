@@ -101,7 +101,12 @@ export class Canonicalizer {
 
   /** Adds a node of the file. Nodes must come in topological order. */
   visit(node: GraphNode): void {
-    if (!this.rewrite(node)) this.copy(node);
+    if (this.rewrite(node)) return;
+    // A choice of channels, a Pad or a mean that it does not take over is written. Then it may be rewritten after all,
+    // as it will be when the graph is read again.
+    const pending = node.inputs.filter((name) => isPending(this.views.get(name)));
+    for (const name of pending) this.materialise(name, node);
+    if (pending.length === 0 || !this.rewrite(node)) this.copy(node);
   }
 
   /**
@@ -149,6 +154,7 @@ export class Canonicalizer {
         this.rename(name, output);
         for (const other of this.views.values()) if (other.base === name) other.base = output;
         for (const [key, value] of this.reshaped) if (value === name) this.reshaped.set(key, output);
+        this.shapes.set(output, shape);
         this.emitted.add(output);
       }
     }
@@ -242,23 +248,24 @@ export class Canonicalizer {
    */
   private writePending(name: string, view: View, reader: GraphNode | undefined): void {
     if (!this.context.keepsAll) return this.refusePending(view, reader);
-    const { node, channels, pads, averaged, channelsLast } = view;
+    const { node, channels, pads, averaged, channelsLast, origin } = view;
     if (averaged) {
       const whole = this.context.freshName(`${name}_whole`);
       this.views.set(whole, averaged.of);
       const input = this.materialise(whole, node);
       const shape = averaged.of.shape.map((dim, axis) => (averaged.axes.includes(axis) ? 1 : dim));
-      const mean = this.context.freshName(`${name}_mean`);
+      // The value keeps its name where it is this mean: an INT7 file is read as it was written.
+      const isOwn = same(shape, view.shape) && !this.emitted.has(name);
+      const mean = isOwn ? name : this.context.freshName(`${name}_mean`);
+      const nodeName = isOwn && node?.op === 'ReduceMean' ? node.name : this.context.freshName(`${mean}_reduce`);
       const attributes = { axes: averaged.axes.map((axis) => axis + 1), keepdims: 1 };
-      this.emit({ name: mean, op: 'ReduceMean', inputs: [input], attributes }, mean, shape);
+      this.emit({ name: nodeName, op: 'ReduceMean', inputs: [input], attributes }, mean, shape);
       this.views.set(name, { base: mean, shape: view.shape, ...(node && { node }) });
       return;
     }
     if (!channels && !pads) return;
-    const key = JSON.stringify([view.base, channels, pads]);
-    const written = this.reshaped.get(key) ?? this.writeChoice(name, view);
-    this.reshaped.set(key, written);
-    this.views.set(name, { base: written, shape: view.shape, ...(node && { node }), channelsLast });
+    const base = this.writeChoice(name, view);
+    this.views.set(name, { base, shape: view.shape, ...(node && { node }), channelsLast, origin });
   }
 
   /** Writes the chosen channels of a view as a Gather, and zeros around it as a Pad. @returns the value */
@@ -270,21 +277,31 @@ export class Canonicalizer {
       isLast && isFree(shape) ? name : this.context.freshName(`${name}_${isLast ? 'value' : 'channels'}`);
     const nodeName = (value: string, op: string) =>
       value === name && node?.op === op ? node.name : this.context.freshName(`${value}_${op.toLowerCase()}`);
-    let value = base;
-    if (channels) {
-      const shape = [channels.length, height, width];
-      const chosen = valueName(shape, !pads);
-      const inputs = [value, this.context.constant(`${chosen}.channels`, int64(channels))];
-      this.emit({ name: nodeName(chosen, 'Gather'), op: 'Gather', inputs, attributes: { axis: 1 } }, chosen, shape);
-      value = chosen;
-    }
-    if (!pads) return value;
-    const [top, left, bottom, right] = pads;
-    const shape = [channels?.length ?? count, height + top + bottom, width + left + right];
-    const padded = valueName(shape, true);
-    const amounts = this.context.constant(`${padded}.pads`, int64([0, 0, top, left, 0, 0, bottom, right]));
-    this.emit({ name: nodeName(padded, 'Pad'), op: 'Pad', inputs: [value, amounts], attributes: {} }, padded, shape);
-    return padded;
+    const once = (key: unknown[], write: () => string) => {
+      const written = this.reshaped.get(JSON.stringify(key)) ?? write();
+      this.reshaped.set(JSON.stringify(key), written);
+      return written;
+    };
+    // Two nodes of the file that choose the same become one, also where one of them pads as well.
+    const value =
+      channels &&
+      once([base, 'channels', channels], () => {
+        const shape = [channels.length, height, width];
+        const chosen = valueName(shape, !pads);
+        const inputs = [base, this.context.constant(`${chosen}.channels`, int64(channels))];
+        this.emit({ name: nodeName(chosen, 'Gather'), op: 'Gather', inputs, attributes: { axis: 1 } }, chosen, shape);
+        return chosen;
+      });
+    if (!pads) return value!;
+    return once([value ?? base, 'pads', pads], () => {
+      const [top, left, bottom, right] = pads;
+      const shape = [channels?.length ?? count, height + top + bottom, width + left + right];
+      const padded = valueName(shape, true);
+      const amounts = this.context.constant(`${padded}.pads`, int64([0, 0, top, left, 0, 0, bottom, right]));
+      const inputs = [value ?? base, amounts];
+      this.emit({ name: nodeName(padded, 'Pad'), op: 'Pad', inputs, attributes: {} }, padded, shape);
+      return padded;
+    });
   }
 
   /** @throws FacetrainError for a Pad, a choice of channels or half a mean that this reader cannot take over */
@@ -737,21 +754,27 @@ export class Canonicalizer {
     if (others.some((pad) => pad !== 0)) return false;
     const [t, l, b, r] = view.pads ?? [0, 0, 0, 0];
     const total: View['pads'] = [t + top, l + left, b + bottom, r + right];
-    this.views.set(node.outputs[0]!, { ...view, shape, node, pads: total });
+    this.views.set(node.outputs[0]!, { ...this.asMap(node, view), shape, node, pads: total });
     return true;
+  }
+
+  /** The view of a map that a node reads: a value of another shape, such as a vector, becomes that map. */
+  private asMap(node: GraphNode, view: View): View {
+    const isMap = view.channels || view.channelsLast || view.pads || same(view.shape, this.shapes.get(view.base)!);
+    if (isMap) return view;
+    return { base: this.materialise(node.inputs[0]!, node), shape: view.shape, ...(view.node && { node: view.node }) };
   }
 
   /** Gather, Slice and Split along the channels. A Slice may also take everything. */
   private chooseChannels(node: GraphNode, view: View, shape: number[]): boolean {
     const channelAxis = view.channelsLast ? 3 : 1;
     const channels = view.shape[channelAxis - 1]!;
-    const isWhole = view.channels || view.channelsLast || same(view.shape, this.shapes.get(view.base)!);
-    if (view.pads || view.shape.length !== 3 || !isWhole) return false;
+    if (view.pads || view.shape.length !== 3) return false;
     const before = view.channels ?? Array.from({ length: channels }, (_, i) => i);
     const choose = (output: string, chosen: number[], dims: number[]) => {
       if (!chosen.every((index) => index >= 0 && index < channels)) return false;
       const order = chosen.map((index) => before[index]!);
-      const { base, channelsLast } = view;
+      const { base, channelsLast } = this.asMap(node, view);
       this.views.set(output, this.chosen({ base, shape: dims, node, channelsLast, channels: order }));
       return true;
     };
@@ -817,6 +840,11 @@ export class Canonicalizer {
     const isAll = channels.every((channel, i) => channel === i) && same(view.shape, whole);
     return isAll ? view : { ...view, channels };
   }
+}
+
+/** Whether a view has other numbers than its base. */
+function isPending(view: View | undefined): boolean {
+  return view !== undefined && (view.channels ?? view.pads ?? view.averaged) !== undefined;
 }
 
 /** What a Pad adds along height (0) or width (1). */
