@@ -10,6 +10,7 @@ import type { FacetrainError } from '@facetrain/api';
 import type { GraphNode, Tensor } from '@facetrain/native';
 import { intAttribute, intsAttribute } from './attributes.ts';
 import type { ShapeInference } from './infer-shapes.ts';
+import { axisIndex } from './known-integers.ts';
 import { dataTypeNumber } from './proto.ts';
 
 export interface Context {
@@ -51,7 +52,12 @@ export function translateNode(node: GraphNode, context: Context): void {
       if (opset < 13) attributesToInputs(node, { axes: 'ints' }, context);
       if (node.op === 'Squeeze' && !node.inputs[1]) nameSqueezedAxes(node, context);
       break;
+    case 'Concat':
+    case 'Gather':
+      countAxisFromFront(node, context);
+      break;
     case 'Split':
+      countAxisFromFront(node, context);
       if (opset < 13) attributesToInputs(node, { split: 'ints' }, context);
       delete attributes.num_outputs;
       break;
@@ -156,6 +162,12 @@ function nameAllPads(node: GraphNode, { batches: [{ shapes, integers }], constan
   });
   if (all.length !== 2 * rank) throw refuse(node, `pads axes ${axes.join(', ')}`, `axes of ${rank}`);
   node.inputs = [data, constant(`${node.name}.pads`, int64Tensor(all)), ...(value ? [value] : [])];
+}
+
+/** An axis that is counted from the last is written as one from the first, where the rank is known. */
+function countAxisFromFront({ inputs, attributes }: GraphNode, { batches: [{ shapes }] }: Context): void {
+  const rank = shapes.get(inputs[0]!)?.length;
+  if (rank !== undefined && typeof attributes.axis === 'number') attributes.axis = axisIndex(attributes.axis, rank);
 }
 
 /** Upsample, and Resize of operator set 10: both begin in the corner, and know two modes. */

@@ -3,7 +3,7 @@ import assert from 'node:assert/strict';
 import { describe, test } from 'node:test';
 import { FacetrainError } from '@facetrain/api';
 import type { Graph, Layer, LayerGraph } from '@facetrain/native';
-import { readOnnx } from '../onnx/read.ts';
+import { parseOnnx, readOnnx } from '../onnx/read.ts';
 import { encodeOnnx } from '../onnx/write.ts';
 import { GraphBuilder } from '../testing/graph-fixtures.ts';
 import { largestDifference, MOBILEFACENET, noise, runOrt } from '../testing/onnx-oracles.ts';
@@ -273,5 +273,18 @@ describe('what has no quantized layer is refused by operator and node, if nothin
         },
       );
     });
+  }
+});
+
+test('an axis that is counted from the last is that of the channels, too', () => {
+  for (const axis of [1, -3]) {
+    const b = new GraphBuilder();
+    const joined = b.node('Concat', [b.conv('data', 3, 4, 1), 'data'], { axis });
+    const graph = b.graph(b.flatten(b.conv(joined, 7, 4, 1)));
+    const { layers } = fold(parseOnnx(encodeOnnx(graph), 'model.onnx', { every: true }).graph);
+    assert.deepEqual(
+      layers.map((layer) => (layer.kind === 'node' ? layer.real : layer.kind)),
+      ['conv', false, 'conv'],
+    );
   }
 });
