@@ -29,7 +29,7 @@ export function fold(graph: Graph, options: FoldOptions = {}): LayerGraph {
   const { onFold = () => {} } = options;
   const outputs = new Set((graph.outputs ?? [graph.output]).map(({ name }) => name));
   const merged = foldIntoProducers(onnxToOperations(graph, options), outputs, onFold);
-  return toLayerGraph(graph, foldIntoReaders(merged, outputs, onFold));
+  return toLayerGraph(graph, foldIntoReaders(merged, outputs, onFold), options);
 }
 
 /** Folds each affine map into the layer or the map in front of it, if nothing else reads the output of that. */

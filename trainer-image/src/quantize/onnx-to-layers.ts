@@ -23,8 +23,8 @@ import { joinPRelus } from './prelu-parts.ts';
 export interface AffineMap {
   kind: 'affine';
   name: string;
-  /** The node, for messages, where there is a scale for each value of a map. */
-  perValue?: string;
+  /** Where there is a scale for each value of a map: the node, for messages, and the map's dimensions. */
+  perValue?: { node: string; dims: number[] };
   input: string;
   output: string;
   scale: Float32Array;
@@ -54,7 +54,7 @@ export interface ReadLayersOptions {
  * @throws FacetrainError as onnxToOperations
  */
 export function onnxToLayers(graph: Graph, options: ReadLayersOptions = {}): LayerGraph {
-  return toLayerGraph(graph, onnxToOperations(graph, options));
+  return toLayerGraph(graph, onnxToOperations(graph, options), options);
 }
 
 /**
@@ -66,26 +66,49 @@ export function onnxToOperations(graph: Graph, options: ReadLayersOptions = {}):
   return new OnnxReader(joinPRelus(graph), options).read();
 }
 
-export function toLayerGraph({ input, output, outputs }: Graph, operations: Operation[]): LayerGraph {
+export function toLayerGraph(
+  { input, output, outputs }: Graph,
+  operations: Operation[],
+  options: Pick<ReadLayersOptions, 'strict' | 'onReal'>,
+): LayerGraph {
   return {
     input: { ...input },
     output: { ...output },
     ...(outputs && { outputs: structuredClone(outputs) }),
-    layers: operations.map(asLayer),
+    layers: operations.map((operation) => (operation.kind === 'affine' ? affineLayer(operation, options) : operation)),
   };
 }
 
-function asLayer(operation: Operation): Layer {
-  if (operation.kind !== 'affine') return operation;
-  const { name, perValue, input, output, scale, offset } = operation;
-  if (perValue !== undefined)
+/** An affine map that was not folded: a pointwise layer, or a node in FP32 if each value has a scale of its own. */
+function affineLayer(
+  { name, perValue, input, output, scale, offset }: AffineMap,
+  { strict, onReal }: Pick<ReadLayersOptions, 'strict' | 'onReal'>,
+): Layer {
+  if (!perValue) return { kind: 'pointwise', name, input, output, positive: scale, negative: scale, offset };
+  const { node, dims } = perValue;
+  const reason = 'a scale or an offset for each value of a feature map';
+  if (strict)
     throw new FacetrainError({
       code: 'UnsupportedOperator',
-      subject: perValue,
-      found: 'a scale or an offset for each value of a feature map',
-      allowed: 'one for each channel, or in front of a Gemm or MatMul',
+      subject: node,
+      found: reason,
+      allowed:
+        'one for each channel, or in front of a Gemm or MatMul; or no search.strict (--strict), so that it stays FP32',
     });
-  return { kind: 'pointwise', name, input, output, positive: scale, negative: scale, offset };
+  onReal?.({ node, reason });
+  return {
+    kind: 'node',
+    name,
+    inputs: [input],
+    output,
+    steps: [
+      { op: 'Mul', attributes: {}, operands: [{ input: 0 }, { constant: { dims, data: scale } }] },
+      { op: 'Add', attributes: {}, operands: [{ step: 0 }, { constant: { dims, data: offset } }] },
+    ],
+    inputDims: [dims],
+    outputDims: dims,
+    real: true,
+  };
 }
 
 /** The tensors that an operation reads. */
@@ -479,8 +502,16 @@ class OnnxReader {
   /** Adds an affine map. */
   private addAffine(node: GraphNode, input: Value, scale: Float32Array, offset: Float32Array): void {
     const output = node.outputs[0]!;
-    const perValue = scale.length === input.shape[0] ? {} : { perValue: this.operands.subject(node) };
-    this.operations.push({ kind: 'affine', name: node.name, ...perValue, input: input.tensor, output, scale, offset });
+    const perValue = { node: this.operands.subject(node), dims: [1, ...input.shape] };
+    this.operations.push({
+      kind: 'affine',
+      name: node.name,
+      ...(scale.length !== input.shape[0] && { perValue }),
+      input: input.tensor,
+      output,
+      scale,
+      offset,
+    });
     this.operands.define(output, { ...input, tensor: output });
   }
 
