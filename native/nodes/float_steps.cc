@@ -408,6 +408,31 @@ Planned layer_norm(const Call& call) {
           }};
 }
 
+// x / (bias + alpha / size * the sum of squares over `size` neighboring channels)^beta.
+Planned local_response_norm(const Call& call) {
+  if (call[0].size() < 2) call.refuse("a vector", "[N, C, ...]");
+  const Lanes lanes(call[0], 1);
+  const int64_t size = call.integer("size", 0);
+  // ONNX Runtime knows no even ones.
+  if (size < 1 || size > (1 << 14) || size % 2 == 0)
+    call.refuse("a size of " + std::to_string(size), "an odd number below 2^14");
+  const double alpha = call.real("alpha", 1e-4), beta = call.real("beta", 0.75), bias = call.real("bias", 1);
+  return {call[0], [=](Operands x, float* y, float*) {
+            for (int64_t o = 0; o < lanes.outer; ++o) {
+              for (int64_t c = 0; c < lanes.length; ++c) {
+                const int64_t from = std::max<int64_t>(0, c - size / 2), to = std::min(lanes.length, c + size / 2 + 1);
+                for (int64_t i = 0; i < lanes.inner; ++i) {
+                  const float* first = x[0] + o * lanes.length * lanes.inner + i;
+                  double sum = 0;
+                  for (int64_t k = from; k < to; ++k) sum += double{first[k * lanes.inner]} * first[k * lanes.inner];
+                  const double norm = std::pow(bias + alpha / static_cast<double>(size) * sum, beta);
+                  y[(o * lanes.length + c) * lanes.inner + i] = rounded(first[c * lanes.inner] / norm);
+                }
+              }
+            }
+          }};
+}
+
 // ---- Products ----
 
 Planned matmul(const Call& call) {
@@ -913,6 +938,19 @@ Planned average_pool(const Call& call) {
   });
 }
 
+// (Σ |x|^p)^(1/p) of a window.
+Planned lp_pool(const Call& call) {
+  const int64_t power = call.integer("p", 2);
+  if (power < 1) call.refuse("p of " + std::to_string(power), "1 or more");
+  const auto p = static_cast<double>(power);
+  return pool(call, [p](const PoolWindow& window, const float* x, const PoolWindow::Taps& rows,
+                        const PoolWindow::Taps& columns) {
+    double sum = 0;
+    visit_taps(window, x, rows, columns, [&](float value) { sum += std::pow(std::abs(double{value}), p); });
+    return rounded(std::pow(sum, 1 / p));
+  });
+}
+
 // Over all axes behind the channels.
 Planned global_pool(const Call& call, bool largest) {
   const Dims& x_dims = call[0];
@@ -1054,6 +1092,7 @@ const std::map<std::string, Operator>& operators() {
   static const std::map<std::string, Operator> table{
       // Of each number by itself.
       {"Abs", [](const Call& c) { return map(c, [](float x) { return std::abs(x); }); }},
+      {"Ceil", [](const Call& c) { return map(c, [](float x) { return std::ceil(x); }); }},
       {"Clip", clip},
       {"Elu",
        [](const Call& c) {
@@ -1062,6 +1101,7 @@ const std::map<std::string, Operator>& operators() {
        }},
       {"Erf", [](const Call& c) { return map(c, [](float x) { return rounded(std::erf(double{x})); }); }},
       {"Exp", [](const Call& c) { return map(c, [](float x) { return rounded(std::exp(double{x})); }); }},
+      {"Floor", [](const Call& c) { return map(c, [](float x) { return std::floor(x); }); }},
       {"HardSigmoid", hard_sigmoid},
       {"HardSwish",
        [](const Call& c) {
@@ -1077,14 +1117,21 @@ const std::map<std::string, Operator>& operators() {
       {"Neg", [](const Call& c) { return map(c, [](float x) { return -x; }); }},
       {"Reciprocal", [](const Call& c) { return map(c, [](float x) { return 1 / x; }); }},
       {"Relu", [](const Call& c) { return map(c, [](float x) { return std::max(x, 0.0f); }); }},
+      {"Round", [](const Call& c) { return map(c, [](float x) { return std::nearbyint(x); }); }},
       {"Sigmoid",
        [](const Call& c) { return map(c, [](float x) { return rounded(1.0 / (1.0 + std::exp(-double{x}))); }); }},
+      {"Sign", [](const Call& c) { return map(c, [](float x) { return static_cast<float>((x > 0) - (x < 0)); }); }},
       {"Softplus",
        [](const Call& c) {
          return map(c, [](float x) { return rounded(std::max(x, 0.0f) + std::log1p(std::exp(-std::abs(double{x})))); });
        }},
       {"Sqrt", [](const Call& c) { return map(c, [](float x) { return std::sqrt(x); }); }},
       {"Tanh", [](const Call& c) { return map(c, [](float x) { return rounded(std::tanh(double{x})); }); }},
+      {"ThresholdedRelu",
+       [](const Call& c) {
+         const float alpha = c.real("alpha", 1);
+         return map(c, [=](float x) { return x > alpha ? x : 0.0f; });
+       }},
       // Of two, with broadcasting.
       {"Add", [](const Call& c) { return binary(c, [](float a, float b) { return a + b; }); }},
       {"Div", [](const Call& c) { return binary(c, [](float a, float b) { return a / b; }); }},
@@ -1100,6 +1147,7 @@ const std::map<std::string, Operator>& operators() {
       {"Sum", [](const Call& c) { return binary_chain(c, [](float a, float b) { return a + b; }); }},
       // Over axes.
       {"BatchNormalization", batch_norm},
+      {"LRN", local_response_norm},
       {"LayerNormalization", layer_norm},
       {"ReduceMax",
        [](const Call& c) {
@@ -1143,15 +1191,41 @@ const std::map<std::string, Operator>& operators() {
       {"AveragePool", average_pool},
       {"GlobalAveragePool", [](const Call& c) { return global_pool(c, false); }},
       {"GlobalMaxPool", [](const Call& c) { return global_pool(c, true); }},
+      {"LpPool", lp_pool},
       {"MaxPool", max_pool},
   };
   return table;
 }
 
-const std::set<std::string> kElementwise{"Abs",  "Add",         "Clip",      "Div",      "Elu",       "Erf",
-                                         "Exp",  "HardSigmoid", "HardSwish", "Identity", "LeakyRelu", "Log",
-                                         "Max",  "Min",         "Mul",       "Neg",      "Pow",       "Reciprocal",
-                                         "Relu", "Sigmoid",     "Softplus",  "Sqrt",     "Sub",       "Tanh"};
+const std::set<std::string> kElementwise{"Abs",
+                                         "Add",
+                                         "Ceil",
+                                         "Clip",
+                                         "Div",
+                                         "Elu",
+                                         "Erf",
+                                         "Exp",
+                                         "Floor",
+                                         "HardSigmoid",
+                                         "HardSwish",
+                                         "Identity",
+                                         "LeakyRelu",
+                                         "Log",
+                                         "Max",
+                                         "Min",
+                                         "Mul",
+                                         "Neg",
+                                         "Pow",
+                                         "Reciprocal",
+                                         "Relu",
+                                         "Round",
+                                         "Sigmoid",
+                                         "Sign",
+                                         "Softplus",
+                                         "Sqrt",
+                                         "Sub",
+                                         "Tanh",
+                                         "ThresholdedRelu"};
 
 // The operands of a step alone, of which the first is computed.
 std::vector<Known> knowns_of(const FloatStep& step, const Dims& input) {

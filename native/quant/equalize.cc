@@ -103,8 +103,9 @@ void Groups::join_node(const LayerGraph& graph, const Layer& layer) {
     // A Pad that adds channels in front and removes as many behind keeps their number, not their places.
     const bool pads_maps = step.op == "Pad" && moves_numbers(step) && step.operands.size() > 1 &&
                            step.operands[1].constant.integers.size() == 8 && step.operands[1].constant.integers[1] == 0;
-    const bool windows = step.op == "MaxPool" || step.op == "AveragePool" || step.op == "GlobalMaxPool" ||
-                         step.op == "GlobalAveragePool" || step.op == "Resize" || pads_maps;
+    const bool windows = step.op == "MaxPool" || step.op == "AveragePool" || step.op == "LpPool" ||
+                         step.op == "GlobalMaxPool" || step.op == "GlobalAveragePool" || step.op == "Resize" ||
+                         pads_maps;
     if (windows && in.channels == out.channels) return join_all(graph, layer.input, layer.output);
     if (step.op == "Concat" && number("axis", 0) == 1 && join_concat(graph, layer)) return;
     if (step.op == "Gather" && number("axis", 0) == 1 && step.operands.size() == 2 &&

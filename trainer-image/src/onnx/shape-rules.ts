@@ -212,6 +212,7 @@ export const SHAPE_RULES: Record<string, ShapeRule> = {
   ...Object.fromEntries(words(REDUCTIONS).map((op) => [op, reduce])),
   Conv: conv,
   AveragePool: pool,
+  LpPool: pool,
   MaxPool: pool,
   GlobalAveragePool: globalPool,
   GlobalMaxPool: globalPool,

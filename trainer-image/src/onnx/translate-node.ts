@@ -114,6 +114,7 @@ export function translateNode(node: GraphNode, context: Context): void {
     case 'Conv':
     case 'ConvTranspose':
     case 'AveragePool':
+    case 'LpPool':
     case 'MaxPool':
       makePadsExplicit(node, context);
       break;

@@ -9,25 +9,27 @@ import type { Graph, GraphNode, NodeLayer, NodeOperand, NodeStep } from '@facetr
 
 /** Operators of native/nodes/float_steps.cc. */
 export const NODE_OPERATORS = `
-  Abs Add AveragePool BatchNormalization Clip Concat Conv ConvTranspose DepthToSpace Div Elu Erf Exp Expand Flatten
-  Gather Gemm GlobalAveragePool GlobalMaxPool HardSigmoid HardSwish Identity LayerNormalization LeakyRelu Log MatMul Max
-  MaxPool Min Mul Neg PRelu Pad Pow Reciprocal ReduceL2 ReduceMax ReduceMean ReduceMin ReduceSum Relu Reshape Resize
-  Sigmoid Slice Softmax Softplus Split Sqrt Squeeze Sub Sum Tanh Transpose Unsqueeze
+  Abs Add AveragePool BatchNormalization Ceil Clip Concat Conv ConvTranspose DepthToSpace Div Elu Erf Exp Expand
+  Flatten Floor Gather Gemm GlobalAveragePool GlobalMaxPool HardSigmoid HardSwish Identity LRN LayerNormalization
+  LeakyRelu Log LpPool MatMul Max MaxPool Min Mul Neg PRelu Pad Pow Reciprocal ReduceL2 ReduceMax ReduceMean
+  ReduceMin ReduceSum Relu Reshape Resize Round Sigmoid Sign Slice Softmax Softplus Split Sqrt Squeeze Sub Sum Tanh
+  ThresholdedRelu Transpose Unsqueeze
 `
   .trim()
   .split(/\s+/);
 
 /** Functions of each number by itself, where their other operands are single numbers. */
 const ELEMENTWISE = new Set(
-  `Abs Add Clip Div Elu Erf Exp HardSigmoid HardSwish LeakyRelu Log Max Min Mul Neg Pow Reciprocal Relu Sigmoid Softplus
-   Sqrt Sub Tanh`.split(/\s+/),
+  `Abs Add Ceil Clip Div Elu Erf Exp Floor HardSigmoid HardSwish LeakyRelu Log Max Min Mul Neg Pow Reciprocal
+   Relu Round Sigmoid Sign Softplus Sqrt Sub Tanh ThresholdedRelu`.split(/\s+/),
 );
 /** Of these, those that are layers or affine maps of their own where one operand is computed. */
 const SIMPLE = new Set(['Add', 'Sub', 'Mul', 'Div', 'Relu', 'LeakyRelu']);
 
 /** Operators of maps whose output is quantized: a convolution may read it. */
 const QUANTIZED = new Set(
-  `Add AveragePool Concat DepthToSpace Div Gather GlobalMaxPool Max MaxPool Min Mul Pad Resize Sub Sum`.split(/\s+/),
+  `Add AveragePool Concat DepthToSpace Div Gather GlobalMaxPool LRN LpPool Max MaxPool Min Mul Pad Resize Sub
+   Sum`.split(/\s+/),
 );
 
 /** A function of one value, whose nodes become one layer. */

@@ -189,6 +189,16 @@ describe('in FP32, a node computes what ONNX Runtime does', () => {
       b.node('MaxPool', [map], { kernel_shape: [3, 2], strides: [2, 2], ceil_mode: 1 }),
     'Pow with an exponent of int64': power(BigInt64Array.of(3n)),
     'Pow with an exponent of int32': power(Int32Array.of(3)),
+    LRN: (b, map) => b.node('LRN', [map], { size: 3, alpha: 0.5, beta: 0.6, bias: 1.5 }),
+    LpPool: (b, map) => b.node('LpPool', [map], { kernel_shape: [3, 2], strides: [2, 1], pads: [1, 0, 1, 1] }),
+    'LpPool of sums': (b, map) => b.node('LpPool', [map], { kernel_shape: [2, 2], p: 1 }),
+    ThresholdedRelu: (b, map) => b.node('ThresholdedRelu', [map], { alpha: 0.3 }),
+    ...Object.fromEntries(
+      ['Ceil', 'Floor', 'Round', 'Sign'].map((op) => [
+        op,
+        (b: GraphBuilder, map: string) => b.node(op, [b.node('Mul', [map, { dims: [], data: Float32Array.of(3) }])]),
+      ]),
+    ),
     'Concat of a value with itself': (b, map) => b.node('Concat', [map, map, map], { axis: 1 }),
   };
   for (const [name, build] of Object.entries(nodes))
