@@ -1,0 +1,329 @@
+/**
+ * Random networks through all that a model passes when it is quantized, compared with ONNX Runtime on the file as it
+ * was. A network that fails is shortened to a small one.
+ *
+ * By default always the same networks. FACETRAIN_GRAPHS=COUNT tries that many, and FACETRAIN_SEED=SEED others.
+ */
+import assert from 'node:assert/strict';
+import { execFile } from 'node:child_process';
+import { mkdtemp, rm, writeFile } from 'node:fs/promises';
+import { tmpdir } from 'node:os';
+import { join } from 'node:path';
+import { after, before, test } from 'node:test';
+import { promisify } from 'node:util';
+import { FacetrainError } from '@facetrain/api';
+import {
+  type Graph,
+  type InstructionSet,
+  Int7Model,
+  instructionSets,
+  type LayerGraph,
+  LayerModel,
+  type Pictures,
+  type Scales,
+  searchScales,
+} from '@facetrain/native';
+import fc from 'fast-check';
+import * as ort from 'onnxruntime-node';
+import { build } from '../../../hack/lib/paths.mjs';
+import { inferShapes } from '../onnx/infer-shapes.ts';
+import { withInputRange } from '../onnx/input-range.ts';
+import { parseOnnx } from '../onnx/read.ts';
+import { encodeOnnx } from '../onnx/write.ts';
+import { QUICK_SEARCH } from '../testing/graph-fixtures.ts';
+import { noise } from '../testing/onnx-oracles.ts';
+import { networkOf, type Recipe, recipe, recipes } from '../testing/random-graphs.ts';
+import { modelFile } from './artifact-files.ts';
+import { disposable } from './disposable.ts';
+import { fold } from './fold.ts';
+import { layersToOnnx } from './layers-to-onnx.ts';
+import { decodeInt7, encodeInt7 } from './qdq.ts';
+
+const COUNT = Number(process.env.FACETRAIN_GRAPHS ?? 100);
+const SEED = Number(process.env.FACETRAIN_SEED ?? 1);
+/** Of numbers in FP32, in parts of the largest of their output. */
+const FLOAT_ERROR = 1e-4;
+/** Of float32 sums, in steps of a tensor: both may add and multiply in another order. */
+const ROUNDING = 2e-3;
+
+/** -1 to 1. */
+const RANGE = { mean: [127.5], std: [127.5] };
+
+const ISAS = Object.keys(instructionSets()) as InstructionSet[];
+
+function pictures(count: number, { height, width }: Graph['input'], seed: number): Pictures {
+  const data = Uint8Array.from(noise(count * height * width * 3, seed), (value) => Math.round((value + 1) * 127.5));
+  return { count, height, width, channelOrder: 'rgb', data };
+}
+
+/** The bytes of pictures, gray (ITU-R BT.601) for a network of one channel. */
+function bytesOf({ data }: Pictures, { channels }: Graph['input']): Uint8Array {
+  if (channels === 3) return data;
+  return Uint8Array.from({ length: data.length / 3 }, (_, i) =>
+    Math.floor((299 * data[3 * i]! + 587 * data[3 * i + 1]! + 114 * data[3 * i + 2]! + 500) / 1000),
+  );
+}
+
+/** What a file reads of a picture. */
+function inputOf(picture: Pictures, input: Graph['input']): ort.Tensor {
+  const { channels, height, width, layout } = input;
+  const area = height * width;
+  const values = new Float32Array(channels * area);
+  bytesOf(picture, input).forEach((byte, i) => {
+    const [pixel, channel] = [Math.floor(i / channels), i % channels];
+    values[layout === 'NHWC' ? i : channel * area + pixel] = byte / 127.5 - 1;
+  });
+  const dims = layout === 'NHWC' ? [height, width, channels] : [channels, height, width];
+  return new ort.Tensor('float32', values, [1, ...dims]);
+}
+
+type Outputs = Record<string, Float32Array>;
+
+/** All outputs of a model. @param optimized as users run it; else as ONNX defines it, node by node */
+async function runOrt(model: Uint8Array, input: ort.Tensor, { optimized = false } = {}): Promise<Outputs> {
+  const session = await ort.InferenceSession.create(model, {
+    intraOpNumThreads: 1,
+    interOpNumThreads: 1,
+    logSeverityLevel: 3,
+    graphOptimizationLevel: optimized ? 'all' : 'disabled',
+  });
+  try {
+    const results = await session.run({ [session.inputNames[0]!]: input });
+    return Object.fromEntries(Object.entries(results).map(([name, { data }]) => [name, data as Float32Array]));
+  } finally {
+    await session.release();
+  }
+}
+
+const lengthOf = (dims: number[]) => dims.reduce((product, dim) => product * dim, 1);
+const outputsOf = ({ output, outputs }: Pick<LayerGraph, 'output' | 'outputs'>) =>
+  outputs ?? [{ name: output.name, dims: [output.dim] }];
+
+/** The outputs of a network's first picture, by name. */
+function byName(graph: Pick<LayerGraph, 'output' | 'outputs'>, values: Float32Array): Outputs {
+  let first = 0;
+  return Object.fromEntries(
+    outputsOf(graph).map(({ name, dims }) => {
+      const own = values.subarray(first, first + lengthOf(dims));
+      first += own.length;
+      return [name, own];
+    }),
+  );
+}
+
+function assertClose(found: Outputs, expected: Outputs, what: string, allowed = FLOAT_ERROR): void {
+  assert.deepEqual(Object.keys(found).sort(), Object.keys(expected).sort(), what);
+  for (const [name, values] of Object.entries(expected)) {
+    const largest = values.reduce((most, value) => Math.max(most, Math.abs(value)), 1e-3);
+    assert.equal(found[name]!.length, values.length, `${what}, ${name}: numbers`);
+    const worst = values.reduce((most, value, i) => {
+      const error = Math.abs(value - found[name]![i]!);
+      return error > most || Number.isNaN(error) ? error : most;
+    }, 0);
+    assert.ok(worst <= allowed * largest, `${what}, ${name}: differs by ${worst} of ${largest}`);
+  }
+}
+
+/**
+ * Each quantized tensor and each output, as ONNX Runtime computes it from the integers that our runtime has for what
+ * its layer reads: one rounding the other way would make many further on.
+ */
+async function layerByLayer(
+  graph: LayerGraph,
+  scales: Scales,
+  { input, integers, outputs }: { input: ort.Tensor; integers: Record<string, Int8Array>; outputs: Outputs },
+): Promise<void> {
+  const clamped = encodeInt7(graph, scales, { clamp: true });
+  const shapes = inferShapes(layersToOnnx(graph), 1);
+  const given = Object.keys(scales.tensors);
+  const initializers = { ...clamped.initializers };
+  for (const name of given) {
+    const real = Float32Array.from(integers[name]!, (integer) => integer * scales.tensors[name]!.scale);
+    initializers[`${name}!`] = { dims: shapes.get(name)!, data: real };
+  }
+  const nodes = clamped.nodes.map((node) => ({
+    ...node,
+    inputs: node.inputs.map((name) => (given.includes(name) ? `${name}!` : name)),
+  }));
+  const names = [...new Set([...given, ...outputsOf(graph).map(({ name }) => name)])].filter(
+    (name) => name !== graph.input.name,
+  );
+  const dims = (name: string) =>
+    outputsOf(graph).find((output) => output.name === name)?.dims ?? shapes.get(name)!.slice(1);
+  const file = encodeOnnx({
+    ...clamped,
+    nodes,
+    initializers,
+    outputs: names.map((name) => ({ name, dims: dims(name) })),
+  });
+  const found = await runOrt(file, input);
+  for (const [name, { scale, limit, zeroPoint }] of Object.entries(scales.tensors)) {
+    if (name === graph.input.name) continue;
+    const ours = integers[name]!;
+    assert.equal(ours.length, found[name]!.length, `numbers of ${name}`);
+    const [low, high] = [-limit - zeroPoint, limit - zeroPoint];
+    found[name]!.forEach((value, i) => {
+      const error = Math.abs(Math.min(high, Math.max(low, value / scale)) - ours[i]!);
+      assert.ok(error <= 0.5 + ROUNDING, `${name}[${i}] is ${ours[i]}, in ONNX Runtime ${value / scale}`);
+    });
+  }
+  const expected = Object.fromEntries(outputsOf(graph).map(({ name }) => [name, found[name]!]));
+  assertClose(outputs, expected, 'INT7 outputs');
+}
+
+let folder: string;
+before(async () => {
+  folder = await mkdtemp(join(tmpdir(), 'facetrain-random-'));
+});
+after(() => rm(folder, { recursive: true }));
+
+async function inCLibrary(model: Uint8Array, picture: Uint8Array): Promise<Float32Array> {
+  const [file, pixels] = [join(folder, 'model.int7.onnx'), join(folder, 'pixels')];
+  await writeFile(file, model);
+  await writeFile(pixels, picture);
+  const { stdout } = await promisify(execFile)(join(build, 'int7_embed'), [file, pixels], { maxBuffer: 2 ** 24 });
+  return Float32Array.from(stdout.trim().split('\n').map(Number));
+}
+
+interface Search {
+  rounds: number;
+  zeroPoints: boolean;
+  equalize: boolean;
+  biasCorrection: boolean;
+  budget: number;
+}
+
+async function check(given: Recipe, search: Search): Promise<void> {
+  const network = networkOf(given);
+  if (!network) return;
+  const file = encodeOnnx(network);
+  const seen = pictures(2, network.input, given.steps.length);
+  const first = { ...seen, count: 1, data: seen.data.subarray(0, seen.data.length / 2) };
+  const input = inputOf(first, network.input);
+  const expected = await runOrt(file, input);
+
+  const subject = 'model.onnx';
+  const { graph, removed } = parseOnnx(file, subject, { every: true });
+  // An embedding has another length then.
+  if (removed.length > 0) return;
+  assertClose(await runOrt(encodeOnnx(graph), input), expected, 'normalised');
+  assertClose(await runOrt(encodeOnnx(layersToOnnx(fold(graph))), input), expected, 'folded');
+  if (outputsOf(network).length === 1) await checkCanonical(file, input, expected);
+
+  const layers = fold(withInputRange({ graph, metadata: {} }, { subject, given: RANGE }).graph);
+  await using fp32 = disposable(await LayerModel.open(layers, { computeThreads: 1 }));
+  assertClose(byName(graph, await fp32.model.embed(first)), expected, 'layers in FP32');
+
+  const { graph: equal, scales } = await searchScales(layers, seen, { ...QUICK_SEARCH, candidates: 4, ...search });
+  await using equalized = disposable(await LayerModel.open(equal, { computeThreads: 1 }));
+  assertClose(byName(graph, await equalized.model.embed(first)), expected, 'equalized');
+
+  await using int7 = disposable(await Int7Model.open(equal, scales, { computeThreads: 1, isa: ISAS[0] ?? 'auto' }));
+  const ours = await int7.model.embed(first);
+  const integers = await int7.model.runLayers(first);
+  await layerByLayer(equal, scales, { input, integers, outputs: byName(graph, ours) });
+  for (const isa of ISAS.slice(1)) {
+    await using other = disposable(await Int7Model.open(equal, scales, { computeThreads: 1, isa }));
+    assert.deepEqual(await other.model.embed(first), ours, isa);
+  }
+
+  const origin = { source: 'a', calibration: 'b', channelOrder: 'rgb' } as const;
+  const written = modelFile(equal, scales, origin);
+  const decoded = decodeInt7(withInputRange(parseOnnx(written, subject), { subject }).graph);
+  assert.deepEqual(decoded.scales, scales, 'scales of the file');
+  await using read = disposable(await Int7Model.open(decoded.layers, decoded.scales, { computeThreads: 1 }));
+  assert.deepEqual(await read.model.embed(first), ours, 'what is read back');
+  assert.deepEqual(await inCLibrary(written, bytesOf(first, network.input)), ours, 'the C library');
+  for (const bytes of [written, modelFile(equal, scales, origin, 'tensorrt')]) {
+    const results = await runOrt(bytes, input, { optimized: true });
+    assert.deepEqual(Object.keys(results).sort(), Object.keys(expected).sort());
+    for (const [name, { length }] of Object.entries(expected)) {
+      assert.equal(results[name]!.length, length);
+      assert.ok(results[name]!.every(Number.isFinite), `${name} is finite in ONNX Runtime`);
+    }
+  }
+}
+
+/** As eval and train read a file: with canonical operators, or not at all. */
+async function checkCanonical(file: Uint8Array, input: ort.Tensor, expected: Outputs): Promise<void> {
+  let graph: Graph;
+  try {
+    const read = parseOnnx(file, 'model.onnx');
+    if (read.removed.length > 0) return;
+    ({ graph } = read);
+  } catch (error) {
+    if (error instanceof FacetrainError && ['UnsupportedOperator', 'InvalidModel'].includes(error.code)) return;
+    throw error;
+  }
+  assertClose(await runOrt(encodeOnnx(graph), input), expected, 'in canonical operators');
+}
+
+/** Small networks that failed once. */
+const FAILED: Record<string, Recipe> = {
+  'a mean over one axis keeps its name': recipe([{ op: 'reduce', other: 3 }, { op: 'conv' }]),
+  'a batch norm on the picture is an output': recipe([{ op: 'batchNorm' }, { op: 'conv' }], { outputs: [1] }),
+  'two batch norms on the picture, of which numbers in FP32 are made': recipe([
+    { op: 'batchNorm' },
+    { op: 'batchNorm' },
+    { op: 'activation', form: 21 },
+  ]),
+  'the constants of a function are float32': recipe([{ op: 'activation', form: 17 }]),
+  'a renamed output is read by another': recipe([{ op: 'conv' }, { op: 'conv' }, { op: 'rows' }, { op: 'conv' }], {
+    outputs: [6, 1],
+  }),
+  'a pool of one pixel behind a choice of channels': recipe([
+    { op: 'reduce' },
+    { op: 'choice' },
+    { op: 'excite', form: 22 },
+  ]),
+  'rows that are repeated, and one column': recipe([
+    { op: 'conv', strides: [1, 2] },
+    { op: 'resize', other: 2, kernel: [2, 1] },
+  ]),
+  'a batch norm of each value of a map': recipe([{ op: 'head' }, { op: 'batchNorm' }, { op: 'conv' }], {
+    outputs: [1],
+  }),
+  'a Pad of a map of one pixel, channels last before': recipe([
+    { op: 'conv', channels: 2 },
+    { op: 'globalPool' },
+    { op: 'channelsLast' },
+    { op: 'pad', pads: [0, 0, 1, 0], form: 46 },
+    { op: 'conv' },
+  ]),
+  'a choice of channels of a vector that is shown as a map': recipe([
+    { op: 'globalPool' },
+    { op: 'channelsLast' },
+    { op: 'conv' },
+    { op: 'choice', from: 1 },
+    { op: 'conv' },
+  ]),
+  'a Pad of a map of other channels': recipe(
+    [{ op: 'conv' }, { op: 'regroup' }, { op: 'pad', pads: [1, 1, 0, 0], form: 11 }, { op: 'conv' }],
+    { height: 6 },
+  ),
+  'a choice of channels is padded, and an output': recipe(
+    [{ op: 'choice' }, { op: 'pad', pads: [0, 0, 0, 1], form: 10 }, { op: 'resize' }, { op: 'conv' }, { op: 'conv' }],
+    { outputs: [4] },
+  ),
+  'a padded gray picture with its channels last': recipe(
+    [{ op: 'pad', pads: [0, 0, 0, 1], form: 16 }, { op: 'channelsLast', form: 1 }, { op: 'conv' }],
+    { channels: 1 },
+  ),
+};
+const PLAIN: Search = { rounds: 0, zeroPoints: false, equalize: false, biasCorrection: false, budget: 0 };
+
+for (const [name, given] of Object.entries(FAILED)) test(name, () => check(given, PLAIN));
+
+test('a random network', async () => {
+  const search = fc.record({
+    rounds: fc.constantFrom(0, 1),
+    zeroPoints: fc.boolean(),
+    equalize: fc.boolean(),
+    biasCorrection: fc.boolean(),
+    budget: fc.constantFrom(0, 0.5, 1),
+  });
+  await fc.assert(fc.asyncProperty(recipes(), search, check), {
+    numRuns: COUNT,
+    seed: SEED,
+  });
+});
