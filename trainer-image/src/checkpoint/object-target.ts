@@ -37,8 +37,8 @@ export class ObjectTarget implements CheckpointStore {
     return this.#fence.store.uri('').replace(/\/$/, '');
   }
 
-  get isAway(): boolean {
-    return this.#fence.store.isAway;
+  get away(): string | null {
+    return this.#fence.store.away;
   }
 
   async create(step: number, file: string): Promise<FileWriter> {

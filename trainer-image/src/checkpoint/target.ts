@@ -55,8 +55,8 @@ export interface CheckpointTarget {
 export interface CheckpointStore extends CheckpointTarget {
   /** The folder, or the URI of the prefix, for messages. */
   readonly name: string;
-  /** Whether it has not answered for a while. */
-  readonly isAway: boolean;
+  /** Why it has not answered as it should for a while; null when it has. */
+  readonly away: string | null;
   /** @throws as openCheckpoint */
   open(step: number): Promise<Checkpoint>;
   /**
@@ -86,7 +86,7 @@ export interface CheckpointStore extends CheckpointTarget {
 
 /** A folder of checkpoints behind a fence. A checkpoint is assembled inside the fence, and moved out as a whole. */
 export class FolderTarget implements CheckpointStore {
-  readonly isAway = false;
+  readonly away = null;
   readonly #fence: Fence;
 
   constructor(fence: Fence) {

@@ -155,7 +155,8 @@ test('a store that hangs is away; a request ends when its patience does, or the 
   const patient = open();
   const put = patient.put('a', text('a'));
   const rejected = assert.rejects(put, { name: 'AbortError' });
-  while (!patient.isAway) await new Promise((resolve) => setTimeout(resolve, 20));
+  while (patient.away === null) await new Promise((resolve) => setTimeout(resolve, 20));
+  assert.match(patient.away, /s3:.*a/);
   patient.close();
   await rejected;
 });

@@ -81,8 +81,8 @@ export class ObjectStore {
   /** Ends with "/", or is empty. */
   readonly #prefix: string;
   readonly #options: ObjectStoreOptions;
-  /** When each request that is being repeated failed first. */
-  readonly #failing = new Map<symbol, number>();
+  /** When each request that is being repeated failed first, and why it failed last. */
+  readonly #failing = new Map<symbol, { since: number; message: string }>();
   /** When each request on its way was sent. */
   readonly #sent = new Map<symbol, number>();
   readonly #closing = new AbortController();
@@ -98,11 +98,13 @@ export class ObjectStore {
     this.#client = s3Client(place, { attempts: SDK_ATTEMPTS });
   }
 
-  /** Whether a request has been failing for a while. */
-  get isAway(): boolean {
+  /** Why requests have been failing for a while; null when they have not. */
+  get away(): string | null {
     const now = performance.now();
-    const lasts = (times: Map<symbol, number>, ms: number) => [...times.values()].some((time) => now - time > ms);
-    return lasts(this.#failing, AWAY_AFTER_MS) || lasts(this.#sent, SILENT_AFTER_MS);
+    const failing = [...this.#failing.values()].find(({ since }) => now - since > AWAY_AFTER_MS);
+    if (failing) return failing.message;
+    const isSilent = [...this.#sent.values()].some((sent) => now - sent > SILENT_AFTER_MS);
+    return isSilent ? `${this.uri('')}: no answer for ${SILENT_AFTER_MS / 1000} seconds` : null;
   }
 
   /** The URI of an object. */
@@ -305,11 +307,11 @@ export class ObjectStore {
         } catch (error) {
           this.#sent.delete(id);
           const found = s3Error(error, this.place, this.#bucket, this.#prefix + name);
-          const since = this.#failing.get(id) ?? performance.now();
-          this.#failing.set(id, since);
+          const { since } = this.#failing.get(id) ?? { since: performance.now() };
           // At random, so that the ranks of a gang do not come back all at once.
           const milliseconds = wait * (0.5 + Math.random() / 2);
           if (!this.#mayPass(found, error) || performance.now() + milliseconds - since > patienceMs) throw found;
+          this.#failing.set(id, { since, message: found.message });
           onRetry?.(found, milliseconds);
           await delay(milliseconds, undefined, { signal: this.#closing.signal });
         }

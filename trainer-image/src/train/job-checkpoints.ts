@@ -273,14 +273,16 @@ export class JobCheckpoints {
   async #mustSkip(step: number): Promise<boolean> {
     if (this.#config.checkpoint.store === null) return false;
     const flight = this.#inFlight;
+    let away: { rank: number; reason: string }[];
     for (;;) {
       flight?.pending.throwIfFailed();
       // Gathered: rank 0 completes it, and has it in flight until then.
       const isBusy =
         flight !== undefined && this.#inFlight === flight && (flight.isGathered || !flight.pending.isWritten);
-      const states = await gatherJson(this.#session, { isBusy, isAway: this.#store.isAway });
+      const states = await gatherJson(this.#session, { isBusy, reason: isBusy ? this.#store.away : null });
       if (states.some((rank) => rank.isBusy)) {
-        if (states.some((rank) => rank.isBusy && rank.isAway)) break;
+        away = states.flatMap(({ reason }, rank) => (reason === null ? [] : [{ rank, reason }]));
+        if (away.length > 0) break;
         await delay(LOOK_EVERY_MS);
       } else if (flight && !flight.isGathered) {
         await this.#gather(flight);
@@ -290,7 +292,7 @@ export class JobCheckpoints {
     }
     const { log } = this.#program;
     log[this.#ranks.rank === 0 ? 'warn' : 'debug'](
-      { step, waiting: flight?.pending.step },
+      { step, waiting: flight?.pending.step, away },
       'left a checkpoint out: the object store is away, and the one before it waits for it',
     );
     return true;
