@@ -39,8 +39,13 @@ function assembly(file: string, options: string[]): string[] {
   }
 }
 
-/** The loop with the most products in the function whose mangled name contains `name`. */
-function innermostLoop(lines: string[], name: string): Loop {
+interface Range {
+  first: number;
+  last: number;
+}
+
+/** The loops of the function whose mangled name contains `name`, by their lines in its body. */
+function loopsOf(lines: string[], name: string): { body: string[]; loops: Range[] } {
   const start = lines.findIndex((line) => /^\w+:/.test(line) && line.includes(name));
   if (start < 0) throw new Error(`no function ${name} in the compiler's output`);
   const end = lines.findIndex((line, index) => index > start && line.startsWith('\t.size'));
@@ -51,24 +56,52 @@ function innermostLoop(lines: string[], name: string): Loop {
     const first = target === undefined ? undefined : labels.get(target);
     return first !== undefined && first < last ? [{ first, last }] : [];
   });
-  const instructions = (first: number, last: number) =>
-    body.slice(first, last).filter((line) => /^\t[a-z]/.test(line) && !line.startsWith('\t.'));
-  const products = ({ first, last }: { first: number; last: number }) =>
+  return { body, loops };
+}
+
+const isWithin = (a: Range, b: Range) => a !== b && b.first <= a.first && a.last <= b.last;
+const instructionsOf = (body: string[], first: number, last: number) =>
+  body.slice(first, last).filter((line) => /^\t[a-z]/.test(line) && !line.startsWith('\t.'));
+
+/** The loop with the most products in a function. */
+function innermostLoop(lines: string[], name: string): Loop {
+  const { body, loops } = loopsOf(lines, name);
+  const instructions = (first: number, last: number) => instructionsOf(body, first, last);
+  const products = ({ first, last }: Range) =>
     instructions(first, last).filter((line) => /^\t(smlal2?|smull2?|sdot)\t/.test(line)).length;
-  const within = (a: { first: number; last: number }, b: { first: number; last: number }) =>
-    a !== b && b.first <= a.first && a.last <= b.last;
   const inner = loops
-    .filter((loop) => !loops.some((other) => within(other, loop)))
+    .filter((loop) => !loops.some((other) => isWithin(other, loop)))
     .sort((a, b) => products(b) - products(a))[0];
   if (!inner || products(inner) === 0) throw new Error(`${name}: no loop with products in the compiler's output`);
   const outer = loops
-    .filter((loop) => within(inner, loop) && loop.first < inner.first)
+    .filter((loop) => isWithin(inner, loop) && loop.first < inner.first)
     .sort((a, b) => a.last - a.first - (b.last - b.first))[0];
   return {
     before: outer ? instructions(outer.first, inner.first) : [],
     body: instructions(inner.first, inner.last + 1),
     after: outer ? instructions(inner.last + 1, outer.last + 1) : [],
   };
+}
+
+/** One round of a function's only outer loop, in which every loop runs `times` times. */
+function wholeLoop(lines: string[], name: string, times: number): string[] {
+  const { body, loops } = loopsOf(lines, name);
+  const outer = loops.filter((loop) => !loops.some((other) => isWithin(loop, other)));
+  if (outer.length !== 1) throw new Error(`${name}: ${outer.length} outer loops in the compiler's output`);
+  const { first: start, last: end } = outer[0]!;
+  const inner = loops.filter((loop) => isWithin(loop, outer[0]!)).sort((a, b) => a.first - b.first);
+  let at = start;
+  const round = inner.flatMap(({ first, last }) => {
+    const before = instructionsOf(body, at, first);
+    at = last + 1;
+    return [
+      ...before,
+      ...Array<string[]>(times)
+        .fill(instructionsOf(body, first, last + 1))
+        .flat(),
+    ];
+  });
+  return [...round, ...instructionsOf(body, at, end + 1)];
 }
 
 function cycles(processor: Processor, instructions: string[], iterations: number): number {
@@ -88,6 +121,27 @@ const dot = innermostLoop(
 );
 const int8 = innermostLoop(assembly('bench/int7/int8_smlal.cc', []), 'int8_tile');
 
+/** Channels of input and of output: by them it depends what Winograd's transforms cost. */
+const CHANNELS = 64;
+const winograd = assembly('native/int7/winograd_neon.cc', []);
+/** Eight channels of five tiles, for 16 channels of output. */
+const winogradProducts = { body: innermostLoop(winograd, 'multiply_someILi5E').body, count: 8 * 5 * 16 };
+
+/** One tile of `outputs` x `outputs` pixels. `axis`: the mangled name of its transforms. */
+function winogradTile(processor: Processor, axis: string, outputs: number): { cycles: number; macs: number } {
+  const inputs = outputs + 2;
+  const ofLoop = (name: string, channels: number) =>
+    (cycles(processor, wholeLoop(winograd, `${name}INS0_${axis}`, inputs), 20) * CHANNELS) / channels;
+  const products = CHANNELS * CHANNELS * inputs * inputs;
+  return {
+    cycles:
+      (cycles(processor, winogradProducts.body, 200) * products) / winogradProducts.count +
+      ofLoop('winograd_transform', 8) +
+      ofLoop('winograd_finish', 4),
+    macs: CHANNELS * CHANNELS * 9 * outputs * outputs,
+  };
+}
+
 /** Each returns cycles and multiply-accumulates of one round: steps x pixels x 16 channels x 4 bytes. */
 const kernels: Record<string, (processor: Processor) => { cycles: number; macs: number } | undefined> = {
   'int8, SADALP after two products': (processor) => ({ cycles: cycles(processor, int8.body, 200), macs: 2 * 2 * 64 }),
@@ -100,6 +154,8 @@ const kernels: Record<string, (processor: Processor) => { cycles: number; macs: 
       }),
     ]),
   ),
+  [`INT7, F(2x2,3x3), ${CHANNELS} channels`]: (processor) => winogradTile(processor, '3Two', 2),
+  [`INT7, F(4x4,3x3), ${CHANNELS} channels`]: (processor) => winogradTile(processor, '4Four', 4),
   'INT7, dot products': (processor) =>
     WITHOUT_DOT_PRODUCTS.includes(processor)
       ? undefined

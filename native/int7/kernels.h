@@ -97,6 +97,14 @@ struct EpilogueRow {
   int64_t y_stride = 0;
 };
 
+// What Winograd's convolution takes, beside the direct one, in any unit of time.
+struct WinogradCost {
+  double direct_product, product;  // of the direct convolution, and of transformed operands
+  double transform;                // of a tile for 16 channels
+  double far_byte;                 // of weights, if they have more than near_bytes
+  int64_t near_bytes;              // that the second-level cache holds
+};
+
 // Winograd's convolution of 3x3 taps and stride 1 (Lavin and Gray, arXiv 1509.09308; EasyQuant's second acceleration),
 // exact in integers: tiles of outputs * outputs pixels read inputs * inputs, which a transform makes as many positions
 // of. Sums of products at a position are those of a 1x1 convolution, 36 instead of 144 for a tile of 4x4 pixels; a
@@ -108,7 +116,8 @@ struct Winograd {
   int operand_gain, filter_gain;
   int scale;
   int tiles;              // that are multiplied together: their operands fit the second-level cache
-  double transform_cost;  // of a tile for 16 channels: see winograd_step.cc
+  int channels_together;  // of input, whose weights of an output channel are neighbors
+  WinogradCost cost;
 
   int inputs() const { return outputs + 2; }
   int positions() const { return inputs() * inputs(); }
@@ -117,7 +126,7 @@ struct Winograd {
   // inputs * inputs pixels. `channels` is a multiple of 16.
   void (*transform)(const uint8_t* x, int64_t row, int64_t pitch, int channels, int zero, int64_t position_stride,
                     int16_t* to);
-  // products [tiles][16] of x [tiles][channels] and weights [channels / 2][16][2].
+  // products [tiles][16] of x [tiles][channels] and weights [channels / T][16][T], T = channels_together.
   void (*multiply)(const int16_t* x, int tiles, int channels, const int16_t* weights, int32_t* products);
   // A tile's sums [outputs][outputs][16] with `sums_row` numbers from row to row, from products [positions][16].
   void (*finish)(const int32_t* products, int64_t position_stride, const int32_t* bias, int32_t* sums,
@@ -155,6 +164,7 @@ const Kernels& emulated_avxvnni_kernels();  // for tests: the same, and AVX2 is 
 const Kernels& avx512vnni_kernels();
 #elif defined(__aarch64__)
 const Kernels& neon_kernels();
+const Winograd* neon_winograd(int outputs);  // 2 or 4
 const Kernels& neondot_kernels();
 #endif
 const Kernels& kernels_for(Isa isa);

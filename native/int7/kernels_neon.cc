@@ -183,6 +183,8 @@ Kernels make_kernels(std::integer_sequence<int, P...>) {
   kernels.depthwise = depthwise;
   kernels.int16_products = 1;
   kernels.signed_bytes = true;
+  kernels.winograd[0] = neon_winograd(2);
+  kernels.winograd[1] = neon_winograd(4);
   kernels.epilogue = epilogue_of<Vector>;
   kernels.bare_products = bare_products;
   return kernels;

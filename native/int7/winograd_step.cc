@@ -3,17 +3,13 @@
 #include <cmath>
 #include <cstdint>
 #include <cstdlib>
+#include <limits>
 
 #include "int7/conv_sums.h"
 #include "int7/step.h"
 
 namespace facetrain::int7 {
 namespace {
-
-// Nanoseconds on an AMD Zen core with AVX2 at 3 GHz; ratios are what matters. Products of the direct convolution and of
-// transformed operands take this long, and each byte of weights that the second-level cache does not hold.
-constexpr double kDirectProduct = 1 / 110.0, kProduct = 1 / 75.0, kFarByte = 1 / 23.0;
-constexpr int64_t kNearBytes = 512 << 10;
 
 int tiles_across(int extent, const Winograd& way) { return (extent + way.outputs - 1) / way.outputs; }
 
@@ -27,8 +23,9 @@ double cost_of(const ConvShape& s, const Winograd& way) {
   const double products = static_cast<double>(way.positions()) * s.in_channels * s.out_channels;
   const double transforms = static_cast<double>(s.in_channels + s.out_channels) / kVector;
   const auto bytes = weight_bytes(s, way);
-  return tiles * (products * kProduct + transforms * way.transform_cost) +
-         (bytes > kNearBytes ? static_cast<double>(bytes) * kFarByte : 0);
+  const WinogradCost& cost = way.cost;
+  return tiles * (products * cost.product + transforms * cost.transform) +
+         (bytes > cost.near_bytes ? static_cast<double>(bytes) * cost.far_byte : 0);
 }
 
 // Whether every sum, times the scale of the way, fits an int32, and every transformed number an int16.
@@ -109,10 +106,10 @@ class WinogradStep final : public Step {
       sums_.write(memory, y + i, x, pixels, panel * kVector, kVector, rows + i * width, kVector);
   }
 
-  // Weights [panel][position][in / 2][16 outputs][2].
+  // Weights [panel][position][in / T][16 outputs][T], T = channels_together.
   void pack() {
     const ConvShape& s = layer_.shape;
-    const int inputs = way_.inputs();
+    const int inputs = way_.inputs(), together = way_.channels_together;
     weights_.resize(weight_bytes(s, way_) / sizeof(int16_t));
     bias_.resize(int64_t{panels_} * kVector);
     std::copy(layer_.bias.begin(), layer_.bias.end(), bias_.begin());
@@ -129,8 +126,8 @@ class WinogradStep final : public Step {
         }
         for (int position = 0; position < way_.positions(); ++position) {
           const int* const row = by_row.data() + int64_t{position / inputs} * 3;
-          const int64_t pair = (int64_t{o} / kVector * way_.positions() + position) * s.in_channels / 2 + i / 2;
-          weights_[(pair * kVector + o % kVector) * 2 + i % 2] =
+          const int64_t channel = (int64_t{o} / kVector * way_.positions() + position) * s.in_channels + i;
+          weights_[(channel / together * kVector + o % kVector) * together + i % together] =
               static_cast<int16_t>(transformed(position % inputs, [&](int x) { return row[x]; }));
         }
       }
@@ -155,12 +152,12 @@ const Winograd* winograd_of(const LayerSpec& layer, const TensorSpec& x, const K
     return nullptr;
   // A way has to be a twentieth faster than the direct convolution, and one with more bytes of weights a tenth faster
   // than one with fewer.
-  double least = 0.95 * kDirectProduct * static_cast<double>(s.macs());
   const Winograd* best = nullptr;
+  double least = std::numeric_limits<double>::infinity();
   for (const Winograd* way : kernels.winograd) {
     if (way == nullptr) continue;
-    const double cost = cost_of(s, *way);
-    if (cost >= least || !fits(layer, x, *way)) continue;
+    const double cost = cost_of(s, *way), direct = way->cost.direct_product * static_cast<double>(s.macs());
+    if (cost >= std::min(least, 0.95 * direct) || !fits(layer, x, *way)) continue;
     best = way;
     least = 0.9 * cost;
   }
