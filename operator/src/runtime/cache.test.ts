@@ -20,19 +20,21 @@ const object = (name: string, version: number, color = 'red'): KubernetesObject 
   },
 });
 
+type Line = WatchLine<KubernetesObject>;
+
 /** A server whose answers are servered: each list and each watch takes the next. */
 class ScriptedServer {
   readonly requests: string[] = [];
   /** timeoutSeconds of each watch. */
   readonly timeouts: number[] = [];
   readonly lists: (Error | { version: number; items: KubernetesObject[] })[] = [];
-  readonly watches: ((Error | WatchLine<KubernetesObject>)[] | 'stay')[] = [];
+  readonly watches: ((Error | Line | Promise<Line>)[] | 'stay')[] = [];
 
   get client(): Pick<Client, 'list' | 'watch'> {
     const server = this;
     return {
-      async list(_resource, _namespace, { resourceVersion }) {
-        server.requests.push(`list ${resourceVersion ?? 'newest'}`);
+      async list(_resource, _namespace, { resourceVersion }, metadataOnly) {
+        server.requests.push(`${metadataOnly ? 'metadata' : 'list'} ${resourceVersion ?? 'newest'}`);
         const answer = server.lists.shift();
         assert(answer, 'an unexpected list');
         if (answer instanceof Error) throw answer;
@@ -48,7 +50,7 @@ class ScriptedServer {
         }
         for (const line of lines) {
           if (line instanceof Error) throw line;
-          yield line as never;
+          yield (await line) as never;
         }
       },
     };
@@ -110,36 +112,74 @@ test('lists, watches, and keeps its indexes', async (t) => {
   await eventually(() => assert.deepEqual(server.requests, ['list 0', 'watch 10', 'watch 20']));
 });
 
-test('a refresh lists what is stored now, whatever the cache waits for, and resolves when it has it', async (t) => {
+test('a refresh waits until the watch has brought what is stored now', async (t) => {
   const server = new ScriptedServer();
-  server.lists.push(
-    { version: 10, items: [object('a', 3)] },
-    new Error('away'),
-    { version: 20, items: [object('a', 15), object('b', 16)] },
-    { version: 30, items: [object('b', 16)] },
-  );
-  server.watches.push('stay', [new Error('torn')], 'stay');
+  server.lists.push({ version: 10, items: [object('a', 3), object('b', 4), object('c', 5)] });
+  const lines = Array.from({ length: 4 }, () => Promise.withResolvers<Line>());
+  server.watches.push(lines.map(({ promise }) => promise));
+  const { cache, names } = start(t, server, { catchUpMilliseconds: 3_600_000 });
+  await cache.synced;
+  await eventually(() => assert.equal(server.requests.length, 2));
+
+  server.lists.push({ version: 20, items: [object('a', 3), object('b', 4), object('c', 5)] });
+  await cache.refresh();
+
+  server.lists.push({ version: 30, items: [object('a', 25), object('c', 5), object('d', 26)] });
+  const order: string[] = [];
+  const caughtUp = cache.refresh().then(() => order.push('caught up'));
+  const changed: Line[] = [
+    { type: 'DELETED', object: object('b', 24) },
+    { type: 'MODIFIED', object: object('a', 25) },
+    { type: 'ADDED', object: object('d', 26) },
+  ];
+  for (const [index, line] of changed.entries()) {
+    await eventually(() => assert.equal(server.requests.length, 4));
+    order.push(`${line.type} ${names().join()}`);
+    lines[index]!.resolve(line);
+    if (index < 2) await eventually(() => assert(names().includes(index ? 'a@25' : 'a@3') && !names().includes('b@4')));
+  }
+  await caughtUp;
+  assert.deepEqual(order, ['DELETED a@3,b@4,c@5', 'MODIFIED a@3,c@5', 'ADDED a@25,c@5', 'caught up']);
+  assert.deepEqual(names(), ['a@25', 'c@5', 'd@26']);
+
+  // What is listed is gone when the answer comes. The watch is past that, so nothing is missing.
+  server.lists.push({ version: 31, items: [object('a', 25), object('c', 5), object('d', 26), object('e', 31)] });
+  const past = cache.refresh();
+  await eventually(() => assert.equal(server.requests.length, 5));
+  lines[3]!.resolve({ type: 'DELETED', object: object('e', 32) });
+  await past;
+  assert.deepEqual(server.requests.slice(0, 5), ['list 0', 'watch 10', ...Array(3).fill('metadata newest')]);
+});
+
+test('a refresh lists everything when the watch stays behind, the list fails, or the store went back', async (t) => {
+  const server = new ScriptedServer();
+  server.lists.push({ version: 10, items: [object('a', 3)] });
+  server.watches.push('stay', [new Error('torn')]);
   // After a failure, the cache would wait for an hour.
-  const { cache, names } = start(t, server, { retry: new Backoff(3_600_000, 3_600_000) });
+  const { cache, names } = start(t, server, { retry: new Backoff(3_600_000, 3_600_000), catchUpMilliseconds: 1 });
   await cache.synced;
   await eventually(() => assert.deepEqual(server.requests, ['list 0', 'watch 10']));
-  const first = cache.refresh();
-  // The first list fails. Who asks meanwhile ends the pause.
-  await eventually(() => assert.equal(server.requests.length, 3));
-  await Promise.all([first, eventually(() => cache.refresh())]);
+  const behind = { version: 20, items: [object('a', 15), object('b', 16)] };
+  server.lists.push(behind, behind);
+  await cache.refresh();
   assert.deepEqual(names(), ['a@15', 'b@16']);
-  await eventually(() => assert.equal(server.requests.length, 5));
+  await eventually(() => assert.equal(server.requests.at(-1), 'watch 20'));
+  // The watch is torn, and the cache waits.
+  server.lists.push(new Error('away'), { version: 30, items: [object('b', 16)] });
   await cache.refresh();
   assert.deepEqual(names(), ['b@16']);
+  await eventually(() => assert.equal(server.requests.at(-1), 'watch 30'));
+  const restored = { version: 12, items: [object('a', 11)] };
+  server.lists.push(restored, restored);
+  await cache.refresh();
+  assert.deepEqual(names(), ['a@11']);
+  const again = ['metadata newest', 'list newest'];
   await eventually(() =>
     assert.deepEqual(server.requests, [
-      'list 0',
-      'watch 10',
-      'list newest',
-      'list newest',
-      'watch 20',
-      'list newest',
-      'watch 30',
+      ...['list 0', 'watch 10'],
+      ...[...again, 'watch 20'],
+      ...[...again, 'watch 30'],
+      ...[...again, 'watch 12'],
     ]),
   );
 });

@@ -14,7 +14,7 @@ import { setTimeout as delay } from 'node:timers/promises';
 import type { Logger } from 'pino';
 import { ApiError, isExpired } from './api-error.ts';
 import { Backoff } from './backoff.ts';
-import type { Client, WatchLine } from './client.ts';
+import type { Client, ListAnswer, WatchLine } from './client.ts';
 import { type KubernetesObject, keyOf, type Resource } from './resource.ts';
 
 /** `old`: the object before the change, if there was one. `deleted`: `object` is its last state. */
@@ -40,6 +40,8 @@ export interface CacheOptions<T extends KubernetesObject> {
    * without bookmarks: the client treats a silent watch as a dead connection (WATCH_SILENCE_MILLISECONDS).
    */
   watchSeconds?: number;
+  /** How long a refresh waits for the watch before it lists; default CATCH_UP_MILLISECONDS. */
+  catchUpMilliseconds?: number;
   /** Called when a list or a watch has failed. */
   onWatchError?: (error: unknown) => void;
   retry?: Backoff;
@@ -55,6 +57,10 @@ const RETRY_MAX_MILLISECONDS = 30_000;
 const WATCH_SECONDS = 300;
 /** A watch that lasted this long has not failed, even if it had no event. */
 const LASTED_MILLISECONDS = 1_000;
+/** A watch is behind by milliseconds, unless its server is cut off or starved. */
+const CATCH_UP_MILLISECONDS = 1_000;
+/** In place of the version of an object that was deleted. */
+const GONE = -1n;
 /** A server that restarts is not yet a problem. */
 const TOLERATED_SECONDS = 5;
 
@@ -73,8 +79,13 @@ export class Cache<T extends KubernetesObject> {
    */
   #version = '0';
   #isSynced = false;
-  /** Of `refresh`, until a list that began later is complete. */
-  #refresh: PromiseWithResolvers<void> | undefined;
+  /** That of `run`. */
+  #signal: AbortSignal | undefined;
+  #refreshing: Promise<void> | undefined;
+  /** What the watch has not brought yet of what `refresh` found: a version of each object, or GONE. */
+  #behind: { version: bigint; objects: Map<string, bigint>; caughtUp: () => void } | undefined;
+  /** Asks `run` for a list; until that is complete. */
+  #relist: PromiseWithResolvers<void> | undefined;
   /** Ends what `run` is waiting for, a watch or a pause. */
   #interrupt = () => {};
   /** Since when the server has not answered, by performance.now(). */
@@ -130,35 +141,79 @@ export class Cache<T extends KubernetesObject> {
   }
 
   /**
-   * Lists again what is stored now. A watch may lag behind, by a moment or, of an API server that is cut off from etcd,
-   * by more.
+   * Catches up with what is stored now: a watch may lag behind. Only metadata is listed, which takes a fraction of the
+   * time; what is newer than the cache, the watch brings within a moment. If it does not, because its API server is cut
+   * off from etcd or the store has gone back to a backup, everything is listed again.
    *
    * @returns when the cache has it; never, after `run` has ended
    */
   refresh(): Promise<void> {
-    this.#refresh ??= Promise.withResolvers();
-    const { promise } = this.#refresh;
+    this.#refreshing ??= this.#catchUp()
+      .catch(() => false)
+      .then((isCaughtUp) => (isCaughtUp ? undefined : this.#listAgain()))
+      .finally(() => (this.#refreshing = undefined));
+    return this.#refreshing;
+  }
+
+  #listAgain(): Promise<void> {
+    this.#relist ??= Promise.withResolvers();
+    const { promise } = this.#relist;
     this.#interrupt();
     return promise;
+  }
+
+  /** @returns whether the cache has all that was stored when this began */
+  async #catchUp(): Promise<boolean> {
+    if (!this.#isSynced) return false;
+    const known = BigInt(this.#version);
+    const stored = new Map<string, bigint>();
+    let version = 0n;
+    for await (const page of this.#pages('', { metadataOnly: true, signal: this.#signal })) {
+      for (const item of page.items ?? []) stored.set(keyOf(item), versionOf(item));
+      version = BigInt(page.metadata.resourceVersion);
+    }
+    if (version < known) return false;
+    // From here to the wait nothing comes between. A watch that is past this version has brought all before it.
+    if (BigInt(this.#version) >= version) return true;
+    const objects = new Map<string, bigint>();
+    for (const [key, each] of stored) {
+      const own = this.#objects.get(key);
+      if (!own || versionOf(own) < each) objects.set(key, each);
+    }
+    for (const [key, own] of this.#objects) if (!stored.has(key) && versionOf(own) <= version) objects.set(key, GONE);
+    if (objects.size === 0) return true;
+    const timer = new AbortController();
+    const caughtUp = new Promise<true>((resolve) => {
+      this.#behind = { version, objects, caughtUp: () => resolve(true) };
+    });
+    const { catchUpMilliseconds = CATCH_UP_MILLISECONDS } = this.#options;
+    const late = delay(catchUpMilliseconds, false, { signal: timer.signal }).catch(() => false);
+    try {
+      return await Promise.race([caughtUp, late]);
+    } finally {
+      timer.abort();
+      this.#behind = undefined;
+    }
   }
 
   /** Lists and watches until the signal aborts. */
   async run(signal: AbortSignal): Promise<void> {
     let isListed = false;
+    this.#signal = signal;
     while (!signal.aborted) {
       const interruption = new AbortController();
       const interruptible = AbortSignal.any([signal, interruption.signal]);
       try {
-        const refresh = this.#refresh;
-        if (!isListed || refresh) {
-          if (refresh) this.#version = '';
+        const relist = this.#relist;
+        if (!isListed || relist) {
+          if (relist) this.#version = '';
           await this.#list(signal);
           isListed = true;
-          refresh?.resolve();
-          if (refresh === this.#refresh) this.#refresh = undefined;
+          relist?.resolve();
+          if (relist === this.#relist) this.#relist = undefined;
         }
         this.#interrupt = () => interruption.abort();
-        if (this.#refresh === undefined) await this.#watch(interruptible);
+        if (this.#relist === undefined) await this.#watch(interruptible);
       } catch (error) {
         if (signal.aborted) return;
         if (interruptible.aborted) continue;
@@ -180,25 +235,36 @@ export class Cache<T extends KubernetesObject> {
     }
   }
 
-  async #list(signal: AbortSignal): Promise<void> {
-    const { client, resource, namespace, labelSelector, fieldSelector, metadataOnly } = this.#options;
-    const listed = new Map<string, T>();
+  /** The pages of a list. @param version as resourceVersion of the first; '': the newest */
+  async *#pages(
+    version: string,
+    { metadataOnly, signal }: { metadataOnly: boolean; signal: AbortSignal | undefined },
+  ): AsyncGenerator<ListAnswer<T>> {
+    const { client, resource, namespace, labelSelector, fieldSelector } = this.#options;
     let continueToken: string | undefined;
-    let version: string;
-    this.#written.clear();
     do {
       const query = {
         limit: PAGE,
         labelSelector,
         fieldSelector,
         continue: continueToken,
-        resourceVersion: continueToken === undefined && this.#version !== '' ? this.#version : undefined,
+        resourceVersion: continueToken === undefined && version !== '' ? version : undefined,
       };
-      const { metadata, items } = await client.list(resource, namespace, query, metadataOnly, signal);
+      const page = await client.list(resource, namespace, query, metadataOnly, signal);
+      yield page;
+      continueToken = page.metadata.continue || undefined;
+    } while (continueToken !== undefined);
+  }
+
+  async #list(signal: AbortSignal): Promise<void> {
+    const { metadataOnly = false } = this.#options;
+    const listed = new Map<string, T>();
+    let version = '';
+    this.#written.clear();
+    for await (const { metadata, items } of this.#pages(this.#version, { metadataOnly, signal })) {
       for (const item of items ?? []) listed.set(keyOf(item), this.#strip(item));
       version = metadata.resourceVersion;
-      continueToken = metadata.continue || undefined;
-    } while (continueToken !== undefined);
+    }
     this.#version = version;
     // The list replaces objects even if its versions are older: the server may have been restored from a backup.
     const isNewer = (key: string, old: T) => this.#written.has(key) && versionOf(old) > BigInt(version);
@@ -208,6 +274,7 @@ export class Cache<T extends KubernetesObject> {
     for (const object of listed.values()) this.#set(object);
     this.#isSynced = true;
     this.#synced.resolve();
+    this.#noteVersion();
   }
 
   async #watch(signal: AbortSignal): Promise<void> {
@@ -257,6 +324,19 @@ export class Cache<T extends KubernetesObject> {
       this.#set(object);
     }
     this.#version = object.metadata.resourceVersion;
+    const { objects } = this.#behind ?? {};
+    const key = keyOf(object);
+    const needed = objects?.get(key);
+    if (needed !== undefined && (needed === GONE ? type === 'DELETED' : versionOf(object) >= needed))
+      objects!.delete(key);
+    this.#noteVersion();
+  }
+
+  /** `#version` has changed. */
+  #noteVersion(): void {
+    if (this.#behind === undefined) return;
+    const { version, objects, caughtUp } = this.#behind;
+    if (objects.size === 0 || BigInt(this.#version) >= version) caughtUp();
   }
 
   #set(object: T): void {
