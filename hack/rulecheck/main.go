@@ -4,10 +4,17 @@
 //	rulecheck RULES.yaml < expressions.json > output.json
 //
 // Input: a list of expressions. Output: {"errors": [error], "metrics": [name]}.
+//
+// It also evaluates the alerts over made-up series, by Prometheus' own engine:
+//
+//	rulecheck RULES.yaml evaluate < evaluations.json > output.json
+//
+// Input: a list of evaluations (evaluate.go). Output: for each, the list of the alerts that have fired.
 package main
 
 import (
 	"encoding/json"
+	"errors"
 	"fmt"
 	"os"
 	"slices"
@@ -41,15 +48,47 @@ func metricsOf(expression string) ([]string, error) {
 }
 
 func main() {
-	result := output{Errors: []string{}, Metrics: []string{}}
 	groups, errs := rulefmt.ParseFile(os.Args[1], false, model.UTF8Validation)
+	var result any
+	var err error
+	if len(os.Args) > 2 && os.Args[2] == "evaluate" {
+		result, err = evaluateAll(groups, errs)
+	} else {
+		result, err = check(groups, errs)
+	}
+	if err == nil {
+		err = json.NewEncoder(os.Stdout).Encode(result)
+	}
+	if err != nil {
+		fmt.Fprintln(os.Stderr, err)
+		os.Exit(1)
+	}
+}
+
+func evaluateAll(groups *rulefmt.RuleGroups, errs []error) ([][]alert, error) {
+	var evaluations []evaluation
+	if err := errors.Join(append(errs, json.NewDecoder(os.Stdin).Decode(&evaluations))...); err != nil {
+		return nil, err
+	}
+	results := make([][]alert, len(evaluations))
+	for index, given := range evaluations {
+		fired, err := evaluate(groups, given)
+		if err != nil {
+			return nil, err
+		}
+		results[index] = fired
+	}
+	return results, nil
+}
+
+func check(groups *rulefmt.RuleGroups, errs []error) (output, error) {
+	result := output{Errors: []string{}, Metrics: []string{}}
 	for _, err := range errs {
 		result.Errors = append(result.Errors, err.Error())
 	}
 	var expressions []string
 	if err := json.NewDecoder(os.Stdin).Decode(&expressions); err != nil {
-		fmt.Fprintln(os.Stderr, err)
-		os.Exit(1)
+		return result, err
 	}
 	if groups != nil {
 		for _, group := range groups.Groups {
@@ -67,7 +106,5 @@ func main() {
 	}
 	slices.Sort(result.Metrics)
 	result.Metrics = slices.Compact(result.Metrics)
-	if err := json.NewEncoder(os.Stdout).Encode(result); err != nil {
-		os.Exit(1)
-	}
+	return result, nil
 }

@@ -1,4 +1,7 @@
-/** What the chart brings for Prometheus, Grafana and kube-state-metrics: read by Prometheus' own parser. */
+/**
+ * What the chart brings for Prometheus, Grafana and kube-state-metrics: read by Prometheus' own parser, and alerts
+ * evaluated by its own engine.
+ */
 import assert from 'node:assert/strict';
 import { spawnSync } from 'node:child_process';
 import { readFile } from 'node:fs/promises';
@@ -48,6 +51,177 @@ test('Prometheus reads the alerts and the dashboard’s expressions, and each me
     [],
   );
   assert.equal(new Set(panels.map(({ id }) => id)).size, panels.length);
+});
+
+/** An alert that fires, as rulecheck prints it. */
+interface Alert {
+  name: string;
+  labels: Record<string, string>;
+  summary: string;
+  from: number;
+  to: number;
+}
+
+/**
+ * Series as promtool's unit tests write them, with a sample each minute: "0+2x5" is 0 2 4 6 8 10, "_" none. Time begins
+ * at 0, so `time()` is the number of seconds since then.
+ */
+interface Scraped {
+  series: string[];
+  minutes: number;
+}
+
+function fired(evaluations: Scraped[]): Alert[][] {
+  const { stdout, stderr } = spawnSync(join(tools, 'rulecheck'), [file('alerts.yaml'), 'evaluate'], {
+    input: JSON.stringify(evaluations),
+    encoding: 'utf8',
+  });
+  assert.equal(stderr, '');
+  return JSON.parse(stdout) as Alert[][];
+}
+
+const LEADER = 'leader_election_master_status{name="facetrain-operator",pod="a"}';
+/** Something leads, so that this alert is quiet. */
+const LED = `${LEADER} 1x2000`;
+const errors = (controller: string) => `controller_runtime_reconcile_errors_total{controller="${controller}",pod="a"}`;
+const waited = (stage: string, pod = 'a') => `facetrain_step_stage_seconds_total{stage="${stage}",pod="${pod}"}`;
+const trainer = (pod: string, start: number, minutes: number) => [
+  `process_start_time_seconds{pod="${pod}"} ${start}x${minutes}`,
+  `facetrain_planned_steps{pod="${pod}"} 1000x${minutes}`,
+  `facetrain_learning_rate{pod="${pod}"} 0.1x${minutes}`,
+];
+
+/** What is scraped; and which alerts fire, from which minute to which, with parts of their summary. */
+const ALERTS: Record<string, Scraped & { want: [string, number, number, RegExp?][] }> = {
+  'no operator has ever led': {
+    series: [],
+    minutes: 5,
+    want: [['FacetrainHasNoLeader', 2, 5, /^No replica of Facetrain's operator leads\.$/]],
+  },
+  'the leader is gone, and nobody follows until minute 20': {
+    series: [`${LEADER} 1x5 0x20`, 'leader_election_master_status{name="facetrain-operator",pod="b"} 0x19 1x10'],
+    minutes: 25,
+    want: [['FacetrainHasNoLeader', 8, 19]],
+  },
+  'another replica leads a minute later': {
+    series: [`${LEADER} 1x5 0x20`, 'leader_election_master_status{name="facetrain-operator",pod="b"} 0x6 1x20'],
+    minutes: 25,
+    want: [],
+  },
+  'the leader of another program is none': {
+    series: ['leader_election_master_status{name="other"} 1x10'],
+    minutes: 5,
+    want: [['FacetrainHasNoLeader', 2, 5]],
+  },
+  'one job whose reconciles always fail, every 30 s': {
+    series: [LED, `${errors('facetrainjob')} 0+2x60`, `${errors('quantizejob')} 0x60`],
+    minutes: 60,
+    want: [['FacetrainReconcilesFail', 22, 60, /^Reconciles of facetrainjob fail\.$/]],
+  },
+  'a conflict now and then, and errors of a foreign controller': {
+    series: [LED, `${errors('facetrainjob')} 0+1x60`, `${errors('deployment')} 0+50x60`],
+    minutes: 60,
+    want: [],
+  },
+  'a queue that does not become shorter': {
+    series: [LED, 'workqueue_depth{name="facetrainjob",pod="a"} 0 150x30 0x10'],
+    minutes: 40,
+    want: [['FacetrainQueueGrows', 11, 31, /^150 jobs wait/]],
+  },
+  'a thousand jobs at once, done in five minutes': {
+    series: [LED, 'workqueue_depth{name="facetrainjob",pod="a"} 0 1000 800 600 400 200 0x30'],
+    minutes: 30,
+    want: [],
+  },
+  'a kind that cannot be watched, of several': {
+    series: [
+      LED,
+      'facetrain_watch_restarts_total{resource="workloads"} 0+2x60',
+      'facetrain_watch_restarts_total{resource="pods"} 0x60',
+    ],
+    minutes: 60,
+    want: [['FacetrainWatchFails', 26, 60, /^The operator cannot watch workloads\.$/]],
+  },
+  'an API server that restarts once': {
+    series: [LED, 'facetrain_watch_restarts_total{resource="pods"} 0x10 8 16 20x60'],
+    minutes: 60,
+    want: [],
+  },
+  'a training that hangs for half an hour, and is restarted': {
+    series: [LED, 'facetrain_idle_seconds{pod="a"} 1x10 60+60x30 2x20'],
+    minutes: 60,
+    want: [['FacetrainTrainingStandsStill', 31, 41, /^A training or quantization has not moved for 31m 0s\.$/]],
+  },
+  'a long evaluation that moves': {
+    series: [LED, 'facetrain_idle_seconds{pod="a"} 0+60x15 0+60x15 0x10'],
+    minutes: 40,
+    want: [],
+  },
+  'a training that waits for pictures two fifths of its time, and one that does not': {
+    series: [
+      LED,
+      `${waited('data')} 0+24x90`,
+      `${waited('forward')} 0+36x90`,
+      `${waited('data', 'b')} 0+6x90`,
+      `${waited('forward', 'b')} 0+54x90`,
+    ],
+    minutes: 90,
+    want: [['FacetrainTrainingWaitsForPictures', 31, 90, /^40% of a training's steps is waiting for pictures\.$/]],
+  },
+  'the first pictures after a start': {
+    series: [LED, `${waited('data')} 0+60x10 600+1x60`, `${waited('forward')} 0x10 0+59x60`],
+    minutes: 70,
+    want: [],
+  },
+  'no checkpoint for more than six hours of a training': {
+    series: [LED, ...trainer('a', 0, 500)],
+    minutes: 400,
+    want: [['FacetrainCheckpointIsOld', 371, 400, /^A training has written no checkpoint for 6h 40m 0s\.$/]],
+  },
+  'checkpoints that stop after two hours': {
+    series: [LED, ...trainer('a', 0, 700), 'facetrain_checkpoint_timestamp_seconds{pod="a"} _x60 3600x59 7200x700'],
+    minutes: 600,
+    want: [['FacetrainCheckpointIsOld', 491, 600]],
+  },
+  'an attempt that has loaded an old checkpoint an hour ago': {
+    series: [
+      LED,
+      ...trainer('a', 36_000, 700).map((series) => series.replace('} ', '} _x600 ')),
+      'facetrain_checkpoint_timestamp_seconds{pod="a"} _x600 60x100',
+    ],
+    minutes: 660,
+    want: [],
+  },
+  'a long quantization, and an operator, which write no checkpoints': {
+    series: [
+      LED,
+      'process_start_time_seconds{pod="quantizer"} 0x800',
+      'facetrain_planned_steps{pod="quantizer"} 100x800',
+      'process_start_time_seconds{pod="operator"} 0x800',
+    ],
+    minutes: 700,
+    want: [],
+  },
+};
+
+test('each alert fires when it should, and at no other time', async () => {
+  const cases = Object.entries(ALERTS);
+  const results = fired(cases.map(([, { series, minutes }]) => ({ series, minutes })));
+  const found = cases.map(([name], index) => [name, results[index]!.map(({ name, from, to }) => [name, from, to])]);
+  const wanted = cases.map(([name, { want }]) => [name, want.map(([alert, from, to]) => [alert, from, to])]);
+  assert.deepEqual(Object.fromEntries(found), Object.fromEntries(wanted));
+  for (const [index, [name, { want }]] of cases.entries()) {
+    const alerts = results[index]!;
+    for (const [position, [, , , summary = /^[^<>{}]+$/]] of want.entries()) {
+      assert.match(alerts[position]!.summary, summary, name);
+      assert.match(alerts[position]!.labels.severity!, /^(critical|warning|info)$/);
+    }
+  }
+  const { groups } = parse(await readFile(file('alerts.yaml'), 'utf8')) as {
+    groups: { rules: { alert: string }[] }[];
+  };
+  const tried = new Set(cases.flatMap(([, { want }]) => want.map(([alert]) => alert)));
+  assert.deepEqual([...tried].sort(), groups.flatMap(({ rules }) => rules.map(({ alert }) => alert)).sort());
 });
 
 test('rules and dashboard are in the chart, disabled by default', async () => {
