@@ -20,6 +20,7 @@ import {
   podFields,
   QUEUE_RULE,
   queue,
+  queueName,
   Refusal,
   Restarts,
   seconds,
@@ -553,16 +554,31 @@ export type Topology = z.infer<typeof topology>;
 const gang = section(
   {
     mode: z
-      .enum(['Auto', 'Native', 'None'])
+      .enum(['Auto', 'Native', 'Kueue', 'KAI', 'Volcano', 'None'])
       .default('Auto')
       .describe(
-        'Whether the pods are scheduled all together. Native: by a scheduling.k8s.io PodGroup. None: each pod by ' +
-          'itself. Auto: Native if the cluster serves PodGroups, else None.',
+        'Who places the pods all together. Native: kube-scheduler, by a scheduling.k8s.io PodGroup. Kueue: by the ' +
+          'admission of spec.queue alone, without a PodGroup. KAI: NVIDIA’s KAI Scheduler, 0.15 or later; Volcano: ' +
+          'its scheduler; each by a PodGroup of its own. The objects for KAI and Volcano follow their documentation ' +
+          'and are not tested with these schedulers. None: nobody, each pod is placed by itself. Auto: Native if the ' +
+          'cluster serves PodGroups, else None. Can change at any time, for the next attempt.',
+      ),
+    queue: queueName
+      .optional()
+      .describe(
+        'The queue of KAI Scheduler or Volcano, an object without a namespace; only with these modes. KAI needs ' +
+          'one; absent: Volcano’s queue "default". Can change at any time, for the next attempt.',
       ),
     topology: topology.optional(),
   },
   'Gang scheduling: all trainers start, or none.',
 );
+/** Who places the pods of a gang. */
+export type GangMode = z.output<typeof gang>['mode'];
+
+/** Modes whose schedulers have queues of their own, as CEL. */
+const HAS_OWN_QUEUE = "self.gang.mode in ['KAI', 'Volcano']";
+const hasOwnQueue = (mode: GangMode): boolean => mode === 'KAI' || mode === 'Volcano';
 
 /**
  * Fields that decide what an attempt trains, as paths in the spec. They can change only while the job is suspended, and
@@ -781,6 +797,30 @@ export const FaceTrainJobSpec = rules(
       message:
         'what is trained, by how many, and at which ports, can change only while the job is suspended; ' +
         'trainers.replicas of a job with trainers.elastic at any time',
+    },
+    {
+      cel: "self.gang.mode != 'Kueue' || has(self.queue)",
+      message: 'gang.mode Kueue needs queue: what Kueue admits as a whole is the job with a queue',
+      check: ({ gang: { mode }, queue }) => mode !== 'Kueue' || queue !== undefined,
+      path: ['gang', 'mode'],
+    },
+    {
+      cel: `!(${HAS_OWN_QUEUE}) || !has(self.queue)`,
+      message: 'gang.mode KAI and Volcano leave queue, which is Kueue’s, out: their own queue is gang.queue',
+      check: ({ gang: { mode }, queue }) => !hasOwnQueue(mode) || queue === undefined,
+      path: ['gang', 'mode'],
+    },
+    {
+      cel: `!has(self.gang.queue) || ${HAS_OWN_QUEUE}`,
+      message: 'gang.queue is for gang.mode KAI or Volcano; the queue of Kueue is spec.queue',
+      check: ({ gang: { mode, queue: own } }) => own === undefined || hasOwnQueue(mode),
+      path: ['gang', 'queue'],
+    },
+    {
+      cel: "self.gang.mode != 'KAI' || has(self.gang.queue)",
+      message: 'gang.mode KAI needs gang.queue: the scheduler places no PodGroup without a queue',
+      check: ({ gang: { mode, queue: own } }) => mode !== 'KAI' || own !== undefined,
+      path: ['gang', 'queue'],
     },
     QUEUE_RULE,
     MANAGED_BY_RULE,

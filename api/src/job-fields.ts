@@ -203,6 +203,9 @@ export const labelKey = z
     'the key of a label, such as topology.kubernetes.io/zone',
   );
 
+/** A queue of KAI Scheduler or Volcano. KAI's is the value of a label, too, which has at most 63 characters. */
+export const queueName = z.string().min(1).max(63).regex(DNS_SUBDOMAIN, 'the name of a Kubernetes object');
+
 /** `spec.queue`. */
 export const queue = z
   .strictObject({

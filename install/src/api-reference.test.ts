@@ -30,9 +30,10 @@ test('every example is valid', () => {
 
 /**
  * A model is either built from a backbone, as in the example, or read from an ONNX file. A margin has the parameters of
- * its type; the example has Combined. A topology is either required, as in the example, or preferred.
+ * its type; the example has Combined. A topology is either required, as in the example, or preferred. A queue is that
+ * of Kueue, as in the example, or of the gang's scheduler.
  */
-const EXCLUDED = /^spec\.(model\.(onnx|input)|loss\.margin\.[mh]|gang\.topology\.preferred)\b/;
+const EXCLUDED = /^spec\.(model\.(onnx|input)|loss\.margin\.[mh]|gang\.(topology\.preferred|queue))\b/;
 
 for (const definition of definitions) {
   const { kind, singular } = definition.spec.names;

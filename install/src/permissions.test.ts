@@ -28,6 +28,7 @@ import { eventually } from '@facetrain/operator/testing/eventually';
 import { setPodStatus } from '@facetrain/operator/testing/fake-kubelet';
 import { FaultProxy, type RecordedRequest } from '@facetrain/operator/testing/fault-proxy';
 import { createKueueObject, installKueueCrds } from '@facetrain/operator/testing/kueue';
+import { installPodGroups, KAI_GROUPS, VOLCANO_GROUPS } from '@facetrain/operator/testing/pod-group-crds';
 import { pino } from 'pino';
 import { type Manifest, render, upgrade } from './testing/chart-harness.ts';
 
@@ -43,6 +44,7 @@ before(async () => {
   ]);
   await plane.installCrds();
   await installKueueCrds(plane);
+  await Promise.all([KAI_GROUPS, VOLCANO_GROUPS].map((resource) => installPodGroups(plane, resource)));
   await createKueueObject(plane, 'ResourceFlavor', 'gpus', { spec: { nodeLabels: { pool: 'gpus' } } });
   await createKueueObject(plane, 'WorkloadPriorityClass', 'low', { value: 1 });
   await plane.createNamespace('faces');
@@ -162,6 +164,12 @@ const stalledBy = (namespace: string, name: string, message: RegExp) =>
     assert.match(status?.conditions?.find(({ type }) => type === 'Stalled')?.message ?? '', message);
   });
 
+/** A name for jobs, their gang, and the PodGroups that they get. */
+const OTHER_SCHEDULERS: [string, object, Resource][] = [
+  ['kai', { mode: 'KAI', queue: 'team' }, KAI_GROUPS],
+  ['volcano', { mode: 'Volcano' }, VOLCANO_GROUPS],
+];
+
 /** Kueue itself does not run here: lends the job of this Workload its quota. */
 async function admit(namespace: string, name: string, flavors: Record<string, string>): Promise<void> {
   await exists(workloads, namespace, name);
@@ -183,11 +191,14 @@ async function admit(namespace: string, name: string, flavors: Record<string, st
  * @param readsCluster whether it may read objects without a namespace
  */
 async function exerciseAll(namespace: string, proxy: FaultProxy, readsCluster: boolean): Promise<void> {
-  const wrote = (verb: string, kind: string) =>
+  const wrote = (verb: string, kind: string, apiVersion = '') =>
     eventually(() =>
       assert(
-        proxy.writes.some(({ method, url }) => method === verb && url.includes(`/${namespace}/${kind}/`)),
-        `no ${verb} of ${kind}`,
+        proxy.writes.some(
+          ({ method, url }) =>
+            method === verb && url.includes(`/${namespace}/${kind}`) && url.includes(`/${apiVersion}`),
+        ),
+        `no ${verb} of ${kind} ${apiVersion}`,
       ),
     );
   // A failure and a restart.
@@ -263,12 +274,28 @@ async function exerciseAll(namespace: string, proxy: FaultProxy, readsCluster: b
   await suspend(namespace, 'queued', true);
   await isGone(workloads, namespace, 'facetrainjob-queued');
 
+  // A restart of a gang in the PodGroups of each other scheduler.
+  for (const [name, gang, { apiVersion }] of OTHER_SCHEDULERS) {
+    await apply(namespace, name, { gang });
+    await exists(pods, namespace, `${name}-0-0`);
+    await setPodStatus(plane.client, namespace, `${name}-0-0`, 'Failed', { exitCode: 1 });
+    await exists(pods, namespace, `${name}-1-0`);
+    await wrote('DELETE', `podgroups/${name}-0`, apiVersion);
+  }
+
   // Objects of another owner under the name of a child are read, and not changed.
-  const theirs: [Resource, string, string, object][] = [
+  const theirs: [Resource, string, string, object, object?][] = [
     [services, 'Service', 'taken-by-service', { spec: { ports: [{ port: 80 }] } }],
     [networkPolicies, 'NetworkPolicy', 'taken-by-policy', { spec: { podSelector: {} } }],
     [configMaps, 'ConfigMap', 'taken-by-config-0', {}],
     [POD_GROUPS, 'PodGroup', 'taken-by-group-0', { spec: { schedulingPolicy: { gang: { minCount: 1 } } } }],
+    ...OTHER_SCHEDULERS.map(([name, gang, resource]): (typeof theirs)[number] => [
+      resource,
+      'PodGroup',
+      `taken-by-${name}-0`,
+      { spec: { minMember: 1 } },
+      { gang },
+    ]),
     [pods, 'Pod', 'taken-by-pod-0-0', { spec: { containers: [{ name: 'theirs', image: 'theirs' }] } }],
   ];
   await plane.client.create(workloads, namespace, {
@@ -279,7 +306,7 @@ async function exerciseAll(namespace: string, proxy: FaultProxy, readsCluster: b
   });
   await apply(namespace, 'taken-by-workload', { queue: { name: 'team' } });
   await stalledBy(namespace, 'taken-by-workload', /^Workload facetrainjob-taken-by-workload exists/);
-  for (const [resource, kind, name, rest] of theirs) {
+  for (const [resource, kind, name, rest, spec] of theirs) {
     await plane.client.create(resource, namespace, {
       apiVersion: resource.apiVersion,
       kind,
@@ -287,7 +314,7 @@ async function exerciseAll(namespace: string, proxy: FaultProxy, readsCluster: b
       ...rest,
     });
     const job = name.replace(/-0.*/, '');
-    await apply(namespace, job);
+    await apply(namespace, job, spec);
     await stalledBy(namespace, job, new RegExp(`^${kind} ${name} exists`));
   }
   // The same for a QuantizeJob, which the operator would find in its cache if its watch had not ended.

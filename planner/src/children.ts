@@ -12,6 +12,8 @@ import type { Stage } from './stage.ts';
  */
 export interface Child {
   kind: ChildObject['kind'];
+  /** Of a PodGroup. */
+  apiVersion?: string;
   name: string;
   /** Of a pod. Two pods of one rank must never run, whatever their names are. */
   rank?: number;
@@ -24,13 +26,16 @@ export interface Child {
  * process may still run.
  */
 export function missingChildren(children: Child[], view: JobView, objects: ObservedObject[]): Child[] {
-  const existing = new Set(objects.filter(({ owned }) => owned).map(({ kind, name }) => `${kind}/${name}`));
-  return children.filter(({ kind, name, rank }) =>
-    rank === undefined
-      ? !existing.has(`${kind}/${name}`)
-      : view.startedAt === undefined && view.ranks[rank] === undefined,
+  const existing = new Set(objects.filter(({ owned }) => owned).map(keyOf));
+  return children.filter((child) =>
+    child.rank === undefined
+      ? !existing.has(keyOf(child))
+      : view.startedAt === undefined && view.ranks[child.rank] === undefined,
   );
 }
+
+const keyOf = ({ kind, apiVersion = '', name }: Pick<Child, 'kind' | 'apiVersion' | 'name'>): string =>
+  `${apiVersion} ${kind}/${name}`;
 
 interface Creation {
   /** Missing children. */
@@ -72,9 +77,7 @@ export function findBlocker({
       temporary: true,
     };
   // An object of another owner is neither changed nor adopted.
-  const foreign = objects.find(
-    (object) => !object.owned && reserved.some(({ kind, name }) => object.kind === kind && object.name === name),
-  );
+  const foreign = objects.find((object) => !object.owned && reserved.some((child) => keyOf(child) === keyOf(object)));
   if (foreign?.leftover) return predecessorBlocker(`${foreign.kind} ${foreign.name}`, 'gone');
   if (foreign) {
     const found = `${foreign.kind} ${foreign.name} exists and does not belong to this job`;

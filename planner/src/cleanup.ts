@@ -81,11 +81,12 @@ export function deleteOlderObjects(
   const pods = [...view.otherPods, ...view.ranks].filter((pod) => pod !== undefined && !pod.removed) as ObservedPod[];
   const attemptsOf = (some: ObservedPod[]) => new Set(some.map(({ attempt }) => attempt));
   const users = { ConfigMap: attemptsOf(pods), PodGroup: attemptsOf(pods.filter(isAlive)) };
-  return objects.flatMap(({ kind, name, uid, owned, deleting }): Action[] => {
+  return objects.flatMap((object): Action[] => {
+    const { kind, name, owned, deleting } = object;
     if (!owned || deleting || (kind !== 'ConfigMap' && kind !== 'PodGroup')) return [];
     const attempt = attemptOfName(name, view.identity);
     const isOld = attempt !== null && (attempt < view.attempt || kindsOfLast.includes(kind));
-    return isOld && !users[kind].has(attempt) ? [{ type: 'delete', kind, name, uid, reason: Reason.attemptOver }] : [];
+    return isOld && !users[kind].has(attempt) ? [deleteObject(object, Reason.attemptOver)] : [];
   });
 }
 
@@ -96,7 +97,16 @@ export function deleteOlderObjects(
 export const deleteLeftovers = (objects: ObservedObject[]): Action[] =>
   objects
     .filter(({ leftover, deleting }) => leftover && !deleting)
-    .map(({ kind, name, uid }) => ({ type: 'delete', kind, name, uid, reason: Reason.jobDeleted }));
+    .map((object) => deleteObject(object, Reason.jobDeleted));
+
+const deleteObject = ({ kind, apiVersion, name, uid }: ObservedObject, reason: string): Action => ({
+  type: 'delete',
+  kind,
+  ...(apiVersion !== undefined && { apiVersion }),
+  name,
+  uid,
+  reason,
+});
 
 function deletePod({ name, uid, deleting, lostNode }: ObservedPod): Action[] {
   // The kubelet is gone: without force the pod stays until its Node object is deleted.

@@ -23,6 +23,8 @@ export const Label = {
   rank: 'facetrain.dev/rank',
   /** "true" on a pod that holds a place for a rank that an elastic gang lacks. */
   placeholder: 'facetrain.dev/placeholder',
+  /** On a pod in a PodGroup of another scheduler than kube-scheduler: KAI or Volcano, as in gang.mode. */
+  podGroup: 'facetrain.dev/pod-group',
   /** On a pod of an elastic gang: number of pods with which it was started. */
   gangSize: 'facetrain.dev/gang-size',
   /** Digest of the fields that decide the result: `fieldsDigest` in attempt.ts. */

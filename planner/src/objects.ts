@@ -85,6 +85,7 @@ export interface PodSpec {
   volumes: Volume[];
   nodeSelector?: Record<string, string>;
   affinity?: Record<string, unknown>;
+  schedulerName?: string;
   hostNetwork?: boolean;
   dnsPolicy?: string;
   tolerations?: Record<string, unknown>[];
@@ -124,7 +125,7 @@ export interface Service {
   };
 }
 
-/** The gang of an attempt, for a scheduler that knows PodGroups (scheduling.k8s.io). */
+/** The gang of an attempt, for kube-scheduler (scheduling.k8s.io). */
 export interface PodGroup {
   apiVersion: string;
   kind: 'PodGroup';
@@ -134,6 +135,17 @@ export interface PodGroup {
     schedulingConstraints?: { topology: { key: string }[] };
     priorityClassName?: string;
   };
+}
+
+/**
+ * The same for KAI Scheduler (scheduling.run.ai) or Volcano (scheduling.volcano.sh), with those of their fields that
+ * both have.
+ */
+export interface QueuedPodGroup {
+  apiVersion: string;
+  kind: 'PodGroup';
+  metadata: Metadata;
+  spec: { minMember: number; queue?: string; priorityClassName?: string };
 }
 
 /** The request for quota of a job, which Kueue admits: queue.ts. */
@@ -179,4 +191,12 @@ export interface QuantizeJobObject {
 }
 
 /** Any object that a plan creates. */
-export type ChildObject = Pod | ConfigMap | Service | PodGroup | NetworkPolicy | QuantizeJobObject | Workload;
+export type ChildObject =
+  | Pod
+  | ConfigMap
+  | Service
+  | PodGroup
+  | QueuedPodGroup
+  | NetworkPolicy
+  | QuantizeJobObject
+  | Workload;

@@ -4,6 +4,7 @@ import type {
   EvaluationResult,
   FaceTrainJob,
   FaceTrainJobStatus,
+  GangMode,
   QuantizeJob,
   QuantizeJobStatus,
   TerminationMessage,
@@ -91,8 +92,8 @@ export interface ObservedPod extends ProgramEnd {
   waiting?: { reason: string; message: string };
   /** The priority that the API server's admission gave it. */
   priority?: number | undefined;
-  /** It belongs to no PodGroup. */
-  ungrouped?: true;
+  /** In whose PodGroup it is, which never changes; absent: the executor knows none. */
+  podGroup?: PodGroupReader | 'None';
   /** It holds a place for a pod that an elastic gang lacks, and trains nothing. */
   placeholder?: true;
   /** Of an elastic gang: with how many pods its pod was started (the label facetrain.dev/gang-size). */
@@ -101,9 +102,14 @@ export interface ObservedPod extends ProgramEnd {
   specDigest?: string;
 }
 
+/** The scheduler that reads a PodGroup, by the words of gang.mode; Native: kube-scheduler. */
+export type PodGroupReader = Extract<GangMode, 'Native' | 'KAI' | 'Volcano'>;
+
 /** An object with a name that the planner gives to children. Pods are listed here only if they have another owner. */
 export interface ObservedObject {
   kind: ChildObject['kind'];
+  /** Of a PodGroup, a kind of several API groups. */
+  apiVersion?: string;
   name: string;
   uid: string;
   /** Its controller is this job. An object of another owner is never changed. */
@@ -227,6 +233,8 @@ export interface ObservedQueue {
   problem?: string;
 }
 
+export type PodGroupApis = Partial<Record<PodGroupReader, string>>;
+
 /** All that the planner of a FaceTrainJob needs to know. */
 export interface ObservedFaceTrainJob {
   identity: JobIdentity;
@@ -250,8 +258,8 @@ export interface ObservedFaceTrainJob {
   progress?: ObservedProgress;
   /** The QuantizeJob of this job, if it exists. */
   quantizeJob?: { spec: { suspend: boolean }; status: QuantizeJobStatus };
-  /** apiVersion of the PodGroup that the cluster serves (scheduling.k8s.io/v1beta1); null if it serves none. */
-  podGroupApi: string | null;
+  /** The apiVersions of the PodGroups that the cluster serves, by who reads them. */
+  podGroupApis: PodGroupApis;
   /** The cluster serves `restartPolicyRules` of containers. */
   servesRestartRules?: boolean;
 }

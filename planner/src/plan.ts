@@ -25,6 +25,8 @@ export type Action =
   | {
       type: 'delete';
       kind: ChildObject['kind'];
+      /** Of a PodGroup. */
+      apiVersion?: string;
       name: string;
       uid: string;
       reason: string;

@@ -42,7 +42,6 @@ export interface PodParts {
   annotations?: Record<string, string>;
   container?: Pick<Container, 'ports' | 'readinessProbe' | 'livenessProbe' | 'restartPolicy' | 'restartPolicyRules'>;
   network?: { hostname: string; subdomain: string };
-  podGroup?: string | undefined;
   /** As in the failure policy. */
   nodeLostSeconds: number;
 }
@@ -107,7 +106,6 @@ export function makePod(parts: PodParts, environment: Environment): Pod {
     ...(resourceClaims.length > 0 && {
       resourceClaims: [...(userSpec.resourceClaims ?? []), ...resourceClaims.map(({ request: _, ...claim }) => claim)],
     }),
-    ...(parts.podGroup !== undefined && { schedulingGroup: { podGroupName: parts.podGroup } }),
   };
   const { labels, annotations: { [Annotation.writesTo]: _, ...userAnnotations } = {} } = template?.metadata ?? {};
   const annotations = {

@@ -110,6 +110,23 @@ export const fixtures: Record<string, { object: Document; wantValid: boolean }> 
     object: trainSpec({ gang: { topology: { required: 'rack/' } } }),
     wantValid: false,
   },
+  'a gang by KAI Scheduler': { object: trainSpec({ gang: { mode: 'KAI', queue: 'team' } }), wantValid: true },
+  'a gang by KAI Scheduler without its queue': { object: trainSpec({ gang: { mode: 'KAI' } }), wantValid: false },
+  'a gang by Volcano, in its default queue': { object: trainSpec({ gang: { mode: 'Volcano' } }), wantValid: true },
+  'a gang by Volcano in a queue of Kueue': {
+    object: trainSpec({ gang: { mode: 'Volcano' }, queue: { name: 'team' } }),
+    wantValid: false,
+  },
+  'a queue of the gang that no scheduler reads': {
+    object: trainSpec({ gang: { mode: 'Native', queue: 'team' } }),
+    wantValid: false,
+  },
+  'a queue of the gang that is no value of a label': {
+    object: trainSpec({ gang: { mode: 'Volcano', queue: 'a'.repeat(64) } }),
+    wantValid: false,
+  },
+  'a gang by Kueue': { object: trainSpec({ gang: { mode: 'Kueue' }, queue: { name: 'team' } }), wantValid: true },
+  'a gang by Kueue without a queue': { object: trainSpec({ gang: { mode: 'Kueue' } }), wantValid: false },
   'a queue without a name': { object: trainSpec({ queue: { priorityClassName: 'low' } }), wantValid: false },
   'a queue whose name no object can have': { object: quantizeSpec({ queue: { name: 'Team A' } }), wantValid: false },
   'the augmentation of AdaFace': {
@@ -350,6 +367,11 @@ export const changes: Record<
   'another topology while it runs': {
     from: { gang: { topology: { required: 'rack' } } },
     to: { gang: { topology: { preferred: 'rack' } } },
+    wantRefusal: null,
+  },
+  'another scheduler while it runs': {
+    from: { gang: { mode: 'KAI', queue: 'team' } },
+    to: { gang: { mode: 'Volcano' } },
     wantRefusal: null,
   },
   'a queue while it runs': {

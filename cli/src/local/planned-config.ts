@@ -68,7 +68,7 @@ function planOf(
   stateFolder: string,
 ): Plan<FaceTrainJobStatus> {
   const identity = { name: metadata.name, namespace: metadata.namespace ?? 'default', uid, generation: 1 };
-  const observed = { identity, spec, status, pods: [], objects: [], podGroupApi: null };
+  const observed = { identity, spec, status, pods: [], objects: [], podGroupApis: {} };
   return planFaceTrainJob(observed, new Date(0), localEnvironment(stateFolder, ANY_PORTS));
 }
 

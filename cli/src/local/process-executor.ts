@@ -341,7 +341,7 @@ export class LocalFaceTrainJob extends LocalJob<FaceTrainJobStatus> {
       status: this.status,
       pods: this.observedPods(),
       objects: this.observedObjects(),
-      podGroupApi: null,
+      podGroupApis: {},
       ...(progress ? { progress } : {}),
       ...(this.quantizeJob ? { quantizeJob: { spec: { suspend: false }, status: this.quantizeJob.status } } : {}),
     };

@@ -5,7 +5,7 @@
  * - QuantizeJob: all is kept. Indexes: places, `refusedIn`.
  * - Pod: metadata with the one annotation that is read, of its status what the planner reads, names of its node and its
  * claims, priority, group, restart rules. Indexes: places, `node`.
- * - PodGroup: metadata, status, priority.
+ * - PodGroup: metadata, status, priority; those of KAI Scheduler and Volcano: metadata.
  * - Workload: metadata, status, whether it is active.
  * - Service, ConfigMap, NetworkPolicy: metadata.
  *
@@ -26,6 +26,7 @@ import {
   configMaps,
   faceTrainJobs,
   networkPolicies,
+  POD_GROUP_CACHES,
   type PodGroupObject,
   type PodObject,
   podGroups,
@@ -53,12 +54,11 @@ type PodStatus = NonNullable<PodObject['status']>;
 const CHILDREN_SELECTOR = `${MANAGED_BY.label}=${MANAGED_BY.value},${Label.jobUid}`;
 
 /**
- * @param served what the cluster serves besides: the apiVersion of PodGroups (null: none), and whether Kueue's
- *   Workloads
+ * @param served what the cluster serves besides: the apiVersions of PodGroups, and whether Kueue's Workloads
  */
 export function makeCaches(
   { client, namespace, log, onWatchError }: CachesOptions,
-  { podGroupApi, servesWorkloads }: Pick<Cluster, 'podGroupApi' | 'servesWorkloads'>,
+  { podGroupApis, servesWorkloads }: Pick<Cluster, 'podGroupApis' | 'servesWorkloads'>,
 ) {
   const common = <T extends KubernetesObject>(resource: Resource<T>) => ({
     client,
@@ -94,7 +94,13 @@ export function makeCaches(
         strip: stripWorkload,
       }),
     }),
-    ...(podGroupApi !== null && { PodGroup: new Cache({ ...children(podGroups(podGroupApi)), strip: stripPodGroup }) }),
+    ...(podGroupApis.Native !== undefined && {
+      [POD_GROUP_CACHES.Native]: new Cache({ ...children(podGroups(podGroupApis.Native)), strip: stripPodGroup }),
+    }),
+    ...(podGroupApis.KAI !== undefined && { [POD_GROUP_CACHES.KAI]: metadataOf(podGroups(podGroupApis.KAI)) }),
+    ...(podGroupApis.Volcano !== undefined && {
+      [POD_GROUP_CACHES.Volcano]: metadataOf(podGroups(podGroupApis.Volcano)),
+    }),
   };
 }
 

@@ -7,7 +7,10 @@ import { clusterChanged, discoverCluster } from './cluster-discovery.ts';
 
 const log = pino({ level: 'silent' });
 
-/** A server that answers discovery with these codes one by one, then with 200; a list with the code of its kind. */
+/**
+ * A server that answers discovery with these codes one by one, then with 200; a list with the code of its kind, or of
+ * its apiVersion.
+ */
 function serverOf(discovery: number[], lists: Record<string, number> = {}, version: object | number = {}) {
   const failure = (status: number) => new ApiError('GET', status, undefined, 'no');
   const client = {
@@ -21,8 +24,8 @@ function serverOf(discovery: number[], lists: Record<string, number> = {}, versi
       if (status !== 200) throw failure(status);
       return { resources: [{ name: 'podgroups' }] };
     },
-    async list({ plural }: { plural: string }) {
-      const status = lists[plural] ?? 200;
+    async list({ apiVersion, plural }: { apiVersion: string; plural: string }) {
+      const status = lists[plural] ?? lists[apiVersion] ?? 200;
       if (status !== 200) throw failure(status);
       return { metadata: { resourceVersion: '1' }, items: [] };
     },
@@ -35,7 +38,7 @@ const discover = (client: Client, signal = new AbortController().signal) =>
 test('a server that has just started and refuses, or is overloaded, is asked again', async () => {
   const discovery = [401, 403, 429, 503];
   const cluster = await discover(serverOf(discovery));
-  assert.equal(cluster!.podGroupApi, 'scheduling.k8s.io/v1beta1');
+  assert.equal(cluster!.podGroupApis.Native, 'scheduling.k8s.io/v1beta1');
   assert.deepEqual(discovery, []);
 });
 
@@ -43,8 +46,24 @@ test('a Kueue that is down holds up no other job', { timeout: 120_000 }, async (
   const lists = { workloads: 500 };
   const client = serverOf([], lists);
   const cluster = (await discover(client))!;
-  assert.deepEqual([cluster.podGroupApi, cluster.servesWorkloads], ['scheduling.k8s.io/v1beta1', false]);
+  assert.deepEqual([cluster.podGroupApis.Native, cluster.servesWorkloads], ['scheduling.k8s.io/v1beta1', false]);
   lists.workloads = 200;
+  await clusterChanged({ client, log, namespace: null }, cluster, 1, new AbortController().signal);
+});
+
+test('PodGroups of other schedulers are those that are served and may be listed', async () => {
+  const groupsOf = async (codes: Record<string, number>) =>
+    Object.keys((await discover(serverOf([], codes)))!.podGroupApis);
+  assert.deepEqual(await groupsOf({}), ['Native', 'KAI', 'Volcano']);
+  assert.deepEqual(await groupsOf({ 'scheduling.run.ai/v2alpha2': 404 }), ['Native', 'Volcano']);
+  assert.deepEqual(await groupsOf({ 'scheduling.volcano.sh/v1beta1': 403 }), ['Native', 'KAI']);
+});
+
+test('a scheduler that is installed later makes the operator start anew', async () => {
+  const codes = { 'scheduling.run.ai/v2alpha2': 404 };
+  const client = serverOf([], codes);
+  const cluster = (await discover(client))!;
+  codes['scheduling.run.ai/v2alpha2'] = 200;
   await clusterChanged({ client, log, namespace: null }, cluster, 1, new AbortController().signal);
 });
 

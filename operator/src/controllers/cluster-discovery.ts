@@ -1,19 +1,22 @@
 /**
- * What the operator must know of the cluster before it can begin: which PodGroup API it serves, whether Kueue's
+ * What the operator must know of the cluster before it can begin: which PodGroups it serves, whether Kueue's
  * Workloads and the restart rules of containers, what may be read. What the cluster serves can change (an upgrade, a
  * feature gate), so it is asked again from time to time.
  */
 import { setTimeout as delay } from 'node:timers/promises';
+import { QUEUED_POD_GROUP_APIS } from '@facetrain/planner/facetrainjob/gang';
+import type { PodGroupApis } from '@facetrain/planner/observed';
 import type { Logger } from 'pino';
 import { ApiError, isApiError } from '../runtime/api-error.ts';
 import { Backoff } from '../runtime/backoff.ts';
 import { type Client, untilAborted } from '../runtime/client.ts';
+import type { Resource } from '../runtime/resource.ts';
 import { PodNodesAndVolumes, type PodNodesAndVolumesOptions } from './pod-nodes-and-volumes.ts';
-import { workloads } from './resources.ts';
+import { podGroups, workloads } from './resources.ts';
 
 export interface Cluster {
-  /** apiVersion of the PodGroup that the cluster serves; null: none, so gangs start as plain pods. */
-  podGroupApi: string | null;
+  /** Without that of kube-scheduler, gangs of mode Auto start as plain pods. */
+  podGroupApis: PodGroupApis;
   /** Kueue is installed, and its Workloads may be listed. */
   servesWorkloads: boolean;
   /** A container may have `restartPolicyRules`. */
@@ -36,11 +39,11 @@ const RETRY_MAX_MILLISECONDS = 10_000;
 const PASSING = [401, 403, 429];
 
 /**
- * So often Workloads are asked for while the server answers everything else. The API server cannot read Workloads that
- * are stored in another version while Kueue does not run: it converts them. Jobs without a queue must not wait for
- * that.
+ * So often a kind of another project is asked for while the server answers everything else. The API server cannot read
+ * Workloads that are stored in another version while Kueue does not run: it converts them. Jobs without a queue must
+ * not wait for that.
  */
-const WORKLOAD_TRIES = 5;
+const LIST_TRIES = 5;
 
 /**
  * An API server that cannot be reached, or answers 5xx or one of PASSING, is tried again: it may be starting, as after
@@ -56,21 +59,25 @@ export async function discoverCluster(
   const { log } = options;
   const client = options.client.guardedBy(untilAborted(signal));
   const retry = new Backoff(RETRY_BASE_MILLISECONDS, RETRY_MAX_MILLISECONDS);
-  let failures = 0;
-  const withoutWorkloads = (error: unknown): false => {
-    const isOfKueue = error instanceof ApiError && (error.status >= 500 || error.status === 429);
-    if (!isOfKueue || ++failures < WORKLOAD_TRIES) throw error;
-    log.warn({ err: error }, 'Workloads cannot be listed: until they can, jobs with a queue do not start');
-    return false;
-  };
+  const failures = new Map<Resource, number>();
+  const mayList: MayList = (resource) =>
+    isListed(client, resource, options.namespace).catch((error: unknown) => {
+      const isOfKind = error instanceof ApiError && (error.status >= 500 || error.status === 429);
+      const count = (failures.get(resource) ?? 0) + 1;
+      failures.set(resource, count);
+      if (!isOfKind || count < LIST_TRIES) throw error;
+      const { apiVersion, plural } = resource;
+      log.warn({ err: error, apiVersion, plural }, 'cannot be listed: until it can, jobs that need it do not start');
+      return false;
+    });
   while (!signal.aborted) {
     try {
-      const podGroupApi = await servedPodGroup(client);
-      const hasWorkloads = await servesWorkloads(client, options.namespace).catch(withoutWorkloads);
+      const podGroupApis = await servedPodGroups(client, mayList);
+      const hasWorkloads = await mayList(workloads);
       const hasRestartRules = await servesRestartRules(client);
       const nodesAndVolumes = await PodNodesAndVolumes.open({ ...options, signal });
       return {
-        podGroupApi,
+        podGroupApis,
         servesWorkloads: hasWorkloads,
         servesRestartRules: hasRestartRules,
         nodesAndVolumes,
@@ -87,9 +94,8 @@ export async function discoverCluster(
 }
 
 /**
- * Asks again and again which PodGroup API the cluster serves, whether Workloads and restart rules, and whether kinds
- * that were left out may be read. Each time costs three or four small requests, and one for each kind that was left
- * out.
+ * Asks again and again which PodGroups the cluster serves, whether Workloads and restart rules, and whether kinds that
+ * were left out may be read. Each time costs five or six small requests, and one for each kind that was left out.
  *
  * @param cluster what was found at the start
  * @returns when two answers in a row differ from that, so that one API server of several that is being upgraded does
@@ -97,11 +103,11 @@ export async function discoverCluster(
  */
 export async function clusterChanged(
   { client, log, namespace }: { client: Client; log: Logger; namespace: string | null },
-  { podGroupApi, servesWorkloads, servesRestartRules, nodesAndVolumes }: Cluster,
+  { podGroupApis, servesWorkloads, servesRestartRules, nodesAndVolumes }: Cluster,
   everyMilliseconds: number,
   signal: AbortSignal,
 ): Promise<void> {
-  const known = JSON.stringify([podGroupApi, servesWorkloads, servesRestartRules]);
+  const known = JSON.stringify([podGroupApis, servesWorkloads, servesRestartRules]);
   let before = known;
   let couldReadMore = false;
   while (!signal.aborted) {
@@ -123,8 +129,10 @@ export async function clusterChanged(
   }
 }
 
-const servedKinds = (client: Client, namespace: string | null): Promise<[string | null, boolean, boolean]> =>
-  Promise.all([servedPodGroup(client), servesWorkloads(client, namespace), servesRestartRules(client)]);
+function servedKinds(client: Client, namespace: string | null): Promise<[PodGroupApis, boolean, boolean]> {
+  const mayList: MayList = (resource) => isListed(client, resource, namespace);
+  return Promise.all([servedPodGroups(client, mayList), mayList(workloads), servesRestartRules(client)]);
+}
 
 /** No API says which fields of a pod are served; the API server drops those of features that are off. */
 async function servesRestartRules(client: Client): Promise<boolean> {
@@ -138,10 +146,12 @@ async function servesRestartRules(client: Client): Promise<boolean> {
   }
 }
 
-/** Kueue's API can be there without permission to use it, and then it is as if it were not. */
-async function servesWorkloads(client: Client, namespace: string | null): Promise<boolean> {
+/** Whether a kind of another project is served, and may be listed: without the permission it is as if it were not. */
+type MayList = (resource: Resource) => Promise<boolean>;
+
+async function isListed(client: Client, resource: Resource, namespace: string | null): Promise<boolean> {
   try {
-    await client.list(workloads, namespace, { limit: 1 }, true);
+    await client.list(resource, namespace, { limit: 1 }, true);
     return true;
   } catch (error) {
     if (isApiError(error, 'NotFound', 'Forbidden')) return false;
@@ -149,7 +159,25 @@ async function servesWorkloads(client: Client, namespace: string | null): Promis
   }
 }
 
-async function servedPodGroup(client: Client): Promise<string | null> {
+const QUEUED_POD_GROUPS = {
+  KAI: podGroups(QUEUED_POD_GROUP_APIS.KAI),
+  Volcano: podGroups(QUEUED_POD_GROUP_APIS.Volcano),
+};
+
+async function servedPodGroups(client: Client, mayList: MayList): Promise<PodGroupApis> {
+  const [native, kai, volcano] = await Promise.all([
+    nativePodGroup(client),
+    mayList(QUEUED_POD_GROUPS.KAI),
+    mayList(QUEUED_POD_GROUPS.Volcano),
+  ]);
+  return {
+    ...(native !== null && { Native: native }),
+    ...(kai && { KAI: QUEUED_POD_GROUP_APIS.KAI }),
+    ...(volcano && { Volcano: QUEUED_POD_GROUP_APIS.Volcano }),
+  };
+}
+
+async function nativePodGroup(client: Client): Promise<string | null> {
   for (const version of POD_GROUP_VERSIONS) {
     try {
       const { resources } = await client.raw<{ resources: { name: string }[] }>(`/apis/scheduling.k8s.io/${version}`);

@@ -15,12 +15,16 @@ export function identityOf({ metadata }: KubernetesObject): JobIdentity {
   return { name, namespace: namespace!, uid, generation, deletionTimestamp };
 }
 
-/** @param jobKind of `job` */
+/**
+ * @param jobKind of `job`
+ * @param apiVersion of a PodGroup: objects in lists do not say theirs
+ */
 export function observeObject(
   kind: ObservedObject['kind'],
   object: KubernetesObject,
   job: JobIdentity,
   jobKind: JobKind,
+  apiVersion?: string,
 ): ObservedObject {
   const { name, uid, labels, deletionTimestamp } = object.metadata;
   const specDigest = labels?.[Label.specDigest];
@@ -30,6 +34,7 @@ export function observeObject(
     !owned && controller?.apiVersion === API_VERSION && controller.kind === jobKind && controller.name === job.name;
   return {
     kind,
+    ...(apiVersion !== undefined && { apiVersion }),
     name,
     uid,
     owned,
@@ -79,8 +84,15 @@ export function observePod(
     ...priorityOf(pod),
     ...(metadata.labels?.[Label.placeholder] === 'true' && { placeholder: true as const }),
     ...(gangSize !== null && gangSize > 0 && { gangSize }),
-    ...(spec.schedulingGroup === undefined && { ungrouped: true as const }),
+    podGroup: podGroupOf(pod),
   };
+}
+
+/** Others may have put the pod into a group of their own: KAI's podgrouper does, where the pod has its scheduler. */
+function podGroupOf({ metadata, spec }: PodObject): NonNullable<ObservedPod['podGroup']> {
+  if (spec.schedulingGroup !== undefined) return 'Native';
+  const reader = metadata.labels?.[Label.podGroup];
+  return reader === 'KAI' || reader === 'Volcano' ? reader : 'None';
 }
 
 /** `spec.priority` of a pod or a PodGroup: the API server's admission sets it from the PriorityClass. */

@@ -96,19 +96,21 @@ export async function runOperator(options: OperatorOptions, signal: AbortSignal)
 /** Runs the caches and the controllers until the signal aborts. */
 async function runParts(
   options: OperatorOptions,
-  { podGroupApi, servesWorkloads, servesRestartRules, nodesAndVolumes }: Cluster,
+  { podGroupApis, servesWorkloads, servesRestartRules, nodesAndVolumes }: Cluster,
   health: HealthServer,
   signal: AbortSignal,
 ): Promise<void> {
   const { client, metrics, log, environment, namespace, identity, election } = options;
   const onWatchError = (plural: string) => metrics.countWatchError(plural);
   log.info(
-    { podGroupApi, servesWorkloads, servesRestartRules, namespace },
-    podGroupApi === null ? 'the cluster serves no PodGroup: gangs start as plain pods' : 'gangs start by PodGroup',
+    { podGroupApis, servesWorkloads, servesRestartRules, namespace },
+    podGroupApis.Native === undefined
+      ? 'the cluster serves no PodGroup: gangs start as plain pods unless their jobs say otherwise'
+      : 'gangs start by PodGroup',
   );
 
   const enqueue: Enqueue = (kind, key) => controllers[kind].queue.add(key);
-  const caches = makeCaches({ client, namespace, log, onWatchError }, { podGroupApi, servesWorkloads });
+  const caches = makeCaches({ client, namespace, log, onWatchError }, { podGroupApis, servesWorkloads });
   const leadership = election ? Leadership.byElection(election.renewDeadlineSeconds) : Leadership.withoutElection();
   /** For all that acts. The caches read with the other one: they are filled before this replica is elected. */
   const leader = client.guardedBy(leadership);
@@ -146,7 +148,7 @@ async function runParts(
     events,
     poller,
     environment,
-    podGroupApi,
+    podGroupApis,
     servesRestartRules,
   };
   const makeController = (name: string, reconcile: Reconcile) =>
@@ -157,14 +159,20 @@ async function runParts(
   };
 
   registerWakeUps(caches, nodesAndVolumes, folders, enqueue);
-  // Kueue converts stored Workloads: while it is down, they may not be readable. Jobs without a queue go on.
-  const { Workload, ...needed } = caches;
+  // Kueue converts stored Workloads: while it is down, they may not be readable. Jobs without a queue go on. PodGroups
+  // of KAI Scheduler and Volcano are gone once these are uninstalled.
+  const { Workload, KaiPodGroup, VolcanoPodGroup, ...needed } = caches;
 
   await runManager(
     {
       client,
       caches: needed,
-      optionalCaches: { ...nodesAndVolumes.caches, ...(Workload && { Workload }) },
+      optionalCaches: {
+        ...nodesAndVolumes.caches,
+        ...(Workload && { Workload }),
+        ...(KaiPodGroup && { KaiPodGroup }),
+        ...(VolcanoPodGroup && { VolcanoPodGroup }),
+      },
       controllers: Object.values(controllers),
       events,
       metrics,

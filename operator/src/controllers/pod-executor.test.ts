@@ -36,7 +36,6 @@ test('a Workload that cannot be changed holds back no status, and is tried again
     client: { patch } as unknown as Client,
     caches: {},
     events: { emit: () => {} } as unknown as EventRecorder,
-    podGroupApi: null,
   });
   const status = { completionTime: '2026-01-01T00:00:00Z' };
   const plan = { actions: [patchOfWorkload], status, events: [], requeueAfterSeconds: 0 };

@@ -25,7 +25,7 @@ import { mergePatch } from '../runtime/merge-patch.ts';
 import type { KubernetesObject, Resource } from '../runtime/resource.ts';
 import { slowStart } from '../runtime/slow-start.ts';
 import { identityOf, observeObject } from './observe.ts';
-import { type JobObject, resourceOf, workloads } from './resources.ts';
+import { type CacheName, cacheOf, type JobObject, resourceOf, workloads } from './resources.ts';
 
 /**
  * A status that differs from the last one in counts, messages and the condition Admitted alone is written at most this
@@ -52,10 +52,8 @@ export interface ExecutorOptions {
   resource: Resource<JobObject>;
   client: Client;
   /** By kind, that of the job included. Gets the server's answer to each write, so that reads return it at once. */
-  caches: Partial<Record<ChildObject['kind'] | JobKind, Pick<Cache<KubernetesObject>, 'put'>>>;
+  caches: Partial<Record<CacheName | JobKind, Pick<Cache<KubernetesObject>, 'put'>>>;
   events: EventRecorder;
-  /** apiVersion of the PodGroup that the cluster serves; null: none. */
-  podGroupApi: string | null;
 }
 
 /** Why an object could not be created; input of the planner. */
@@ -163,7 +161,7 @@ export class Executor {
   }
 
   async #act(action: Action, job: JobIdentity, log: Logger): Promise<RejectedCreate | null> {
-    const { client, caches, podGroupApi, resource, kind } = this.#options;
+    const { client, caches, resource, kind } = this.#options;
     const { namespace } = job;
     switch (action.type) {
       case 'create':
@@ -171,16 +169,22 @@ export class Executor {
       case 'delete': {
         log.debug({ kind: action.kind, child: action.name, reason: action.reason }, 'delete');
         const answer = await ignoreMissing(
-          client.delete(resourceOf(action.kind, podGroupApi), namespace, action.name, action.uid, action.force && 0),
+          client.delete(
+            resourceOf(action.kind, action.apiVersion),
+            namespace,
+            action.name,
+            action.uid,
+            action.force && 0,
+          ),
         );
         // The answer to a forced deletion may still be the object, which is gone by then: it must not enter the cache.
-        if (isObject(answer) && !action.force) caches[action.kind]?.put(answer);
+        if (isObject(answer) && !action.force) caches[cacheOf(action.kind, action.apiVersion)]?.put(answer);
         return null;
       }
       case 'patch': {
         const { name, uid, spec, labels } = action;
         log.debug({ kind: action.kind, child: name, spec }, 'patch');
-        const answer = await client.patch(resourceOf(action.kind, podGroupApi), namespace, name, {
+        const answer = await client.patch(resourceOf(action.kind), namespace, name, {
           metadata: { uid, ...(labels && { labels }) },
           spec,
         });
@@ -218,16 +222,18 @@ export class Executor {
   }
 
   async #create(object: ChildObject, job: JobIdentity, log: Logger): Promise<RejectedCreate | null> {
-    const { client, caches, podGroupApi } = this.#options;
+    const { client, caches } = this.#options;
     const { kind } = object;
     const { name } = object.metadata;
-    const resource = resourceOf(kind, podGroupApi);
+    const apiVersion = kind === 'PodGroup' ? object.apiVersion : undefined;
+    const resource = resourceOf(kind, apiVersion);
+    const cache = caches[cacheOf(kind, apiVersion)];
     log.debug({ kind, child: name }, 'create');
     try {
       // Pods come from a podTemplate that no schema has checked. Without strict validation the server would silently
       // drop a misspelt field.
       const isStrict = kind === 'Pod';
-      caches[kind]?.put(await client.create(resource, job.namespace, object, isStrict));
+      cache?.put(await client.create(resource, job.namespace, object, isStrict));
       this.#failing.end(job.uid);
       return null;
     } catch (error) {
@@ -241,12 +247,12 @@ export class Executor {
     }
     // Created by an earlier reconcile, and not in the cache yet; or by another owner.
     const existing = await client.get(resource, job.namespace, name);
-    const observed = observeObject(kind, existing, job, this.#options.kind);
+    const observed = observeObject(kind, existing, job, this.#options.kind, apiVersion);
     if (!observed.owned) {
       this.#foreign.set(job.uid, [...(this.#foreign.get(job.uid) ?? []), observed]);
       return { foreign: observed };
     }
-    caches[kind]?.put(existing);
+    cache?.put(existing);
     return null;
   }
 
@@ -256,9 +262,9 @@ export class Executor {
     return this.#failing.lasts(uid);
   }
 
-  async #exists({ kind, name, uid }: ObservedObject, namespace: string): Promise<boolean> {
-    const { client, podGroupApi } = this.#options;
-    const found = await client.get(resourceOf(kind, podGroupApi), namespace, name).catch((error: unknown) => {
+  async #exists({ kind, apiVersion, name, uid }: ObservedObject, namespace: string): Promise<boolean> {
+    const { client } = this.#options;
+    const found = await client.get(resourceOf(kind, apiVersion), namespace, name).catch((error: unknown) => {
       if (!isApiError(error, 'NotFound')) throw error;
     });
     return found?.metadata.uid === uid;

@@ -33,7 +33,7 @@ test('a job with an unknown field is left alone while a newer operator may come,
     folders: { setStarting: () => {} },
     events: { emit: () => {} },
     environment: clusterEnvironment('registry.example/trainer:1'),
-    podGroupApi: null,
+    podGroupApis: {},
   } as unknown as ReconcilerOptions;
   const reconcile = faceTrainJobReconciler(options);
   for (const seconds of [0, 30, 89]) {

@@ -29,7 +29,12 @@ import { planFaceTrainJob } from '@facetrain/planner/facetrainjob/plan-facetrain
 import { invalidStatus, isOfNewerVersion, refusalMessage } from '@facetrain/planner/invalid-spec';
 import { eventsOf } from '@facetrain/planner/job-events';
 import { CONTAINER, type JobKind } from '@facetrain/planner/names';
-import type { ObservedFaceTrainJob, ObservedProgress, ObservedQuantizeJob } from '@facetrain/planner/observed';
+import type {
+  ObservedFaceTrainJob,
+  ObservedProgress,
+  ObservedQuantizeJob,
+  PodGroupApis,
+} from '@facetrain/planner/observed';
 import type { Plan } from '@facetrain/planner/plan';
 import { planQuantizeJob } from '@facetrain/planner/quantizejob/plan-quantizejob';
 import { Reason } from '@facetrain/planner/reasons';
@@ -61,8 +66,7 @@ export interface ReconcilerOptions {
   events: EventRecorder;
   poller: ProgressPoller;
   environment: Environment;
-  /** apiVersion of the PodGroup that the cluster serves; null: none. */
-  podGroupApi: string | null;
+  podGroupApis: PodGroupApis;
   servesRestartRules: boolean;
 }
 
@@ -108,7 +112,7 @@ export function quantizeJobReconciler(options: ReconcilerOptions): Reconcile {
 }
 
 export function faceTrainJobReconciler(options: ReconcilerOptions): Reconcile {
-  const { caches, poller, environment, podGroupApi, servesRestartRules } = options;
+  const { caches, poller, environment, podGroupApis, servesRestartRules } = options;
   return reconcilerOf(options, {
     kind: 'FaceTrainJob',
     resource: faceTrainJobs,
@@ -123,7 +127,7 @@ export function faceTrainJobReconciler(options: ReconcilerOptions): Reconcile {
         objects: child ? [...common.objects, child] : common.objects,
         spec,
         status,
-        podGroupApi,
+        podGroupApis,
         servesRestartRules,
         ...(rivals && { quotaRivals: rivals }),
         ...(spec.trainers.elastic && othersWaitForQuota(caches, job) && { othersWaitForQuota: true as const }),
@@ -137,9 +141,9 @@ export function faceTrainJobReconciler(options: ReconcilerOptions): Reconcile {
 }
 
 function reconcilerOf<Spec extends QueueSpec>(options: ReconcilerOptions, kindOptions: KindOptions<Spec>): Reconcile {
-  const { client, caches, nodesAndVolumes, folders, events, podGroupApi } = options;
+  const { client, caches, nodesAndVolumes, folders, events, podGroupApis } = options;
   const { kind, resource, parse, plan, forget } = kindOptions;
-  const executor = new Executor({ kind, resource, client, caches, events, podGroupApi });
+  const executor = new Executor({ kind, resource, client, caches, events });
   const killCauses = new KillCauses(client);
   const specs = new ParsedSpecs<Spec>(kind, (document, name) => refuseRelativePaths(parse(document, name), name));
   /** By the job's key: the uid of the job that was reconciled last. */
@@ -196,13 +200,17 @@ function reconcilerOf<Spec extends QueueSpec>(options: ReconcilerOptions, kindOp
   function observe(job: JobObject, { refused, foreign }: RejectedCreates, references: QueueReferences): ObservedJob {
     const identity = identityOf(job);
     const pods = podsOf(caches, nodesAndVolumes, identity);
-    const leftovers = leftoversOf(caches, identity, kind);
+    const leftovers = leftoversOf(caches, podGroupApis, identity, kind);
     const known = new Set(leftovers.map(({ uid }) => uid));
     return {
       common: {
         identity,
         pods: pods.map(({ observed }) => killCauses.explain(identity.uid, observed)),
-        objects: [...objectsOf(caches, identity, kind), ...leftovers, ...foreign.filter(({ uid }) => !known.has(uid))],
+        objects: [
+          ...objectsOf(caches, podGroupApis, identity, kind),
+          ...leftovers,
+          ...foreign.filter(({ uid }) => !known.has(uid)),
+        ],
         predecessorPods: predecessorsOf(caches, identity, kind),
         jobsBefore: folders.jobsBefore(kind, job),
         queue: observeQueue(caches, kind, job, references),

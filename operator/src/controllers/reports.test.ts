@@ -134,7 +134,7 @@ function statusAfter(rankZero: ObservedPod, reported?: Progress): FaceTrainJobSt
     status: { attempt: 0, startTime: '2026-01-01T00:00:00Z', attemptStartTime: '2026-01-01T00:00:00Z' },
     pods: [rankZero],
     objects: [],
-    podGroupApi: null,
+    podGroupApis: {},
     ...(reported && { progress: observedProgress(reported) }),
   };
   return planFaceTrainJob(observed, NOW, clusterEnvironment('image')).status;

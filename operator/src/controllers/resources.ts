@@ -1,8 +1,9 @@
 /** The kinds that the operator reads and writes, and the fields of them that it reads. */
 import { API_VERSION, type Condition } from '@facetrain/api';
 import type { JobStatus } from '@facetrain/planner/attempt';
+import { QUEUED_POD_GROUP_APIS } from '@facetrain/planner/facetrainjob/gang';
 import type { ChildObject } from '@facetrain/planner/objects';
-import type { Placement } from '@facetrain/planner/observed';
+import type { Placement, PodGroupReader } from '@facetrain/planner/observed';
 import { defineResource, type KubernetesObject, type Resource } from '../runtime/resource.ts';
 
 /** A job of either kind as the server has it. Its spec is not parsed yet; its status was written by the operator. */
@@ -113,7 +114,8 @@ export const workloadPriorityClasses = defineResource<KubernetesObject & { value
   'workloadpriorityclasses',
 );
 
-export function resourceOf(kind: ChildObject['kind'], podGroupApi: string | null): Resource {
+/** @param apiVersion of a PodGroup, a kind of several API groups */
+export function resourceOf(kind: ChildObject['kind'], apiVersion?: string): Resource {
   switch (kind) {
     case 'Pod':
       return pods;
@@ -128,7 +130,24 @@ export function resourceOf(kind: ChildObject['kind'], podGroupApi: string | null
     case 'Workload':
       return workloads;
     case 'PodGroup':
-      if (podGroupApi === null) throw new Error('a PodGroup was planned for a cluster that serves none');
-      return podGroups(podGroupApi);
+      if (apiVersion === undefined) throw new Error('a PodGroup was planned without its apiVersion');
+      return podGroups(apiVersion);
   }
+}
+
+/** Names of the caches of PodGroups, by who reads them. */
+export const POD_GROUP_CACHES = {
+  Native: 'PodGroup',
+  KAI: 'KaiPodGroup',
+  Volcano: 'VolcanoPodGroup',
+} as const satisfies Record<PodGroupReader, string>;
+
+/** Name of the cache with the children of a kind. */
+export type CacheName = ChildObject['kind'] | (typeof POD_GROUP_CACHES)[PodGroupReader];
+
+/** @param apiVersion as for resourceOf */
+export function cacheOf(kind: ChildObject['kind'], apiVersion?: string): CacheName {
+  if (kind !== 'PodGroup') return kind;
+  if (apiVersion === QUEUED_POD_GROUP_APIS.KAI) return POD_GROUP_CACHES.KAI;
+  return apiVersion === QUEUED_POD_GROUP_APIS.Volcano ? POD_GROUP_CACHES.Volcano : POD_GROUP_CACHES.Native;
 }

@@ -17,7 +17,7 @@ import { Reason } from '../reasons.ts';
 import type { QueuedGang } from '../workload.ts';
 import { trainerPlaces } from '../written-places.ts';
 import { quantizerData } from './child-quantizejob.ts';
-import { type Gang, podGroup } from './gang.ts';
+import { type Gang, gangConflict, joinGroup, podGroup } from './gang.ts';
 import { allStorage, type TrainerStorage, trainerConfig, trainerStorage } from './make-trainer-config.ts';
 import { nearOthers } from './topology.ts';
 
@@ -49,8 +49,15 @@ export function childrenOf(context: Attempt): Child[] {
       ? [{ kind: 'NetworkPolicy' as const, name: job.name, make: () => networkPolicy(job, spec) }]
       : []),
     { kind: 'ConfigMap', name, make: () => configMap(context, storage, digest) },
-    ...(gang.mode === 'native'
-      ? [{ kind: 'PodGroup' as const, name, make: () => podGroup(job, attempt, spec, gang.apiVersion) }]
+    ...(gang.mode === 'grouped'
+      ? [
+          {
+            kind: 'PodGroup' as const,
+            apiVersion: gang.apiVersion,
+            name,
+            make: () => podGroup(job, attempt, spec, gang),
+          },
+        ]
       : []),
     ...ranks.map((rank) => ({
       kind: 'Pod' as const,
@@ -79,12 +86,8 @@ export function queuedGang(context: Attempt): QueuedGang | null {
 
 /** Checks what the schema cannot check: what the cluster serves, and whether all of the pod template has an effect. */
 export function findConflict({ spec, gang, environment }: Attempt): Blocker | null {
-  if (gang.mode === 'unavailable')
-    return {
-      reason: Reason.gangUnavailable,
-      message: 'spec.gang.mode: Native; the cluster serves no scheduling.k8s.io PodGroup, so use Auto or None',
-    };
   return (
+    gangConflict(gang, spec) ??
     templateConflict('spec.trainers', spec.trainers, allStorage(trainerStorage(spec, environment))) ??
     // Before the training, not after days of it.
     (spec.quantize ? quantizerConflict(spec, spec.quantize, environment) : null)
@@ -237,9 +240,9 @@ function pod(
     annotations: meshAnnotations(trainers.rendezvousPort),
     container: { ...(number === 0 && serverOf(trainers)), ...(restartsTrainers && restartRules(spec, environment)) },
     network: { hostname: name, subdomain: job.name },
-    podGroup: gang.mode === 'native' ? gangName : undefined,
   };
-  return placed(nearOthers(makePod(parts, environment), spec), placement?.(number) ?? {});
+  const grouped = joinGroup(makePod(parts, environment), gang, gangName, spec);
+  return placed(nearOthers(grouped, spec), placement?.(number) ?? {});
 }
 
 /**
@@ -276,18 +279,16 @@ const MESH_LABELS = { 'security.istio.io/tlsMode': 'disabled' };
 /**
  * Pods that hold places for ranks that an elastic gang lacks (elastic.ts). Each asks the scheduler for what a trainer
  * asks for, and is then idle: it fetches nothing, runs no init container of the template but sidecars, and ends within
- * a second. It is in no PodGroup, which is that of the gang.
+ * a second. It is in no PodGroup of kube-scheduler, which is that of the gang. KAI Scheduler and Volcano place no pod
+ * without a group: there it is a member of the gang's beyond those that the group needs.
  */
 export function placeholdersOf(context: Attempt, ranks: number[]): Pod[] {
   const { job, attempt } = context;
   const storage = trainerStorage(context.spec, context.environment);
+  const isOfOtherScheduler = context.gang.mode === 'grouped' && context.gang.reader !== 'Native';
+  const gang: Gang = isOfOtherScheduler ? context.gang : { mode: 'none' };
   return ranks.map((rank) => {
-    const { metadata, spec, ...rest } = pod(
-      { ...context, gang: { mode: 'none' }, restartsTrainers: false },
-      storage,
-      '',
-      rank,
-    );
+    const { metadata, spec, ...rest } = pod({ ...context, gang, restartsTrainers: false }, storage, '', rank);
     const { [Label.specDigest]: _, ...labels } = metadata.labels;
     const { [Annotation.writesTo]: __, ...annotations } = metadata.annotations ?? {};
     const { initContainers = [], ...others } = spec;

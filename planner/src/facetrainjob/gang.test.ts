@@ -1,13 +1,15 @@
 import assert from 'node:assert/strict';
 import { describe, test } from 'node:test';
 import type { FaceTrainJobStatus } from '@facetrain/api';
-import type { ObservedFaceTrainJob, ObservedObject, ObservedPod } from '../observed.ts';
-import { after, at, makeJob, makePod } from '../testing/builders.ts';
+import type { Pod, PodGroup, QueuedPodGroup } from '../objects.ts';
+import type { ObservedFaceTrainJob, ObservedObject, ObservedPod, ObservedQueue, PodGroupApis } from '../observed.ts';
+import { after, at, makeCondition, makeJob, makeObservedWorkload, makePod } from '../testing/builders.ts';
 import { testEnvironment } from '../testing/test-environment.ts';
 import { planFaceTrainJob } from './plan-facetrainjob.ts';
 
 const STARTED: FaceTrainJobStatus = { observedGeneration: 1, attempt: 0, startTime: at(0), attemptStartTime: at(0) };
-const GROUP: ObservedObject = { kind: 'PodGroup', name: 'faces-0', uid: 'g', owned: true };
+const NATIVE = 'scheduling.k8s.io/v1beta1';
+const GROUP: ObservedObject = { kind: 'PodGroup', apiVersion: NATIVE, name: 'faces-0', uid: 'g', owned: true };
 const OBJECTS: ObservedObject[] = [
   ...(['Service', 'NetworkPolicy'] as const).map(
     (kind): ObservedObject => ({ kind, name: 'faces', uid: kind, owned: true }),
@@ -19,7 +21,7 @@ function plan(pods: ObservedPod[], observation: Partial<ObservedFaceTrainJob>, s
   return planFaceTrainJob(
     makeJob().observe(status, pods, {
       objects: [...OBJECTS, GROUP],
-      podGroupApi: 'scheduling.k8s.io/v1beta1',
+      podGroupApis: { Native: NATIVE },
       ...observation,
     }),
     after(100),
@@ -36,12 +38,172 @@ test('a missing PodGroup is created again', () => {
 });
 
 test('a gang that began as plain pods gets no PodGroup later, and its missing pods join none', () => {
-  const pods = [{ ...makePod(0).build(), ungrouped: true as const }];
+  const pods = [{ ...makePod(0).build(), podGroup: 'None' as const }];
   const { actions } = plan(pods, { objects: OBJECTS }, { observedGeneration: 1, attempt: 0 });
   const created = actions.map((action) => action.type === 'create' && action.object);
   assert.deepEqual(
     created.map((object) => object && [object.kind, object.kind === 'Pod' && object.spec.schedulingGroup]),
     [['Pod', undefined]],
+  );
+});
+
+const SERVED = { Native: NATIVE, KAI: 'scheduling.run.ai/v2alpha2', Volcano: 'scheduling.volcano.sh/v1beta1' };
+const NEW: FaceTrainJobStatus = { observedGeneration: 1, attempt: 0 };
+
+/** What is created for a job whose spec has these fields: PodGroups and pods, in a cluster that serves `served`. */
+function created(
+  fields: object,
+  served: PodGroupApis = SERVED,
+  { pods = [], trainers = {} }: { pods?: ObservedPod[]; trainers?: object } = {},
+) {
+  const job = makeJob().with(fields).trainers(trainers);
+  const queue: ObservedQueue = {
+    workloads: 'Listed',
+    prebuilt: 'facetrainjob-faces',
+    workload: makeObservedWorkload({ conditions: [makeCondition('QuotaReserved'), makeCondition('Admitted')] }),
+    flavors: {},
+  };
+  const { actions, status } = planFaceTrainJob(
+    job.observe(NEW, pods, { objects: OBJECTS, podGroupApis: served, ...('queue' in fields && { queue }) }),
+    after(100),
+    testEnvironment,
+  );
+  const objects = actions.flatMap((action) => (action.type === 'create' ? [action.object] : []));
+  return {
+    groups: objects.filter(({ kind }) => kind === 'PodGroup') as (PodGroup | QueuedPodGroup)[],
+    pods: objects.filter(({ kind }) => kind === 'Pod') as Pod[],
+    stalled: status.conditions?.find(({ type }) => type === 'Stalled'),
+  };
+}
+
+test('each mode has the PodGroup of its scheduler, and pods that are members of it', () => {
+  const member = { KAI: 'pod-group-name', Volcano: 'scheduling.k8s.io/group-name' };
+  const cases: Record<string, [object, string | null, string | undefined, PodGroupApis?]> = {
+    'Auto, where PodGroups are served': [{ gang: {} }, NATIVE, undefined],
+    'Auto, where only those of others are': [{ gang: {} }, null, undefined, { KAI: SERVED.KAI }],
+    Native: [{ gang: { mode: 'Native' } }, NATIVE, undefined],
+    None: [{ gang: { mode: 'None' } }, null, undefined],
+    Kueue: [{ gang: { mode: 'Kueue' }, queue: { name: 'team' } }, null, undefined],
+    KAI: [{ gang: { mode: 'KAI', queue: 'team' } }, SERVED.KAI, 'kai-scheduler'],
+    Volcano: [{ gang: { mode: 'Volcano' } }, SERVED.Volcano, 'volcano'],
+  };
+  for (const [name, [fields, wantGroup, wantScheduler, served]] of Object.entries(cases)) {
+    const { groups, pods } = created(fields, served);
+    assert.deepEqual(
+      groups.map(({ apiVersion, metadata }) => [apiVersion, metadata.name]),
+      wantGroup === null ? [] : [[wantGroup, 'faces-0']],
+      name,
+    );
+    assert.equal(pods.length, 2, name);
+    for (const { metadata, spec } of pods) {
+      const { annotations = {} } = metadata;
+      assert.deepEqual(
+        [spec.schedulerName, spec.schedulingGroup?.podGroupName, annotations[member.KAI], annotations[member.Volcano]],
+        [
+          wantScheduler,
+          wantGroup === NATIVE ? 'faces-0' : undefined,
+          name === 'KAI' ? 'faces-0' : undefined,
+          name === 'Volcano' ? 'faces-0' : undefined,
+        ],
+        name,
+      );
+      assert.equal(metadata.labels['facetrain.dev/pod-group'], name in member ? name : undefined);
+    }
+  }
+});
+
+test('a PodGroup of KAI or Volcano has size, queue and PriorityClass; the template may name another scheduler', () => {
+  const podTemplate = { spec: { priorityClassName: 'training', schedulerName: 'kai-shard' } };
+  const kai = created({ gang: { mode: 'KAI', queue: 'team' } }, SERVED, { trainers: { podTemplate } });
+  assert.deepEqual(kai.groups[0]!.spec, { minMember: 2, queue: 'team', priorityClassName: 'training' });
+  assert.partialDeepStrictEqual(kai.pods[0], {
+    metadata: {
+      labels: { 'kai.scheduler/queue': 'team' },
+      annotations: { 'kai.scheduler/skip-podgrouper': 'true' },
+    },
+    spec: { schedulerName: 'kai-shard' },
+  });
+  const [owner] = kai.groups[0]!.metadata.ownerReferences;
+  assert.partialDeepStrictEqual(owner, { kind: 'FaceTrainJob', name: 'faces', controller: true });
+  assert.deepEqual(created({ gang: { mode: 'Volcano' } }).groups[0]!.spec, { minMember: 2 });
+});
+
+test('of an elastic gang, minMember is what it can go on with, and placeholders are members', () => {
+  const elastic = { minReplicas: 2, maxReplicas: 4, scaleUpSeconds: 1 };
+  const trainers = { replicas: 3, elastic };
+  const fields = { gang: { mode: 'Volcano', queue: 'team' } };
+  assert.deepEqual(created(fields, SERVED, { trainers }).groups[0]!.spec, { minMember: 2, queue: 'team' });
+  const running = [0, 1].map((rank) => makePod(rank).running().with({ gangSize: 2, podGroup: 'Volcano' }).build());
+  const status: FaceTrainJobStatus = {
+    ...STARTED,
+    trainers: { desired: 2, active: 2, ready: 2, succeeded: 0, failed: 0 },
+    scaling: { replicas: 3, resizes: 0, failedGrowths: 0, history: [] },
+  };
+  const placeholders = planFaceTrainJob(
+    makeJob().with(fields).trainers(trainers).observe(status, running, { objects: OBJECTS, podGroupApis: SERVED }),
+    after(100),
+    testEnvironment,
+  ).actions.flatMap((action) => (action.type === 'create' && action.object.kind === 'Pod' ? [action.object] : []));
+  assert.partialDeepStrictEqual(placeholders, [
+    {
+      metadata: {
+        name: 'faces-0-2',
+        labels: { 'facetrain.dev/placeholder': 'true' },
+        annotations: { 'scheduling.k8s.io/group-name': 'faces-0' },
+      },
+      spec: { schedulerName: 'volcano' },
+    },
+  ]);
+});
+
+test('a scheduler whose PodGroups are not served is named, with what to install', () => {
+  const cases: Record<string, [object, RegExp]> = {
+    Native: [{ mode: 'Native' }, /^spec\.gang\.mode: Native; the cluster serves no scheduling\.k8s\.io PodGroup/],
+    KAI: [{ mode: 'KAI', queue: 'team' }, /^spec\.gang\.mode: KAI; .* scheduling\.run\.ai\/v2alpha2 .* 0\.15 or later/],
+    Volcano: [{ mode: 'Volcano' }, /^spec\.gang\.mode: Volcano; .* scheduling\.volcano\.sh\/v1beta1 .*install Volcano/],
+  };
+  for (const [name, [gang, want]] of Object.entries(cases)) {
+    const { stalled, pods, groups } = created({ gang }, {});
+    assert.equal(stalled?.reason, 'GangUnavailable', name);
+    assert.match(stalled.message, want);
+    assert.deepEqual([pods, groups], [[], []]);
+  }
+});
+
+test('a template that joins a group of its own is refused in the modes whose group is ours', () => {
+  const refusal = (gang: object, metadata: object) =>
+    created({ gang }, SERVED, { trainers: { podTemplate: { metadata } } }).stalled?.message;
+  const kai = { mode: 'KAI', queue: 'team' };
+  assert.match(refusal(kai, { annotations: { 'pod-group-name': 'mine' } })!, /annotations: pod-group-name is set by/);
+  assert.match(refusal(kai, { labels: { 'kai.scheduler/queue': 'mine' } })!, /labels: kai\.scheduler\/queue is set by/);
+  assert.match(
+    refusal({ mode: 'Volcano' }, { annotations: { 'scheduling.k8s.io/group-name': 'mine' } })!,
+    /group-name/,
+  );
+  assert.equal(refusal({ mode: 'None' }, { annotations: { 'pod-group-name': 'mine' } }), undefined);
+});
+
+test('an attempt goes on in the group in which it began, whatever the spec says since', () => {
+  const begun = (podGroup: ObservedPod['podGroup'], gang: object) => {
+    const pod = { ...makePod(0).build(), ...(podGroup && { podGroup }) };
+    const { pods, groups } = created({ gang }, SERVED, { pods: [pod] });
+    assert.equal(pods.length, 1);
+    const { annotations = {} } = pods[0]!.metadata;
+    const member = Object.keys(annotations).filter((name) => /group-name$/.test(name));
+    return [groups.map(({ apiVersion }) => apiVersion).join(), pods[0]!.spec.schedulingGroup?.podGroupName, ...member];
+  };
+  assert.deepEqual(begun('KAI', { mode: 'Volcano' }), [SERVED.KAI, undefined, 'pod-group-name']);
+  assert.deepEqual(begun('Native', { mode: 'KAI', queue: 'team' }), [NATIVE, 'faces-0']);
+  assert.deepEqual(begun('None', { mode: 'KAI', queue: 'team' }), ['', undefined]);
+  assert.deepEqual(begun(undefined, { mode: 'Native' }), [NATIVE, 'faces-0']);
+});
+
+test('PodGroups of former attempts are deleted in the API group in which they are', () => {
+  const group = { ...GROUP, apiVersion: SERVED.KAI };
+  const { actions } = plan([], { objects: [...OBJECTS, group], podGroupApis: SERVED }, { ...NEW, attempt: 1 });
+  assert.partialDeepStrictEqual(
+    actions.find((action) => action.type === 'delete' && action.kind === 'PodGroup'),
+    { name: 'faces-0', uid: 'g', apiVersion: SERVED.KAI },
   );
 });
 
@@ -65,7 +227,9 @@ describe('a PodGroup that a user deletes', () => {
 
 test('the PodGroup names the PriorityClass of the pod template, and no class if the template names none', () => {
   const groupOf = (podTemplate?: object) => {
-    const job = makeJob().trainers({ podTemplate }).observe({}, [], { podGroupApi: 'scheduling.k8s.io/v1beta1' });
+    const job = makeJob()
+      .trainers({ podTemplate })
+      .observe({}, [], { podGroupApis: { Native: NATIVE } });
     const created = planFaceTrainJob(job, after(100), testEnvironment).actions.flatMap((action) =>
       action.type === 'create' && action.object.kind === 'PodGroup' ? [action.object.spec] : [],
     );
@@ -132,7 +296,7 @@ test('the message about a refused pod says that the others wait for it', () => {
     message({}),
     'Pod faces-0-1: exceeded quota; 1 of 2 pods of the gang exist, and none of them starts before all do',
   );
-  assert.equal(message({ podGroupApi: null }), 'Pod faces-0-1: exceeded quota');
+  assert.equal(message({ podGroupApis: {} }), 'Pod faces-0-1: exceeded quota');
 });
 
 test('of an elastic gang, the message says so only while fewer than minReplicas exist', () => {
@@ -142,7 +306,7 @@ test('of an elastic gang, the message says so only while fewer than minReplicas 
     const job = makeJob().trainers({ replicas: 4, elastic: { minReplicas, maxReplicas: 4 } });
     const observed = job.observe({ observedGeneration: 1, attempt: 0, startTime: at(0) }, pods, {
       refused,
-      podGroupApi: 'scheduling.k8s.io/v1beta1',
+      podGroupApis: { Native: NATIVE },
     });
     const { conditions } = planFaceTrainJob(observed, after(1), testEnvironment).status;
     return conditions!.find(({ type }) => type === 'Stalled')!.message;

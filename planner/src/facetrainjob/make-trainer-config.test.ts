@@ -240,7 +240,7 @@ test('children of a job with the longest name and attempt number have valid host
     spec,
     attempt: 2 ** 31 - 1,
     size: 4096,
-    gang: { mode: 'native', apiVersion: 'v1' },
+    gang: { mode: 'grouped', reader: 'Native', apiVersion: 'v1' },
     environment: testEnvironment,
   };
   const children = childrenOf(attempt);

@@ -4,6 +4,7 @@ import { describe, test } from 'node:test';
 import { type Condition, FaceTrainJobStatus, QuantizeJobStatus } from '@facetrain/api';
 import fc from 'fast-check';
 import { isTrue } from '../conditions.ts';
+import type { PodGroupApis } from '../observed.ts';
 import { ConditionType } from '../reasons.ts';
 import { makeJob } from '../testing/builders.ts';
 import {
@@ -20,6 +21,12 @@ import { Simulator } from '../testing/simulator.ts';
 import { secondsSince } from '../time.ts';
 import { trainingDigest } from './gang-objects.ts';
 
+const POD_GROUP_APIS: Record<'None' | 'Native' | 'KAI', PodGroupApis> = {
+  None: {},
+  Native: { Native: 'scheduling.k8s.io/v1beta1' },
+  KAI: { Native: 'scheduling.k8s.io/v1beta1', KAI: 'scheduling.run.ai/v2alpha2' },
+};
+
 const jobs = (servesRestartRules: fc.Arbitrary<boolean>) =>
   fc
     .record({
@@ -29,17 +36,18 @@ const jobs = (servesRestartRules: fc.Arbitrary<boolean>) =>
       successPolicy: fc.constantFrom('AllRanks', 'RankZero'),
       cleanPodPolicy: fc.constantFrom('All', 'Running', 'None'),
       quantize: fc.boolean(),
-      podGroups: fc.boolean(),
+      reader: fc.constantFrom('None', 'Native', 'KAI'),
       servesRestartRules,
     })
-    .map(({ replicas, maxRestarts, windowSeconds, successPolicy, cleanPodPolicy, quantize, podGroups, ...served }) => {
+    .map(({ replicas, maxRestarts, windowSeconds, successPolicy, cleanPodPolicy, quantize, reader, ...served }) => {
       const builder = makeJob()
         .replicas(replicas)
         .with({ globalBatchSize: 60 * replicas, successPolicy, cleanPodPolicy })
+        .with(reader === 'KAI' ? { gang: { mode: 'KAI', queue: 'team' } } : {})
         .failurePolicy({ maxRestarts, windowSeconds });
       return {
         builder: quantize ? builder.quantized() : builder,
-        podGroupApi: podGroups ? 'scheduling.k8s.io/v1beta1' : null,
+        podGroupApis: POD_GROUP_APIS[reader],
         ...served,
       };
     });
@@ -56,7 +64,7 @@ const anyJob = fc.tuple(job, fc.boolean()).map(([given, isElastic]) => {
 const crash = fc.option(fc.integer({ min: 1, max: 8 }));
 const history = (events: fc.Arbitrary<ClusterEvent>) =>
   fc.array(fc.record({ event: events, crash }), { maxLength: 40 });
-type Given = { builder: ReturnType<typeof makeJob>; podGroupApi: string | null; servesRestartRules: boolean };
+type Given = { builder: ReturnType<typeof makeJob>; podGroupApis: PodGroupApis; servesRestartRules: boolean };
 
 const clusterFor = ({ builder, ...served }: Given, fenced = true) =>
   new Simulator(builder.observe({}, [], served), fenced);
@@ -152,7 +160,7 @@ describe('a gang whose trainers the kubelet starts again in their pods', () => {
         .replicas(replicas)
         .with({ globalBatchSize: 60 * replicas })
         .failurePolicy({ maxRestarts, windowSeconds: 3000 }),
-      podGroupApi: null,
+      podGroupApis: {},
       servesRestartRules: true,
     }));
 

@@ -25,6 +25,7 @@ const message = ({ status }: Plan<FaceTrainJobStatus>, type = 'Ready') =>
 
 const owned = (kind: ObservedObject['kind'], name: string): ObservedObject => ({
   kind,
+  ...(kind === 'PodGroup' && { apiVersion: 'scheduling.k8s.io/v1beta1' }),
   name,
   uid: `uid-${kind}-${name}`,
   owned: true,
@@ -76,12 +77,12 @@ describe('a new job', () => {
     'gets all objects of its gang in one plan': { job: makeJob(), want: all, wantPhase: 'Pending' },
     'with a PodGroup where the cluster serves it': {
       job: makeJob(),
-      observation: { podGroupApi: 'scheduling.k8s.io/v1beta1' },
+      observation: { podGroupApis: { Native: 'scheduling.k8s.io/v1beta1' } },
       want: [...all.slice(0, 3), 'create PodGroup/faces-0', ...all.slice(3)],
     },
     'without a PodGroup in gang mode None': {
       job: makeJob().with({ gang: { mode: 'None' } }),
-      observation: { podGroupApi: 'scheduling.k8s.io/v1beta1' },
+      observation: { podGroupApis: { Native: 'scheduling.k8s.io/v1beta1' } },
       want: all,
     },
     'without a NetworkPolicy if it is disabled': {
@@ -123,7 +124,7 @@ describe('a new job', () => {
   });
 
   test('the PodGroup has the size of the gang, and all pods belong to it', () => {
-    const { actions } = plan(makeJob().observe({}, [], { podGroupApi: 'scheduling.k8s.io/v1beta1' }));
+    const { actions } = plan(makeJob().observe({}, [], { podGroupApis: { Native: 'scheduling.k8s.io/v1beta1' } }));
     const objects = actions.flatMap((action) => (action.type === 'create' ? [action.object] : []));
     const group = objects.find(({ kind }) => kind === 'PodGroup');
     assert.partialDeepStrictEqual(group, {

@@ -67,14 +67,7 @@ import {
   secondsToResize,
   uselessPlaceholders,
 } from './elastic.ts';
-import {
-  beganAsPlainPods,
-  findDeletedPodGroup,
-  findPriorityMismatch,
-  type Gang,
-  gangOf,
-  missingPodsHint,
-} from './gang.ts';
+import { findDeletedPodGroup, findPriorityMismatch, gangOf, missingPodsHint } from './gang.ts';
 import {
   type Attempt,
   childrenOf,
@@ -188,10 +181,9 @@ function podGroupUnusable({ objects }: ObservedFaceTrainJob, view: JobView): Sta
 }
 
 function active(observed: ObservedFaceTrainJob, view: JobView, environment: Environment): Stage {
-  const { identity, spec, objects, refused, predecessorPods, jobsBefore = [], quotaRivals, podGroupApi } = observed;
+  const { identity, spec, objects, refused, predecessorPods, jobsBefore = [], quotaRivals, podGroupApis } = observed;
   const { queue } = observed;
-  const served = gangOf(spec, podGroupApi);
-  const gang: Gang = served.mode === 'native' && beganAsPlainPods(view) ? { mode: 'none' } : served;
+  const gang = gangOf(spec, podGroupApis, view);
   const placement = spec.queue && queue && ((number: number) => placementOf(queue, number));
   const attempt: Attempt = {
     job: identity,

@@ -21,7 +21,7 @@ function attemptOf(topology: object, spec: object = {}): Attempt {
     spec: job.spec,
     attempt: 3,
     size: 2,
-    gang: { mode: 'native', apiVersion: 'scheduling.k8s.io/v1beta1' },
+    gang: { mode: 'grouped', reader: 'Native', apiVersion: 'scheduling.k8s.io/v1beta1' },
     environment: testEnvironment,
   };
 }

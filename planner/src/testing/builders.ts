@@ -95,7 +95,7 @@ export class FaceTrainJobBuilder extends JobBuilder {
       status,
       pods,
       objects: [],
-      podGroupApi: null,
+      podGroupApis: {},
       ...observation,
     };
   }

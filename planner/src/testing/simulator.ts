@@ -60,7 +60,7 @@ export class Simulator {
   /** Every status of the FaceTrainJob that was written. */
   statuses: FaceTrainJobStatus[] = [];
   progress: ObservedProgress | undefined;
-  podGroupApi: string | null;
+  podGroupApis: ObservedFaceTrainJob['podGroupApis'];
   /** The cluster starts containers again by their rules. */
   servesRestartRules: boolean;
   /** Every action and every written status, in order. */
@@ -79,10 +79,10 @@ export class Simulator {
   private uids = 0;
 
   /** @param fenced whether the storage enforces that only the newest process writes */
-  constructor({ identity, spec, status, podGroupApi, servesRestartRules }: ObservedFaceTrainJob, fenced = true) {
+  constructor({ identity, spec, status, podGroupApis, servesRestartRules }: ObservedFaceTrainJob, fenced = true) {
     this.folder = new CheckpointFolder(fenced);
     this.trainJob = { identity, spec, status };
-    this.podGroupApi = podGroupApi;
+    this.podGroupApis = podGroupApis;
     this.servesRestartRules = servesRestartRules ?? false;
   }
 
@@ -218,7 +218,7 @@ export class Simulator {
   }
 
   observeTrainJob(): ObservedFaceTrainJob {
-    const { trainJob, quantizeJob, progress, podGroupApi, servesRestartRules } = this;
+    const { trainJob, quantizeJob, progress, podGroupApis, servesRestartRules } = this;
     return cloneExceptStatus({
       ...trainJob,
       ...this.childrenOf(trainJob.identity),
@@ -226,7 +226,7 @@ export class Simulator {
       ...(quantizeJob && { quantizeJob: { spec: { suspend: quantizeJob.spec.suspend }, status: quantizeJob.status } }),
       ...(this.refused && { refused: this.refused }),
       ...this.observeMore(),
-      podGroupApi,
+      podGroupApis,
       servesRestartRules,
     });
   }
@@ -305,6 +305,7 @@ export class Simulator {
     );
     this.objects.push({
       kind: object.kind,
+      ...(object.kind === 'PodGroup' && { apiVersion: object.apiVersion }),
       name,
       uid,
       owned: true,
