@@ -46,25 +46,27 @@ export const CheckpointStatistics = z.object({
     .describe('Checkpoints for which the memory did not suffice for a copy of the state, so that training waited.'),
 });
 
+/** What the programs of this release do. */
+export const ProgressStage = z.enum([
+  'Preflight',
+  'Rendezvous',
+  'Loading',
+  'Training',
+  'Evaluating',
+  'Checkpointing',
+  'Exporting',
+  'Equalizing',
+  'Searching',
+  'Comparing',
+  'Publishing',
+  'Done',
+]);
+export type ProgressStage = z.infer<typeof ProgressStage>;
+
 export const Progress = z.object({
   schemaVersion: z.literal(1),
   job: z.object({ name: z.string().max(253), uid: z.string().max(253), attempt: z.int().min(0) }),
-  stage: z
-    .enum([
-      'Preflight',
-      'Rendezvous',
-      'Loading',
-      'Training',
-      'Evaluating',
-      'Checkpointing',
-      'Exporting',
-      'Equalizing',
-      'Searching',
-      'Comparing',
-      'Publishing',
-      'Done',
-    ])
-    .describe('What the program does now.'),
+  stage: z.string().max(64).describe('What the program does now: a ProgressStage, or one of a later release.'),
   step: z.int().min(0).describe('Training steps done; in the quantizer, layers searched.'),
   totalSteps: z.int().min(0).describe('0 while the number is unknown.'),
   epoch: z.number().min(0).describe('Epochs done, with their fraction; 0 in the quantizer.'),
@@ -103,7 +105,7 @@ export const Progress = z.object({
 export type Progress = z.infer<typeof Progress>;
 
 /** Of a program that has not done any work yet. */
-export function progressAtStart(job: Progress['job'], stage: Progress['stage']): Progress {
+export function progressAtStart(job: Progress['job'], stage: ProgressStage): Progress {
   return {
     schemaVersion: 1,
     job,

@@ -256,6 +256,11 @@ export interface ObservedFaceTrainJob {
   /** A ResourceQuota of the namespace refuses pods of another job. */
   othersWaitForQuota?: true;
   progress?: ObservedProgress;
+  /**
+   * Since when the executor has looked for progress of the trainers that run now, and whether they answer what it
+   * cannot read: an image of another release. Absent: for as long as they run.
+   */
+  progressWatch?: { since: string; isUnreadable: boolean };
   /** The QuantizeJob of this job, if it exists. */
   quantizeJob?: { spec: { suspend: boolean }; status: QuantizeJobStatus };
   /** The apiVersions of the PodGroups that the cluster serves, by who reads them. */

@@ -308,6 +308,35 @@ const createEvent = (
     },
   });
 
+test('an image of another release: no progress is read, no hang is found, and its refusal is shown', async (t) => {
+  const ns = await open(t, 'releases', { progressSeconds: 0.1 });
+  const later = { ...progressAtStart({ name: 'faces', uid: '', attempt: 0 }, 'Training'), schemaVersion: 2 };
+  const { rank, port } = await serveProgress(t, later as unknown as Progress);
+  await ns.applyFaceTrainJob('faces', {
+    trainers: { replicas: 1, progressPort: port },
+    progressDeadlineSeconds: 3,
+  });
+  await ns.waitForPods('faces-0-0');
+  await ns.setPodStatus('faces-0-0', 'Running', { podIP: '127.0.0.1' });
+  await ns.waitForPhase('faces', 'Running');
+  await eventually(async () => {
+    const { items } = await plane.client.list(events, 'releases', {});
+    const [event] = items!.filter(({ reason }) => reason === 'InvalidProgress');
+    assert.match(event!.note!, /with no progress of this release, .* no hang is noticed: schemaVersion: .*expected 1/);
+  });
+  // Rank 0 is asked at 0.1, 0.2, 0.4, … s: this is well beyond the deadline.
+  await eventually(() => assert(rank.requests >= 7));
+  const { phase, attempt, restarts } = await ns.statusOf('faces');
+  assert.deepEqual([phase, attempt, restarts], ['Running', 0, undefined]);
+
+  const words =
+    '/etc/facetrain/config.json: loss.teacher: unknown field; fields here are margin, scale\n' +
+    'This image is older than what wrote the file: use an image of the same release, or leave the field out of the job';
+  await ns.setPodStatus('faces-0-0', 'Failed', { exitCode: 2, message: { code: 'InvalidConfig', message: words } });
+  await ns.waitForPhase('faces', 'Failed');
+  assert.match((await ns.conditionText('faces', 'Ready'))!, /^InvalidConfig: .*use an image of the same release/s);
+});
+
 test('why a pod cannot start is reported from the events about it, until the pod runs', async (t) => {
   const ns = await open(t, 'mounts');
   await ns.applyFaceTrainJob('faces', {

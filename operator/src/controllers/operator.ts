@@ -133,8 +133,8 @@ async function runParts(
           reason: Reason.invalidProgress,
           action: 'Poll',
           message:
-            `rank 0 of attempt ${attempt} answered ${PROGRESS_PATH} with no progress, ` +
-            `so none is shown: ${problem}`,
+            `rank 0 of attempt ${attempt} answered ${PROGRESS_PATH} with no progress of this release, ` +
+            `so none is shown, and no hang is noticed: ${problem}`,
         },
       ),
   });

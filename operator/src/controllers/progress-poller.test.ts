@@ -83,7 +83,7 @@ for (const [name, { answer, want }] of Object.entries(invalid))
     assert.match(seen.problems[0]!, /^n\/faces 0: /);
     assert.match(seen.problems[0]!, want);
     assert(seen.problems[0]!.length < 400);
-    assert.equal(poller.latest('n/faces'), undefined);
+    assert.equal(poller.stateOf('n/faces')?.latest, undefined);
     assert.equal(seen.changes, 0);
   });
 
@@ -92,7 +92,7 @@ test('of many jobs that all answer, none is left out', async (t) => {
   const keys = Array.from({ length: 200 }, (_, index) => `n/job-${index}`);
   for (const key of keys) poller.setTarget(key, { uid: 'u', attempt: 0, url });
   await eventually(async () => {
-    const silent = keys.filter((key) => poller.latest(key) === undefined);
+    const silent = keys.filter((key) => poller.stateOf(key)?.latest === undefined);
     assert.deepEqual(silent, []);
   });
 });
@@ -114,7 +114,7 @@ test('the next attempt is reported anew, and a valid answer is kept', async (t) 
   poller.setTarget('n/faces', { uid: 'u', attempt: 1, url });
   await eventually(() => assert.equal(seen.problems.length, 2));
   text = JSON.stringify({ ...VALID, job: { ...VALID.job, attempt: 1 } });
-  await eventually(() => assert.equal(poller.latest('n/faces')?.step, 4));
+  await eventually(() => assert.equal(poller.stateOf('n/faces')?.latest?.step, 4));
   assert.equal(seen.changes, 1);
 });
 
@@ -125,16 +125,16 @@ test('an answer of the program before the present one is dropped, also one that 
     else held.push(response);
   });
   poller.setTarget('n/faces', { uid: 'u', attempt: 0, start: 0, url });
-  await eventually(() => assert.equal(poller.latest('n/faces')?.step, 4));
+  await eventually(() => assert.equal(poller.stateOf('n/faces')?.latest?.step, 4));
   await eventually(() => assert.equal(held.length, 1));
   poller.setTarget('n/faces', { uid: 'u', attempt: 0, start: 1, url });
-  assert.equal(poller.latest('n/faces'), undefined);
+  assert.equal(poller.stateOf('n/faces')?.latest, undefined);
   held[0]!.end(JSON.stringify(VALID));
   // The next request begins when this answer has been read.
   await eventually(() => assert.equal(held.length, 2));
-  assert.equal(poller.latest('n/faces'), undefined);
+  assert.equal(poller.stateOf('n/faces')?.latest, undefined);
   held[1]!.end(JSON.stringify({ ...VALID, step: 2 }));
-  await eventually(() => assert.equal(poller.latest('n/faces')?.step, 2));
+  await eventually(() => assert.equal(poller.stateOf('n/faces')?.latest?.step, 2));
 });
 
 test('many ranks that answer byte by byte, or never, do not delay another job, nor the end', async (t) => {
@@ -151,7 +151,7 @@ test('many ranks that answer byte by byte, or never, do not delay another job, n
     response.end(JSON.stringify({ ...VALID, step: count, activity: count })),
   );
   poller.setTarget('n/faces', { uid: 'u', attempt: 0, url: healthy.url });
-  await eventually(() => assert((poller.latest('n/faces')?.step ?? 0) >= 10));
+  await eventually(() => assert((poller.stateOf('n/faces')?.latest?.step ?? 0) >= 10));
   const before = performance.now();
   stop.abort();
   await running;

@@ -2,9 +2,9 @@
  * Polls rank 0 of each running gang for its progress, and keeps the latest answer. The operator pulls because the pods
  * have no credentials to write progress anywhere. A job is reconciled when an answer differs from the one before.
  *
- * Any image may answer. So the size and the time of an answer are bounded, no redirect is followed, what is not a
- * Progress is reported once for each start, and a rank that gives no answer is asked less and less often, so that it
- * does not delay those of other jobs.
+ * Any image may answer, also one of another release. So the size and the time of an answer are bounded, no redirect is
+ * followed, what is not a Progress is reported once for each start, and a rank that gives no answer is asked less and
+ * less often, so that it does not delay those of other jobs.
  */
 import { setTimeout as delay } from 'node:timers/promises';
 import { MAX_PROGRESS_BYTES, Progress } from '@facetrain/api';
@@ -23,8 +23,17 @@ export interface ProgressTarget {
   url: string | null;
 }
 
-interface Entry extends ProgressTarget {
+/** What is known about the progress of a job. */
+export interface PolledProgress {
+  /** The latest answer; undefined before the first. */
   latest?: ObservedProgress;
+  /** Since when this operator has looked at this start of rank 0. */
+  watchedSince: Date;
+  /** Rank 0 answers, and not with what this release reads. */
+  isUnreadable: boolean;
+}
+
+interface Entry extends ProgressTarget, PolledProgress {
   /** An invalid answer was reported. */
   isReported?: boolean;
   /** Requests without a valid answer since the last one that had it. */
@@ -74,12 +83,12 @@ export class ProgressPoller {
     const { uid, attempt, start, url } = target;
     if (before?.uid === uid && before.attempt === attempt && before.start === start) {
       if (before.url !== url) Object.assign(before, { url, failures: 0, nextAt: 0 });
-    } else this.#entries.set(key, { ...target, failures: 0, nextAt: 0 });
+    } else this.#entries.set(key, { ...target, watchedSince: new Date(), isUnreadable: false, failures: 0, nextAt: 0 });
   }
 
-  /** The latest answer of the job's target; undefined before the first. */
-  latest(key: string): ObservedProgress | undefined {
-    return this.#entries.get(key)?.latest;
+  /** About the job's target; undefined for a job without one. */
+  stateOf(key: string): PolledProgress | undefined {
+    return this.#entries.get(key);
   }
 
   forget(key: string): void {
@@ -134,6 +143,7 @@ export class ProgressPoller {
     try {
       const progress = await ask(entry.url!, agent, signal);
       entry.failures = 0;
+      entry.isUnreadable = false;
       // The address may belong to another pod by now.
       if (progress.job.uid !== entry.uid || progress.job.attempt !== entry.attempt) return;
       const isNew = entry.latest?.activity !== progress.activity || entry.latest.step !== progress.step;
@@ -143,7 +153,9 @@ export class ProgressPoller {
       log.debug({ err: error, job: key }, 'no progress from rank 0');
       const wait = Math.min(everyMilliseconds * 2 ** entry.failures++, MAX_WAIT_MILLISECONDS);
       entry.nextAt = performance.now() + wait;
-      if (!(error instanceof InvalidAnswer) || entry.isReported || this.#entries.get(key) !== entry) return;
+      if (!(error instanceof InvalidAnswer) || this.#entries.get(key) !== entry) return;
+      entry.isUnreadable = true;
+      if (entry.isReported) return;
       entry.isReported = true;
       const { uid, attempt, url } = entry;
       onInvalid(key, { uid, attempt, url }, error.message.slice(0, MAX_PROBLEM));

@@ -29,15 +29,11 @@ import { planFaceTrainJob } from '@facetrain/planner/facetrainjob/plan-facetrain
 import { invalidStatus, isOfNewerVersion, refusalMessage } from '@facetrain/planner/invalid-spec';
 import { eventsOf } from '@facetrain/planner/job-events';
 import { CONTAINER, type JobKind } from '@facetrain/planner/names';
-import type {
-  ObservedFaceTrainJob,
-  ObservedProgress,
-  ObservedQuantizeJob,
-  PodGroupApis,
-} from '@facetrain/planner/observed';
+import type { ObservedFaceTrainJob, ObservedQuantizeJob, PodGroupApis } from '@facetrain/planner/observed';
 import type { Plan } from '@facetrain/planner/plan';
 import { planQuantizeJob } from '@facetrain/planner/quantizejob/plan-quantizejob';
 import { Reason } from '@facetrain/planner/reasons';
+import { timestamp } from '@facetrain/planner/time';
 import { isApiError } from '../runtime/api-error.ts';
 import type { Client } from '../runtime/client.ts';
 import type { Reconcile } from '../runtime/controller.ts';
@@ -119,7 +115,7 @@ export function faceTrainJobReconciler(options: ReconcilerOptions): Reconcile {
     parse: (document, name) => parseDocument(FaceTrainJob, document, name, 'InvalidManifest'),
     plan(job, spec, { common, rankZero }, now) {
       const status = (job.status ?? {}) as FaceTrainJobStatus;
-      const progress = pollProgress(poller, job, rankZero, spec.trainers.progressPort);
+      const polled = pollProgress(poller, job, rankZero, spec.trainers.progressPort);
       const { child, quantizeJob } = observeQuantizeJob(caches, job);
       const rivals = quotaRivals(caches, job, now);
       const observed = {
@@ -131,7 +127,7 @@ export function faceTrainJobReconciler(options: ReconcilerOptions): Reconcile {
         servesRestartRules,
         ...(rivals && { quotaRivals: rivals }),
         ...(spec.trainers.elastic && othersWaitForQuota(caches, job) && { othersWaitForQuota: true as const }),
-        ...(progress && { progress }),
+        ...polled,
         ...(quantizeJob && { quantizeJob }),
       };
       return planFaceTrainJob(observed, now, environment);
@@ -251,7 +247,7 @@ function reconcilerOf<Spec extends QueueSpec>(options: ReconcilerOptions, kindOp
 
 /**
  * Makes the poller request progress from rank 0 of the job's attempt.
- * @returns the latest progress since the last restart that is counted: what the trainers did before it, the status
+ * @returns with the latest progress since the last restart that is counted: what the trainers did before it, the status
  *   would take for a sign that they work again
  */
 function pollProgress(
@@ -259,7 +255,7 @@ function pollProgress(
   job: JobObject,
   rankZero: PodObject | undefined,
   port: number,
-): ObservedProgress | undefined {
+): Pick<ObservedFaceTrainJob, 'progress' | 'progressWatch'> {
   const key = keyOf(job);
   const start = rankZero?.status?.containerStatuses?.find(({ name }) => name === CONTAINER)?.restartCount ?? 0;
   poller.setTarget(key, {
@@ -269,7 +265,11 @@ function pollProgress(
     url: rankZero ? progressUrl(rankZero, port) : null,
   });
   const { trainers } = (job.status ?? {}) as FaceTrainJobStatus;
-  return start < (trainers?.containerRestarts ?? 0) ? undefined : poller.latest(key);
+  const { latest, watchedSince, isUnreadable } = poller.stateOf(key)!;
+  return {
+    progressWatch: { since: timestamp(watchedSince), isUnreadable },
+    ...(latest && start >= (trainers?.containerRestarts ?? 0) && { progress: latest }),
+  };
 }
 
 /** Link-local addresses (RFC 3927, RFC 4291): no pod has one, and clouds serve the credentials of a node there. */

@@ -1,7 +1,7 @@
 import assert from 'node:assert/strict';
 import { describe, test } from 'node:test';
 import type { FaceTrainJobStatus } from '@facetrain/api';
-import type { ObservedObject, ObservedProgress } from '../observed.ts';
+import type { ObservedFaceTrainJob, ObservedObject, ObservedProgress } from '../observed.ts';
 import type { Plan } from '../plan.ts';
 import { after, at, type FaceTrainJobBuilder, makeJob, makePod } from '../testing/builders.ts';
 import { testEnvironment } from '../testing/test-environment.ts';
@@ -35,9 +35,14 @@ function plan(
   seconds: number,
   job: FaceTrainJobBuilder = makeJob(),
   pods = PODS,
+  watch?: ObservedFaceTrainJob['progressWatch'],
 ): Plan<FaceTrainJobStatus> {
   return planFaceTrainJob(
-    job.observe(status, pods, { objects: OBJECTS, ...(observed && { progress: observed }) }),
+    job.observe(status, pods, {
+      objects: OBJECTS,
+      ...(observed && { progress: observed }),
+      ...(watch && { progressWatch: watch }),
+    }),
     after(seconds),
     testEnvironment,
   );
@@ -231,6 +236,7 @@ describe('a hang', () => {
       status: FaceTrainJobStatus;
       observed?: ObservedProgress;
       at: number;
+      watch?: ObservedFaceTrainJob['progressWatch'];
       pods?: typeof PODS;
       want: 'continues' | 'restarts';
       wantRequeue?: number;
@@ -252,6 +258,32 @@ describe('a hang', () => {
       want: 'continues',
     },
     'is detected in a gang that never reported progress': { status: RUNNING, at: 310, want: 'restarts' },
+    'is not detected when an operator comes back that was away for longer, before the gang has answered': {
+      status: AT_100,
+      watch: { since: at(2000), isUnreadable: false },
+      at: 2001,
+      want: 'continues',
+      wantRequeue: 299,
+    },
+    'is detected when the answer is that nothing has moved meanwhile': {
+      status: AT_100,
+      watch: { since: at(2000), isUnreadable: false },
+      observed: still,
+      at: 2001,
+      want: 'restarts',
+    },
+    'is detected when no answer comes for as long': {
+      status: AT_100,
+      watch: { since: at(2000), isUnreadable: false },
+      at: 2300,
+      want: 'restarts',
+    },
+    'is not detected while the answers cannot be read': {
+      status: RUNNING,
+      watch: { since: at(0), isUnreadable: true },
+      at: 9999,
+      want: 'continues',
+    },
     'is not detected while pods wait to be scheduled': {
       status: STARTED,
       at: 9999,
@@ -259,9 +291,9 @@ describe('a hang', () => {
       want: 'continues',
     },
   };
-  for (const [name, { status, observed, at: seconds, pods, want, wantRequeue }] of Object.entries(cases)) {
+  for (const [name, { status, observed, watch, at: seconds, pods, want, wantRequeue }] of Object.entries(cases)) {
     test(name, () => {
-      const result = plan(status, observed, seconds, job, pods);
+      const result = plan(status, observed, seconds, job, pods, watch);
       assert.equal(result.status.attempt, want === 'restarts' ? 1 : 0);
       if (want === 'restarts')
         assert.partialDeepStrictEqual(result.status.restarts, { count: 1, lastReason: 'ProgressDeadlineExceeded' });

@@ -196,10 +196,15 @@ export const secondsToHang = (stage: Stage, observed: ObservedFaceTrainJob, view
 /**
  * The time counts from when all ranks are ready: waiting to be scheduled is not a hang. While a node does not answer,
  * nodeLostSeconds decides how long its gang may stand still, and the restart that follows is no fault of the training.
+ *
+ * Before the first answer, the time does not count in which nobody has asked: an operator that was away for longer
+ * would restart every gang when it comes back. What answers and cannot be read is alive: the liveness probe looks after
+ * it.
  */
-function secondsBeforeHang({ progress: observed, spec, status }: ObservedFaceTrainJob, view: JobView): number | null {
+function secondsBeforeHang(job: ObservedFaceTrainJob, view: JobView): number | null {
+  const { progress: observed, progressWatch: watch, spec, status } = job;
   const { progress, conditions } = status;
-  if (view.startedAt === undefined || hasSilentNode(view)) return null;
+  if (view.startedAt === undefined || hasSilentNode(view) || watch?.isUnreadable) return null;
   if (observed?.attempt === view.attempt && hasMoved(observed, progress, view.startedAt))
     return spec.progressDeadlineSeconds;
   const ready = findCondition(conditions, ConditionType.podsReady);
@@ -209,6 +214,10 @@ function secondsBeforeHang({ progress: observed, spec, status }: ObservedFaceTra
   if (seen === undefined) return null;
   // Trainers that were started again in their pods have their time anew.
   const restarted = view.restartsInPlace > 0 ? status.restarts?.lastTime : undefined;
-  const since = restarted !== undefined && restarted > seen ? restarted : seen;
+  const asked = observed?.attempt === view.attempt ? undefined : watch?.since;
+  const since = [restarted, asked].reduce<string>(
+    (last, time) => (time !== undefined && time > last ? time : last),
+    seen,
+  );
   return spec.progressDeadlineSeconds - secondsSince(since, view.now);
 }

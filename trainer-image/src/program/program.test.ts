@@ -71,6 +71,10 @@ test('a refused configuration names the field’s path, the value found and what
       /config.json: 2 fields are wrong; .*\n {2}epochs: -1; must be at least 1\n {2}seed: missing/,
     ],
     [7, /config.json: 7; must be an object/],
+    [
+      { ...good, schemaVersion: 2 },
+      /config.json: schemaVersion: 2; must be one of 1\n.* of another release than this image: use an image of/,
+    ],
   ];
   for (const [content, message] of cases) {
     const error = await refusal(read(content));
@@ -79,6 +83,22 @@ test('a refused configuration names the field’s path, the value found and what
   }
   assert.match((await refusal(readConfig(undefined, TrainerConfig))).message, /FACETRAIN_CONFIG: not set/);
   assert.match((await refusal(readConfig(join(folder, 'none.json'), TrainerConfig))).message, /none.json: .*ENOENT/);
+});
+
+test('progress has all that an operator of release 0.1 reads, of the same types', async () => {
+  const fixture = join(import.meta.dirname, '..', '..', '..', 'api', 'src', 'testing', 'release-0.1.json');
+  const { training } = JSON.parse(await readFile(fixture, 'utf8')) as {
+    training: { progress: Record<string, unknown> };
+  };
+  const { current } = createBoard(job, 'Training');
+  const typeOf = (value: unknown) => (Array.isArray(value) ? 'array' : typeof value);
+  const known = current as unknown as Record<string, unknown>;
+  for (const [field, value] of Object.entries(training.progress)) {
+    if (value === null) continue;
+    assert(field in known, field);
+    assert(known[field] === null || typeOf(known[field]) === typeOf(value), field);
+  }
+  assert.equal(current.schemaVersion, training.progress.schemaVersion);
 });
 
 test('ranks from torchrun’s environment variables', async () => {

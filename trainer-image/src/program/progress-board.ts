@@ -1,5 +1,5 @@
 /** The progress board: the current Progress, and the time of the last activity. Modes write it, the server reads it. */
-import { type Progress, progressAtStart, type StageSeconds, stepStages } from '@facetrain/api';
+import { type Progress, type ProgressStage, progressAtStart, type StageSeconds, stepStages } from '@facetrain/api';
 import type { ProgressBoard } from './program.ts';
 
 export interface Board extends ProgressBoard {
@@ -12,7 +12,7 @@ export interface Board extends ProgressBoard {
 /** @param now a monotonic clock, in milliseconds */
 export function createBoard(
   job: Progress['job'],
-  stage: Progress['stage'],
+  stage: ProgressStage,
   now: () => number = () => performance.now(),
 ): Board {
   let lastActivity = now();

@@ -1,5 +1,5 @@
 /** The progress board as Prometheus metrics. Every scrape reads the board. */
-import { Progress, stepStages } from '@facetrain/api';
+import { type Progress, ProgressStage, stepStages } from '@facetrain/api';
 import { Counter, collectDefaultMetrics, Gauge, Registry } from 'prom-client';
 import type { Board } from './progress-board.ts';
 
@@ -71,7 +71,7 @@ export function createMetrics(board: Board): Registry {
     labelNames: ['stage'],
     registers,
     collect() {
-      for (const stage of Progress.shape.stage.options) this.set({ stage }, board.current.stage === stage ? 1 : 0);
+      for (const stage of ProgressStage.options) this.set({ stage }, board.current.stage === stage ? 1 : 0);
     },
   });
   new Gauge({

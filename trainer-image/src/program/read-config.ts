@@ -7,7 +7,7 @@ function refused(subject: string, found: string, allowed: string, cause?: unknow
   return new FacetrainError({ code: 'InvalidConfig', subject, found, allowed, cause });
 }
 
-const SAME_RELEASE = 'use an image of the same release, or leave the field out of the job';
+const SAME_RELEASE = 'use an image of the same release';
 
 /** @throws FacetrainError InvalidConfig, naming the file and the field */
 export async function readConfig<T extends z.ZodType>(path: string | undefined, schema: T): Promise<z.output<T>> {
@@ -27,9 +27,13 @@ export async function readConfig<T extends z.ZodType>(path: string | undefined, 
   try {
     return parseDocument(schema, value, path, 'InvalidConfig');
   } catch (error) {
-    if (!(error instanceof FacetrainError) || !error.message.includes('unknown field')) throw error;
-    // An operator leaves out what is a default: only a job that uses such a field comes here.
+    if (!(error instanceof FacetrainError)) throw error;
+    // An operator writes what its own release reads, and leaves out what is a default: only a job that uses a field, or
+    // a value, of a later release comes here, or one of a release with another file.
+    const hint = error.message.includes('unknown field')
+      ? `This image is older than what wrote the file: ${SAME_RELEASE}, or leave the field out of the job`
+      : `If an operator wrote the file, it is of another release than this image: ${SAME_RELEASE}`;
     const { subject, found, allowed } = error;
-    throw refused(subject, found, `${allowed}\nThis image is older than what wrote the file: ${SAME_RELEASE}`, error);
+    throw refused(subject, found, `${allowed}\n${hint}`, error);
   }
 }

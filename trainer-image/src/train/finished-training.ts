@@ -4,6 +4,7 @@
  */
 import { isDeepStrictEqual } from 'node:util';
 import { OUTPUT, type Progress, type TrainerConfig, TrainReport } from '@facetrain/api';
+import type { ProgressChange } from '../program/program.ts';
 import type { OutputPlace } from '../storage/output-place.ts';
 
 /**
@@ -24,10 +25,7 @@ export async function finishedTraining(output: OutputPlace, config: TrainerConfi
  * The progress of a training at its end, from its report.
  * @param checkpoint the newest one, if it is still there
  */
-export function finalProgress(
-  report: TrainReport,
-  checkpoint: Progress['checkpoint'],
-): Omit<Progress, 'schemaVersion' | 'job' | 'activity'> {
+export function finalProgress(report: TrainReport, checkpoint: Progress['checkpoint']): ProgressChange {
   const newest = new Map(report.evaluations.map((result) => [result.set, result]));
   return {
     stage: 'Done',
