@@ -42,6 +42,8 @@ class World {
   quota: number;
   readonly fields: object;
   seconds = 0;
+  /** Trainers that have failed. */
+  failures = 0;
   #version = 0;
 
   constructor(replicas: number, quota: number, fields: object = {}) {
@@ -111,8 +113,17 @@ class World {
   }
   /** The kubelet starts pods, and ends those that are being deleted. */
   kubelet(): void {
-    this.pods = this.pods.flatMap((pod): ObservedPod[] =>
-      pod.deleting ? [] : [{ ...pod, phase: 'Running', ready: true, node: 'n' }],
+    this.pods = this.pods.flatMap((pod): ObservedPod[] => {
+      if (pod.deleting) return [];
+      return [pod.phase === 'Failed' ? pod : { ...pod, phase: 'Running', ready: true, node: 'n' }];
+    });
+  }
+  /** A trainer fails: of the newest attempt the one with this rank. */
+  fail(rank: number): void {
+    const pod = this.trainers.findLast((each) => each.rank === rank)!;
+    this.failures++;
+    this.pods = this.pods.map((each) =>
+      each === pod ? { ...each, phase: 'Failed', ready: false, exitCode: 1, finishedAt: at(this.seconds) } : each,
     );
   }
 
@@ -207,8 +218,9 @@ class World {
   }
 
   check(): void {
-    assert(this.pods.length <= this.held, `${this.pods.length} pods are alive with quota for ${this.held}`);
-    assert.equal(this.status.restarts, undefined, 'a restart was counted');
+    const alive = this.pods.filter(({ phase }) => phase !== 'Failed').length;
+    assert(alive <= this.held, `${alive} pods are alive with quota for ${this.held}`);
+    assert.equal(this.status.restarts?.count ?? 0, this.failures, 'a restart was counted');
   }
 }
 
@@ -311,7 +323,24 @@ test('a gang that needs one domain of a topology does not grow by parts, and say
   const world = new World(4, 3, { gang: { topology: { required: 'rack' } } });
   world.settle();
   assert.deepEqual([world.trainers.length, world.workloads.length], [3, 1]);
-  assert.match(world.ready, /quota for 1 more pod needs a new admission of the whole gang/);
+  assert.match(
+    world.ready,
+    /quota for 1 more pod needs a new admission of the whole gang.*: suspend the job and resume/,
+  );
+});
+
+test('a restart keeps the quota, also where more is wished, or a topology needs all of it anew', () => {
+  for (const fields of [{}, { gang: { topology: { required: 'rack' } } }]) {
+    const world = new World(3, 3, fields);
+    world.settle();
+    const [before] = world.workloads;
+    world.replicas = 5;
+    world.fail(1);
+    world.settle();
+    assert.equal(world.status.restarts?.count, 1);
+    const running = world.trainers.filter(({ phase }) => phase === 'Running');
+    assert.deepEqual([world.workloads[0]!.uid, running.length], [before!.uid, 3]);
+  }
 });
 
 const EVENTS: Record<string, (world: World) => void> = {

@@ -95,10 +95,7 @@ const growsInParts = ({ minCount, topology }: QueuedGang): boolean =>
 export function isForOtherPods(gang: QueuedGang, observed: ObservedQueue, workload: ObservedWorkload): boolean {
   const { count, minCount = count } = gang;
   if (!isForPodsOf(gang, workload)) return true;
-  if (holds(workload, 'QuotaReserved'))
-    return growsInParts(gang)
-      ? Math.max(countOf(workload), sizeOf(lentBy(observed))) < minCount
-      : askedBy(workload) < count;
+  if (holds(workload, 'QuotaReserved')) return Math.max(countOf(workload), sizeOf(lentBy(observed))) < minCount;
   return askedBy(workload) !== count || (workload.minCount !== undefined && workload.minCount !== minCount);
 }
 
@@ -278,7 +275,7 @@ export function whatGrowthWaitsFor(gang: QueuedGang | null, observed: ObservedQu
   const wait = (why: string) =>
     `queue ${queue.name}: quota for ${missing} more ${missing === 1 ? 'pod' : 'pods'} ${why}`;
   if (topology?.required !== undefined)
-    return wait('needs a new admission of the whole gang, for gang.topology.required; the next attempt asks for it');
+    return wait('needs a new admission of the whole gang, for gang.topology.required: suspend the job and resume it');
   if (observed.workload === undefined || !isForPodsOf(gang, observed.workload))
     return wait('comes with the next attempt, as the pods were changed');
   const made = nextGrowth(observed);
