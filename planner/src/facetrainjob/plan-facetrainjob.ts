@@ -16,7 +16,7 @@ import { deletePlaceholders } from '../cleanup.ts';
 import type { WantedCondition } from '../conditions.ts';
 import type { Environment } from '../environment.ts';
 import { eventsOf } from '../job-events.ts';
-import { managedActions } from '../multikueue.ts';
+import { managedActions, managedStage, managedStatus, withoutPods } from '../multikueue.ts';
 import { selectorLabels } from '../names.ts';
 import type { ChildObject } from '../objects.ts';
 import type { ObservedFaceTrainJob } from '../observed.ts';
@@ -97,7 +97,11 @@ export const planFaceTrainJob: PlanFaceTrainJob = (input, now, environment) => {
     const size = spec.trainers.replicas;
     const gang = () => queuedGang({ job, spec, attempt: 0, size, gang: { mode: 'none' }, environment });
     const actions = managedActions('FaceTrainJob', input, gang, now);
-    return { actions, status: before, events: [], requeueAfterSeconds: null };
+    const { progress: _, ...others } = input;
+    const idle = { ...others, pods: [], status: withoutPods(before) };
+    const view = viewOf('FaceTrainJob', idle, gangSize(idle), now, false);
+    const stage = managedStage(input, view, gang);
+    return { actions, ...managedStatus(before, stage && statusOf(stage, idle, view).status) };
   }
 
   const tolerates = toleratesNodeLoss(spec.trainers.podTemplate);

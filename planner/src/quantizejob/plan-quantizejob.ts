@@ -13,7 +13,7 @@ import { isIgnored, type JobView, outcomeOf, viewOf } from '../attempt.ts';
 import { blockedBy, findBlocker, missingChildren } from '../children.ts';
 import type { Environment } from '../environment.ts';
 import { eventsOf } from '../job-events.ts';
-import { managedActions } from '../multikueue.ts';
+import { managedActions, managedStage, managedStatus, withoutPods } from '../multikueue.ts';
 import type { ObservedQuantizeJob } from '../observed.ts';
 import { compact } from '../plain-data.ts';
 import type { PlanQuantizeJob } from '../plan.ts';
@@ -43,7 +43,10 @@ export const planQuantizeJob: PlanQuantizeJob = (observed, now, environment) => 
   if (isIgnored(observed)) {
     const gang = () => queuedGang({ job: observed.identity, spec, attempt: 0, environment });
     const actions = managedActions('QuantizeJob', observed, gang, now);
-    return { actions, status: before, events: [], requeueAfterSeconds: null };
+    const idle = { ...observed, pods: [], status: withoutPods(before) };
+    const view = viewOf('QuantizeJob', idle, 1, now, false);
+    const stage = managedStage(observed, view, gang);
+    return { actions, ...managedStatus(before, stage && statusOf(stage, idle, view)) };
   }
 
   const view = viewOf('QuantizeJob', observed, 1, now, toleratesNodeLoss(spec.quantizer.podTemplate));
