@@ -201,6 +201,9 @@ const faces = await readPictures(
   { channelOrder: 'rgb' },
 );
 
+/** An output of fr_gender.onnx has numbers of 2e-8 alone, which ncnn's tanh with AVX512 rounds to zero. */
+const withoutTiny = (value: number): number => (Math.abs(value) < 1e-7 ? 0 : value);
+
 for (const [file, expected] of Object.entries(MODELS))
   test(basename(file), async (t) => {
     const read = await readOnnx(file, { every: true, size: expected.size });
@@ -252,7 +255,7 @@ for (const [file, expected] of Object.entries(MODELS))
       const { channels } = graph.input;
       const bytesIn = { ...unseen, data: bytesOf(unseen, channels), channels };
       const inNcnn = (...model: Parameters<typeof writeNcnn>) =>
-        compareOutputs(theirs, runNcnn(writeNcnn(...model), bytesIn), outputs);
+        compareOutputs(theirs.map(withoutTiny), runNcnn(writeNcnn(...model), bytesIn).map(withoutTiny), outputs);
       const [real, integers] = [inNcnn(layers), inNcnn(found, scales)];
       real.forEach(({ name, meanCosine }, i) => {
         t.diagnostic(`${name}: ncnn FP32 ${meanCosine.toFixed(5)}, int8 ${integers[i]!.meanCosine.toFixed(5)}`);
