@@ -31,7 +31,7 @@ import { withInputRange } from '../onnx/input-range.ts';
 import { parseOnnx } from '../onnx/read.ts';
 import { encodeOnnx } from '../onnx/write.ts';
 import { QUICK_SEARCH } from '../testing/graph-fixtures.ts';
-import { noise } from '../testing/onnx-oracles.ts';
+import { bytesOf, inputOf, noise } from '../testing/onnx-oracles.ts';
 import { networkOf, type Recipe, recipe, recipes } from '../testing/random-graphs.ts';
 import { modelFile } from './artifact-files.ts';
 import { disposable } from './disposable.ts';
@@ -54,27 +54,6 @@ const ISAS = Object.keys(instructionSets()) as InstructionSet[];
 function pictures(count: number, { height, width }: Graph['input'], seed: number): Pictures {
   const data = Uint8Array.from(noise(count * height * width * 3, seed), (value) => Math.round((value + 1) * 127.5));
   return { count, height, width, channelOrder: 'rgb', data };
-}
-
-/** The bytes of pictures, gray (ITU-R BT.601) for a network of one channel. */
-function bytesOf({ data }: Pictures, { channels }: Graph['input']): Uint8Array {
-  if (channels === 3) return data;
-  return Uint8Array.from({ length: data.length / 3 }, (_, i) =>
-    Math.floor((299 * data[3 * i]! + 587 * data[3 * i + 1]! + 114 * data[3 * i + 2]! + 500) / 1000),
-  );
-}
-
-/** What a file reads of a picture. */
-function inputOf(picture: Pictures, input: Graph['input']): ort.Tensor {
-  const { channels, height, width, layout } = input;
-  const area = height * width;
-  const values = new Float32Array(channels * area);
-  bytesOf(picture, input).forEach((byte, i) => {
-    const [pixel, channel] = [Math.floor(i / channels), i % channels];
-    values[layout === 'NHWC' ? i : channel * area + pixel] = byte / 127.5 - 1;
-  });
-  const dims = layout === 'NHWC' ? [height, width, channels] : [channels, height, width];
-  return new ort.Tensor('float32', values, [1, ...dims]);
 }
 
 type Outputs = Record<string, Float32Array>;

@@ -18,6 +18,7 @@ import { withInputRange } from '../onnx/input-range.ts';
 import { parseOnnx, readOnnx } from '../onnx/read.ts';
 import { encodeOnnx } from '../onnx/write.ts';
 import { runNcnn } from '../testing/ncnn-runner.ts';
+import { bytesOf, inputOf } from '../testing/onnx-oracles.ts';
 import { modelFile } from './artifact-files.ts';
 import { compareOutputs } from './compare.ts';
 import { disposable } from './disposable.ts';
@@ -139,27 +140,6 @@ function part({ height, width, data, ...rest }: Pictures, from: number, to: numb
   return { ...rest, height, width, count: to - from, data: data.subarray(from * size, to * size) };
 }
 
-/** Bytes [height, width, channels] of pictures: gray (ITU-R BT.601) of one channel. */
-function bytesOf({ data }: Pictures, channels: number): Uint8Array {
-  if (channels !== 1) return data;
-  return Uint8Array.from({ length: data.length / 3 }, (_, i) =>
-    Math.floor((299 * data[3 * i]! + 587 * data[3 * i + 1]! + 114 * data[3 * i + 2]! + 500) / 1000),
-  );
-}
-
-/** The input [1, ...] of one picture as the file reads it, in -1..1. */
-function inputOf(picture: Pictures, { channels, layout }: Graph['input']): ort.Tensor {
-  const { height, width } = picture;
-  const area = height * width;
-  const values = new Float32Array(channels * area);
-  bytesOf(picture, channels).forEach((byte, i) => {
-    const [pixel, channel] = [Math.floor(i / channels), i % channels];
-    values[layout === 'NHWC' ? i : channel * area + pixel] = byte / 127.5 - 1;
-  });
-  const dims = layout === 'NHWC' ? [height, width, channels] : [channels, height, width];
-  return new ort.Tensor('float32', values, [1, ...dims]);
-}
-
 /** The outputs of each picture, one after the other: [pictures, numbers]. */
 async function runOrt(model: Uint8Array, pictures: Pictures, { input, ...graph }: Graph): Promise<Float32Array> {
   const session = await ort.InferenceSession.create(model, { intraOpNumThreads: 2, logSeverityLevel: 3 });
@@ -185,7 +165,7 @@ async function runCLibrary(model: Uint8Array, pictures: Pictures, { input }: Gra
     await writeFile(file, model);
     const rows = [];
     for (let picture = 0; picture < pictures.count; picture++) {
-      await writeFile(pixels, bytesOf(part(pictures, picture, picture + 1), input.channels));
+      await writeFile(pixels, bytesOf(part(pictures, picture, picture + 1), input));
       const { stdout } = await promisify(execFile)(join(build, 'int7_embed'), [file, pixels], { maxBuffer: 2 ** 27 });
       rows.push(...stdout.trim().split('\n').map(Number));
     }
@@ -253,7 +233,7 @@ for (const [file, expected] of Object.entries(MODELS))
       assert.throws(() => writeNcnn(found, scales), { message: new RegExp(`operator ${expected.notInNcnn} has no`) });
     else {
       const { channels } = graph.input;
-      const bytesIn = { ...unseen, data: bytesOf(unseen, channels), channels };
+      const bytesIn = { ...unseen, data: bytesOf(unseen, graph.input), channels };
       const inNcnn = (...model: Parameters<typeof writeNcnn>) =>
         compareOutputs(theirs.map(withoutTiny), runNcnn(writeNcnn(...model), bytesIn).map(withoutTiny), outputs);
       const [real, integers] = [inNcnn(layers), inNcnn(found, scales)];

@@ -33,6 +33,27 @@ export function variedPictures(count: number, height: number, width: number): Pi
   return { count, height, width, channelOrder: 'rgb', data };
 }
 
+/** Bytes [pictures, height, width, channels] as a model of so many channels reads them: one is gray (ITU-R BT.601). */
+export function bytesOf({ data }: Pictures, { channels }: Pick<Graph['input'], 'channels'>): Uint8Array {
+  if (channels !== 1) return data;
+  return Uint8Array.from({ length: data.length / 3 }, (_, i) =>
+    Math.floor((299 * data[3 * i]! + 587 * data[3 * i + 1]! + 114 * data[3 * i + 2]! + 500) / 1000),
+  );
+}
+
+/** The input [1, ...] of one picture as a file reads it, in -1..1. */
+export function inputOf(picture: Pictures, { channels, layout }: Graph['input']): ort.Tensor {
+  const { height, width } = picture;
+  const area = height * width;
+  const values = new Float32Array(channels * area);
+  bytesOf(picture, { channels }).forEach((byte, i) => {
+    const [pixel, channel] = [Math.floor(i / channels), i % channels];
+    values[layout === 'NHWC' ? i : channel * area + pixel] = byte / 127.5 - 1;
+  });
+  const dims = layout === 'NHWC' ? [height, width, channels] : [channels, height, width];
+  return new ort.Tensor('float32', values, [1, ...dims]);
+}
+
 /** The mean over pictures of the cosine between their embeddings [pictures, dim] by two models. */
 export function meanCosine(a: Float32Array, b: Float32Array, dim: number): number {
   const each = cosines(a, b, dim);
