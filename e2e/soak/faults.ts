@@ -80,6 +80,27 @@ async function leader(replicas: OperatorReplica[]): Promise<OperatorReplica | un
   return replicas.find((_, i) => leading[i]);
 }
 
+/** Sets something that is `away` then, and unsets it after a while. @returns whether it could be set */
+async function setForAWhile(
+  { away, meanwhile }: Surroundings,
+  what: string,
+  milliseconds: number,
+  set: (isOn: boolean) => Promise<void>,
+): Promise<boolean> {
+  const isSet = await set(true).then(
+    () => true,
+    () => false,
+  );
+  if (!isSet) return false;
+  away.add(what);
+  meanwhile(async () => {
+    await delay(milliseconds);
+    away.delete(what);
+    await set(false).catch(() => {});
+  });
+  return true;
+}
+
 /** A Workload that has quota. */
 async function someWorkload({ client, random }: Surroundings): Promise<WorkloadObject | undefined> {
   const { items } = await client.list(workloads, NAMESPACE, {}).catch(() => ({ items: [] }));
@@ -364,20 +385,13 @@ const FAULTS: Record<string, [number, Fault]> = {
   ],
   'stop the queue': [
     2,
-    async ({ client, random, away, meanwhile, trainers, nodes: { cache } }) => {
+    async (around) => {
+      const { client, random, away, trainers } = around;
+      const { cache } = around.nodes;
       if (away.has('queue')) return undefined;
       const milliseconds = random.between(1_000, 8_000);
-      const isStopped = await stopQueue(client, true).then(
-        () => true,
-        () => false,
-      );
+      const isStopped = await setForAWhile(around, 'queue', milliseconds, (isOn) => stopQueue(client, isOn));
       if (!isStopped) return undefined;
-      away.add('queue');
-      meanwhile(async () => {
-        await delay(milliseconds);
-        away.delete('queue');
-        await stopQueue(client, false).catch(() => {});
-      });
       const queued = new Set([...cache.values()].filter(isQueued).map(({ metadata }) => metadata.uid));
       const jobs = trainers.running.flatMap(({ identity: { podUid, job } }) => (queued.has(podUid) ? [job.uid] : []));
       return { words: `for ${Math.round(milliseconds / 1000)} s`, jobs };
@@ -443,22 +457,15 @@ const FAULTS: Record<string, [number, Fault]> = {
   ],
   'a quota for fewer pods': [
     3,
-    async ({ client, random, nodes: { cache }, away, meanwhile }) => {
+    async (around) => {
+      const { client, random, away } = around;
+      const { cache } = around.nodes;
       if (away.has('quota')) return undefined;
       const used = [...cache.values()].filter((pod) => pod.metadata.namespace === NAMESPACE).length;
       const limit = random.between(MAX_TRAINERS, Math.max(MAX_TRAINERS, used));
       const milliseconds = random.between(3_000, 20_000);
-      const isSet = await setQuota(client, limit).then(
-        () => true,
-        () => false,
-      );
+      const isSet = await setForAWhile(around, 'quota', milliseconds, (isOn) => setQuota(client, isOn ? limit : null));
       if (!isSet) return undefined;
-      away.add('quota');
-      meanwhile(async () => {
-        await delay(milliseconds);
-        away.delete('quota');
-        await setQuota(client, null).catch(() => {});
-      });
       return { words: `${limit} of ${used} for ${Math.round(milliseconds / 1000)} s` };
     },
   ],
