@@ -78,6 +78,8 @@ export const leftoversOf = (
   jobKind: JobKind,
 ): ObservedObject[] =>
   childrenBy(caches, podGroupApis, ATTEMPT_KINDS, 'name', jobNameIndexValue(jobKind, job.namespace, job.name))
+    // Nearly all are the job's own, in every reconcile: they are not looked at further.
+    .filter(({ object }) => controllerOf(object)?.uid !== job.uid)
     .filter(({ kind, object }) => kind !== 'Pod' || !isPodAlive(object as PodObject))
     .map(({ kind, apiVersion, object }) => observeObject(kind, object, job, jobKind, apiVersion))
     .filter(({ leftover }) => leftover);
