@@ -53,7 +53,7 @@ func evaluate(groups *rulefmt.RuleGroups, given evaluation) ([]alert, error) {
 		return nil, err
 	}
 	engine := promql.NewEngine(promql.EngineOpts{MaxSamples: math.MaxInt32, Timeout: time.Minute})
-	query := func(ctx context.Context, expression string, at time.Time) (promql.Vector, error) {
+	ask := func(ctx context.Context, expression string, at time.Time) (promql.Vector, error) {
 		made, err := engine.NewInstantQuery(ctx, series, nil, expression, at)
 		if err != nil {
 			return nil, err
@@ -71,54 +71,67 @@ func evaluate(groups *rulefmt.RuleGroups, given evaluation) ([]alert, error) {
 	fired := []alert{}
 	for _, group := range groups.Groups {
 		for _, rule := range group.Rules {
-			if rule.Alert == "" || rule.KeepFiringFor != 0 {
-				return nil, errors.New("only alerts without keep_firing_for are evaluated")
+			ofRule, err := evaluateRule(ctx, rule, given.Minutes, ask)
+			if err != nil {
+				return nil, err
 			}
-			// By their labels: since when, in minutes, the expression has had a result; and the index in `fired`.
-			since, current := map[string]int{}, map[string]int{}
-			for minute := 0; minute <= given.Minutes; minute++ {
-				at := time.Unix(0, 0).Add(time.Duration(minute) * step)
-				results, err := query(ctx, rule.Expr, at)
-				if err != nil {
-					return nil, fmt.Errorf("%s: %w", rule.Alert, err)
+			fired = append(fired, ofRule...)
+		}
+	}
+	return fired, nil
+}
+
+// query is the value of an expression at a time.
+type query func(ctx context.Context, expression string, at time.Time) (promql.Vector, error)
+
+func evaluateRule(ctx context.Context, rule rulefmt.Rule, minutes int, ask query) ([]alert, error) {
+	if rule.Alert == "" || rule.KeepFiringFor != 0 {
+		return nil, errors.New("only alerts without keep_firing_for are evaluated")
+	}
+	var fired []alert
+	// By their labels: since when, in minutes, the expression has had a result; and the index in `fired`.
+	since, current := map[string]int{}, map[string]int{}
+	for minute := 0; minute <= minutes; minute++ {
+		at := time.Unix(0, 0).Add(time.Duration(minute) * step)
+		results, err := ask(ctx, rule.Expr, at)
+		if err != nil {
+			return nil, fmt.Errorf("%s: %w", rule.Alert, err)
+		}
+		seen := map[string]bool{}
+		for _, result := range results {
+			expand := func(text string) (string, error) {
+				return expanded(ctx, text, result, at, ask)
+			}
+			all := result.Metric.Map()
+			delete(all, labels.MetricName)
+			for name, text := range rule.Labels {
+				if all[name], err = expand(text); err != nil {
+					return nil, err
 				}
-				seen := map[string]bool{}
-				for _, result := range results {
-					expand := func(text string) (string, error) {
-						return expanded(ctx, text, result, at, query)
-					}
-					all := result.Metric.Map()
-					delete(all, labels.MetricName)
-					for name, text := range rule.Labels {
-						if all[name], err = expand(text); err != nil {
-							return nil, err
-						}
-					}
-					key := labels.FromMap(all).String()
-					seen[key] = true
-					if _, ok := since[key]; !ok {
-						since[key] = minute
-					}
-					if time.Duration(minute-since[key])*step < time.Duration(rule.For) {
-						continue
-					}
-					summary, err := expand(rule.Annotations["summary"])
-					if err != nil {
-						return nil, err
-					}
-					if index, ok := current[key]; ok {
-						fired[index].To, fired[index].Summary = minute, summary
-						continue
-					}
-					current[key] = len(fired)
-					fired = append(fired, alert{Name: rule.Alert, Labels: all, Summary: summary, From: minute, To: minute})
-				}
-				for key := range since {
-					if !seen[key] {
-						delete(since, key)
-						delete(current, key)
-					}
-				}
+			}
+			key := labels.FromMap(all).String()
+			seen[key] = true
+			if _, ok := since[key]; !ok {
+				since[key] = minute
+			}
+			if time.Duration(minute-since[key])*step < time.Duration(rule.For) {
+				continue
+			}
+			summary, err := expand(rule.Annotations["summary"])
+			if err != nil {
+				return nil, err
+			}
+			if index, ok := current[key]; ok {
+				fired[index].To, fired[index].Summary = minute, summary
+				continue
+			}
+			current[key] = len(fired)
+			fired = append(fired, alert{Name: rule.Alert, Labels: all, Summary: summary, From: minute, To: minute})
+		}
+		for key := range since {
+			if !seen[key] {
+				delete(since, key)
+				delete(current, key)
 			}
 		}
 	}
@@ -131,12 +144,12 @@ func expanded(
 	text string,
 	result promql.Sample,
 	at time.Time,
-	query func(context.Context, string, time.Time) (promql.Vector, error),
+	ask query,
 ) (string, error) {
 	const variables = "{{$labels := .Labels}}{{$value := .Value}}"
 	data := template.AlertTemplateData(result.Metric.Map(), nil, "", result)
 	time := model.TimeFromUnix(at.Unix())
-	return template.NewTemplateExpander(ctx, variables+text, "alert", data, time, query, nil, nil).Expand()
+	return template.NewTemplateExpander(ctx, variables+text, "alert", data, time, template.QueryFunc(ask), nil, nil).Expand()
 }
 
 // memory is a storage of few series.
