@@ -149,7 +149,10 @@ func expanded(
 	const variables = "{{$labels := .Labels}}{{$value := .Value}}"
 	data := template.AlertTemplateData(result.Metric.Map(), nil, "", result)
 	time := model.TimeFromUnix(at.Unix())
-	return template.NewTemplateExpander(ctx, variables+text, "alert", data, time, template.QueryFunc(ask), nil, nil).Expand()
+	expander := template.NewTemplateExpander(
+		ctx, variables+text, "alert", data, time, template.QueryFunc(ask), nil, nil,
+	)
+	return expander.Expand()
 }
 
 // memory is a storage of few series.
