@@ -79,6 +79,8 @@ const std::vector<bench::Option> kOptions{
     {"labels", "F.npy", "int64 or int32 [N]"},
     {"centres", "F.npy", "float32 [C, D]"},
     {"reference", "PYTHON", "a Python with torch and NumPy, which runs the reference; none"},
+    {"insightface", "DIR",
+     "let the reference be insightface's own code: its folder recognition/arcface_torch; in FP32 on a CPU"},
     {"reference-script", "FILE",
      "the reference; bench/pfc/reference.py of the repository that has this in native/build"},
     {"json", "", "print the JSON alone"},
@@ -396,7 +398,9 @@ class Theirs {
     pass("precision", name_of(settings.head.precision));
     pass("device", head.device.is_cuda() ? "cuda" : "cpu");
     pass("threads", settings.threads);
-    if (arguments.has("centres")) pass("centres", arguments.text("centres", ""));
+    for (const std::string option : {"centres", "insightface"}) {
+      if (arguments.has(option)) pass(option, arguments.text(option, ""));
+    }
     attempt([&] {
       process_ = std::make_unique<Reference>(
           arguments.text("reference", ""),

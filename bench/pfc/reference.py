@@ -5,6 +5,10 @@ It follows the text of arXiv 2203.15565 and the behaviour of insightface's arcfa
 includes the classes of the batch, normalised embeddings and class centres, a margin, softmax with cross entropy, and
 SGD with momentum on the rows of the sample. One process; centres and momentum are float32.
 
+With --insightface DIR it is insightface's own code instead: PartialFC_V2 of recognition/arcface_torch, the folder, and
+torch.optim.SGD on all of its class centres, as its train_v2.py does. It is imported, not copied. On a CPU it computes in
+float32, whatever precision is asked for; on CUDA fp16 is its fp16=True.
+
 For each line `step` on standard input it does one step and prints a line of JSON; at the end of the input, one more
 with the memory that it took. The arguments are those of pfc_bench.
 """
@@ -12,8 +16,11 @@ with the memory that it took. The arguments are those of pfc_bench.
 import argparse
 import json
 import math
+import os
 import sys
+import tempfile
 import time
+import warnings
 
 import numpy
 import torch
@@ -36,6 +43,7 @@ def arguments():
     parser.add_argument("--embeddings", required=True)
     parser.add_argument("--labels", required=True)
     parser.add_argument("--centres")
+    parser.add_argument("--insightface")
     return parser.parse_args()
 
 
@@ -51,6 +59,8 @@ def with_margin(cosine, margin):
 
 
 class PartialFC:
+    name = f"PyTorch {torch.__version__}"
+
     def __init__(self, options, dim):
         self.options = options
         self.margin = [float(value) for value in options.margin.split(",")]
@@ -111,6 +121,54 @@ class PartialFC:
         return loss.item(), [after - before for before, after in zip(times, times[1:])]
 
 
+class InsightFace:
+    name = "insightface"
+
+    def __init__(self, options, dim):
+        sys.path.insert(0, options.insightface)
+        warnings.filterwarnings("ignore")
+        torch.distributed.init_process_group(
+            "nccl" if options.device == "cuda" else "gloo",
+            init_method=f"file://{tempfile.mkdtemp()}/store", rank=0, world_size=1,
+        )
+        from losses import CombinedMarginLoss
+        from partial_fc_v2 import PartialFC_V2
+
+        if options.device == "cpu":
+            torch.Tensor.cuda = lambda tensor, *_: tensor  # PartialFC_V2 asks for the GPU by name
+        margin = CombinedMarginLoss(options.scale, *(float(value) for value in options.margin.split(",")))
+        half = options.device == "cuda" and options.precision == "fp16"
+        self.head = PartialFC_V2(margin, dim, options.classes, options.sample_rate, half).train().to(options.device)
+        if options.centres:
+            self.head.weight.data.copy_(torch.from_numpy(numpy.load(options.centres)))
+        self.optimizer = torch.optim.SGD(
+            self.head.parameters(), lr=options.learning_rate, momentum=options.momentum,
+            weight_decay=options.weight_decay,
+        )
+        self.scaler = torch.amp.GradScaler(options.device, growth_interval=100, enabled=half)
+        self.synchronize = torch.cuda.synchronize if options.device == "cuda" else (lambda: None)
+
+    def step(self, embeddings, labels):
+        """As PartialFC.step."""
+        times = []
+
+        def mark():
+            self.synchronize()
+            times.append(time.perf_counter())
+
+        embeddings, labels = embeddings.detach().requires_grad_(), labels.clone()  # its sampling changes the labels
+        mark()
+        loss = self.head(embeddings, labels)
+        mark()
+        self.scaler.scale(loss).backward()
+        mark()
+        self.scaler.step(self.optimizer)
+        self.scaler.update()
+        self.optimizer.zero_grad()
+        mark()
+        return loss.item(), [after - before for before, after in zip(times, times[1:])]
+
+
 def resident_mib():
     with open("/proc/self/status") as status:
         values = dict(line.split(":", 1) for line in status)
@@ -125,8 +183,8 @@ def main():
     embeddings = torch.from_numpy(numpy.load(options.embeddings)).to(options.device)
     labels = torch.from_numpy(numpy.load(options.labels)).long().to(options.device)
     before = torch.cuda.memory_allocated() / 2**20 if options.device == "cuda" else resident_mib()[0]
-    head = PartialFC(options, embeddings.shape[1])
-    print(json.dumps({"name": f"PyTorch {torch.__version__}"}), flush=True)
+    head = (InsightFace if options.insightface else PartialFC)(options, embeddings.shape[1])
+    print(json.dumps({"name": head.name}), flush=True)
     batches = len(embeddings) // options.batch
     for number, _ in enumerate(iter(sys.stdin.readline, "")):
         part = slice(number % batches * options.batch, (number % batches + 1) * options.batch)
@@ -137,6 +195,7 @@ def main():
     resident = resident_mib()[1]
     peak = torch.cuda.max_memory_allocated() / 2**20 if options.device == "cuda" else resident
     print(json.dumps({"rssMiB": resident, "bytesPerClass": (peak - before) * 2**20 / options.classes}), flush=True)
+    os._exit(0)  # does not wait for Gloo's threads
 
 
 if __name__ == "__main__":
