@@ -115,10 +115,8 @@ function cycles(processor: Processor, instructions: string[], iterations: number
 }
 
 const neon = innermostLoop(assembly('native/int7/kernels_neon.cc', []), 'conv_tileILi3ELi1E');
-const dot = innermostLoop(
-  assembly('native/int7/kernels_neondot.cc', ['-march=armv8.2-a+dotprod']),
-  'conv_tileILi5ELi1E',
-);
+const dots = assembly('native/int7/kernels_neondot.cc', ['-march=armv8.2-a+dotprod']);
+const dot = innermostLoop(dots, 'conv_tileILi5ELi1E');
 const int8 = innermostLoop(assembly('bench/int7/int8_smlal.cc', []), 'int8_tile');
 
 /** Channels of input and of output: by them it depends what Winograd's transforms cost. */
@@ -142,6 +140,27 @@ function winogradTile(processor: Processor, axis: string, outputs: number): { cy
   };
 }
 
+/** The innermost loop of a function with the fewest instructions. */
+function shortestLoop(lines: string[], name: string): string[] {
+  const { body, loops } = loopsOf(lines, name);
+  return loops
+    .filter((loop) => !loops.some((other) => isWithin(other, loop)))
+    .map(({ first, last }) => instructionsOf(body, first, last + 1))
+    .sort((a, b) => a.length - b.length)[0]!;
+}
+
+/** Two neighboring pixels by Winograd along rows, of whose weights none exceed a byte when they are added. */
+function rowTile(processor: Processor): { cycles: number; macs: number } {
+  const products = CHANNELS * CHANNELS * 4 * 3;
+  return {
+    cycles:
+      (cycles(processor, dot.body, 200) * products) / (4 * 5 * 64) +
+      (cycles(processor, shortestLoop(dots, 'row_transform'), 200) * CHANNELS) / 16 +
+      (cycles(processor, shortestLoop(dots, 'row_finish'), 200) * CHANNELS) / 4,
+    macs: CHANNELS * CHANNELS * 9 * 2,
+  };
+}
+
 /** Each returns cycles and multiply-accumulates of one round: steps x pixels x 16 channels x 4 bytes. */
 const kernels: Record<string, (processor: Processor) => { cycles: number; macs: number } | undefined> = {
   'int8, SADALP after two products': (processor) => ({ cycles: cycles(processor, int8.body, 200), macs: 2 * 2 * 64 }),
@@ -160,10 +179,12 @@ const kernels: Record<string, (processor: Processor) => { cycles: number; macs: 
     WITHOUT_DOT_PRODUCTS.includes(processor)
       ? undefined
       : { cycles: cycles(processor, dot.body, 200), macs: 4 * 5 * 64 },
+  [`INT7, dot products, F(2,3) along rows, ${CHANNELS} channels`]: (processor) =>
+    WITHOUT_DOT_PRODUCTS.includes(processor) ? undefined : rowTile(processor),
 };
 
 console.log(`Cycles for 100 multiply-accumulates of a convolution, by llvm-mca`);
-console.log(['', ...PROCESSORS].map((title, index) => (index ? title.padStart(12) : title.padEnd(34))).join(''));
+console.log(['', ...PROCESSORS].map((title, index) => (index ? title.padStart(12) : title.padEnd(52))).join(''));
 const result: Record<string, Record<string, number>> = {};
 for (const [name, kernel] of Object.entries(kernels)) {
   const row = PROCESSORS.map((processor) => {
@@ -173,6 +194,6 @@ for (const [name, kernel] of Object.entries(kernels)) {
     result[name] = { ...result[name], [processor]: hundred };
     return hundred.toFixed(1);
   });
-  console.log([name.padEnd(34), ...row.map((value) => value.padStart(12))].join(''));
+  console.log([name.padEnd(52), ...row.map((value) => value.padStart(12))].join(''));
 }
 console.log(JSON.stringify(result));

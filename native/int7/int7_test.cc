@@ -319,8 +319,8 @@ const Kernels& winograd_kernels() { return neon_kernels(); }
 
 // How they compute the network's first layer: outputs of the tiles, 0 for the direct convolution.
 int winograd_outputs(const Network& network) {
-  const Winograd* way = winograd_of(network.layers[0], network.tensors[0], winograd_kernels());
-  return way ? way->outputs : 0;
+  const WinogradPlan plan = winograd_plan(network.layers[0], network.tensors[0], winograd_kernels());
+  return plan.tiles ? plan.tiles->outputs : 0;
 }
 
 void test_winograd() {
@@ -374,6 +374,67 @@ void test_winograd() {
         48, 4, weight, +[] { return 63; });
     for (int (*zero_point)() : {+[] { return -63; }, +[] { return 0; }, +[] { return 63; }, +[] { return kEightBits; }})
       extreme(128, 2, weight, zero_point);
+  }
+}
+
+// Winograd's convolution along rows, in the kernels that have it. Weights up to 42 never exceed a byte when three are
+// added, up to 50 some do, and 63 in all taps do everywhere.
+void test_row_winograd() {
+  const auto rows_of = [](const Network& network) {
+    std::vector<bool> found;
+    for (const TestedKernels& tested : tested_kernels()) {
+      if (tested.kernels->row_winograd == nullptr) continue;
+      found.push_back(winograd_plan(network.layers[0], network.tensors[0], *tested.kernels).rows != nullptr);
+    }
+    return found;
+  };
+  const auto expect = [&](const Network& network, bool rows, const char* what) {
+    for (const bool found : rows_of(network)) CHECK_EQ(found, rows);
+    for (const int byte : {-1, 0, 255}) compare(network, what, byte);
+  };
+  const auto zero = +[] { return 0; };
+  const auto check = [&](int channels, int height, int width, const ConvShape& shape, bool rows) {
+    for (const int limit : {42, 50}) {
+      Builder b(channels, height, width);
+      const int conv = b.conv(0, shape, limit);
+      const int again = b.conv(conv, shape_of(shape.out_channels, 1, 3, 1, 1), limit);
+      const int far = b.conv(conv, shape_of(shape.out_channels, 1, 5, 1, 2), 20);
+      Network network = seen(b, b.pointwise(b.add(again, far), 0.5f));
+      network.tensors[0].range = 63;
+      for (auto& q : network.pixels) q = static_cast<int8_t>(random_int(-63, 63));
+      expect(network, rows, "Winograd along rows");
+      Builder real(channels, height, width);
+      real.conv(0, shape, limit);
+      expect(real.finish(zero), rows, "Winograd along rows with real sums");
+    }
+  };
+  // Every rest of tiles, of vectors and of panels; more than one strip. An emulator is slow.
+  for (const int width : {1, 2, 7, 8, 14, 27}) check(48, 5, width, shape_of(40, 1, 3, 1, 1), width > 1);
+  for (const int out : {16, 17, 33, 64, 100}) {
+    if (!kIsArm || out < 64) check(64, 7, 7, shape_of(out, 1, 3, 1, 1), true);
+  }
+  check(kIsArm ? 48 : 80, 40, 33, shape_of(kIsArm ? 16 : 32, 1, 3, 1, 1), true);
+  ConvShape uneven = shape_of(50, 1, 3, 1, 0);
+  check(64, 9, 11, uneven, true);
+  uneven.pads = {2, 0, 1, 3};
+  check(64, 9, 10, uneven, true);
+  // Channels that are no whole vectors, and few whose products do not pay for the transforms.
+  check(40, 8, 8, shape_of(40, 1, 3, 1, 1), false);
+  check(16, 8, 8, shape_of(16, 1, 3, 1, 1), true);
+
+  // The largest operands and weights. Of weights of either sign both doubled positions exceed a byte everywhere, and
+  // operands of eight bits have no sums that fit one: the direct convolution.
+  for (int (*zero_point)() : {+[] { return -63; }, +[] { return 0; }, +[] { return 63; }, +[] { return kEightBits; }}) {
+    for (const std::array<int, 3>& taps : {std::array{63, 63, 63}, std::array{-63, -63, -63}, std::array{63, -63, 63},
+                                           std::array{-63, 63, -63}, std::array{0, 0, 0}}) {
+      Builder b(kIsArm ? 64 : 512, 6, 8);
+      b.conv(0, shape_of(kIsArm ? 17 : 33, 1, 3, 1, 1));
+      Network network = b.finish(zero_point);
+      auto& weights = network.layers[0].weights;
+      for (size_t i = 0; i < weights.size(); ++i)
+        weights[i] = static_cast<int8_t>(taps[0] == 0 ? (random_int(0, 1) ? 63 : -63) : taps[i % 3]);
+      expect(network, taps[0] != 0 && network.tensors[0].range.size() == 127, "extremes of Winograd along rows");
+    }
   }
 }
 
@@ -705,6 +766,7 @@ int main(int argc, char** argv) {
   test_exact_multipliers();
   test_convolutions();
   test_winograd();
+  test_row_winograd();
   test_int16_bounds();
   test_chunks_of_channels();
   test_division();

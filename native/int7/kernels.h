@@ -19,6 +19,8 @@ namespace facetrain::int7 {
 inline constexpr int kVector = 16;      // channels that tensors are padded to
 inline constexpr int kBlock = 64;       // channels that a call for a depthwise convolution computes
 inline constexpr int kTilePixels = 24;  // pixels that any tile computes at most
+inline constexpr int kLargestStored = 2 * kLargestOperand + 1;  // byte of an operand of seven bits
+
 // What an int16 sum of products may have: the weights of each sign may add up to `each`, those of both to `both`.
 //
 // The byte of seven bits reaches 127, so 258 of one sign keep a sum of products within an int16: four products of
@@ -133,6 +135,23 @@ struct Winograd {
                  int64_t sums_row);
 };
 
+// Winograd's F(2,3) along the rows alone, whose operands are bytes again: two neighboring pixels take four products for
+// the three taps of a row, not six. That is what seven bits are good for: their differences and sums of two fit eight.
+struct RowWinograd {
+  int operand_shift;  // that transform() adds: 0, or -128 where products are of signed bytes
+
+  // The operands of `tiles` neighboring tiles of two pixels, [4][tiles][channels] with a stride between the four, from
+  // the bytes b of 2 * tiles + 2 pixels: b0 - b2 + 127, b1 + b2, b2 - b1 + 127, b1 - b3 + 127, each plus
+  // operand_shift. `channels` is a multiple of 16. Reads and writes whole vectors, up to 48 bytes more.
+  void (*transform)(const uint8_t* x, int64_t pitch, int tiles, int channels, int64_t stride, uint8_t* to);
+
+  // The sums [tiles][2][width] of m0 + (m1 + m2) / 2 and (m1 - m2) / 2 - m3, from products m [4][tiles][width], of
+  // which `width` is a multiple of 16. `more` is added to m1 and m2, [tiles][16] for each 16 of their channels, unless
+  // null.
+  using More = const int32_t* [2][kBlock / kVector];
+  void (*finish)(const int32_t* products, const More& more, int tiles, int width, int32_t* sums);
+};
+
 struct Kernels {
   // tiles[V / 2][P - 1] for V = 1, 2 and 4; null where there is none.
   ConvTile tiles[3][kTilePixels];
@@ -147,7 +166,8 @@ struct Kernels {
   // on average; null: none.
   const Kernels* int32_sums;
   double shortest_chunks;
-  const Winograd* winograd[2];  // of fewer bytes of weights first; null: none
+  const Winograd* winograd[2];      // of fewer bytes of weights first; null: none
+  const RowWinograd* row_winograd;  // with `tiles`; null: none
   void (*epilogue)(const Epilogue&, const EpilogueRow&);
   // Products of registers alone, `rounds` times; returns their number. For measurements; null if there is none.
   int64_t (*bare_products)(int64_t rounds);

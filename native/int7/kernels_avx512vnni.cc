@@ -7,6 +7,7 @@
 
 #include "int7/epilogue.h"
 #include "int7/kernels.h"
+#include "int7/row_winograd.h"
 
 namespace facetrain::int7 {
 namespace {
@@ -150,6 +151,33 @@ void depthwise3x3(const uint8_t* x, int64_t pixel_stride, const int32_t* taps, i
   }
 }
 
+// For row_winograd.h: of bytes and int32 alike, but of different types, so that operations have one name.
+template <class Number>
+struct Lanes {
+  __m512i value;
+};
+
+struct Integers {
+  using Bytes = Lanes<uint8_t>;
+  using Sums = Lanes<int32_t>;
+  static constexpr int kBytes = 64, kSums = 16;
+
+  template <class Number>
+  static Lanes<Number> load(const Number* x) {
+    return {_mm512_loadu_si512(x)};
+  }
+  template <class Number>
+  static void store(Number* y, Lanes<Number> x) {
+    _mm512_storeu_si512(y, x.value);
+  }
+  static Bytes all(uint8_t x) { return {_mm512_set1_epi8(static_cast<char>(x))}; }
+  static Bytes add(Bytes a, Bytes b) { return {_mm512_add_epi8(a.value, b.value)}; }
+  static Bytes sub(Bytes a, Bytes b) { return {_mm512_sub_epi8(a.value, b.value)}; }
+  static Sums add(Sums a, Sums b) { return {_mm512_add_epi32(a.value, b.value)}; }
+  static Sums sub(Sums a, Sums b) { return {_mm512_sub_epi32(a.value, b.value)}; }
+  static Sums half(Sums a) { return {_mm512_srai_epi32(a.value, 1)}; }
+};
+
 int64_t bare_products(int64_t rounds) {
   constexpr int kSums = 24;
   __m512i sum[kSums];
@@ -182,6 +210,7 @@ Kernels make_kernels() {
   kernels.depthwise_lanes = 4;
   kernels.depthwise = depthwise;
   kernels.depthwise3x3 = depthwise3x3;
+  kernels.row_winograd = &kRowWinograd<Integers, 0>;
   kernels.epilogue = epilogue_of<Vector>;
   kernels.bare_products = bare_products;
   return kernels;

@@ -6,6 +6,7 @@
 #if defined(__x86_64__)
 #include <utility>
 
+#include "int7/row_winograd.h"
 #include "int7/vector_avx2.h"
 
 namespace facetrain::int7 {
@@ -128,6 +129,33 @@ void depthwise3x3(const uint8_t* x, int64_t pixel_stride, const int32_t* taps, i
   }
 }
 
+// For row_winograd.h: of bytes and int32 alike, but of different types, so that operations have one name.
+template <class Number>
+struct Lanes {
+  __m256i value;
+};
+
+struct Integers {
+  using Bytes = Lanes<uint8_t>;
+  using Sums = Lanes<int32_t>;
+  static constexpr int kBytes = 32, kSums = 8;
+
+  template <class Number>
+  static Lanes<Number> load(const Number* x) {
+    return {load32(x)};
+  }
+  template <class Number>
+  static void store(Number* y, Lanes<Number> x) {
+    store32(y, x.value);
+  }
+  static Bytes all(uint8_t x) { return {_mm256_set1_epi8(static_cast<char>(x))}; }
+  static Bytes add(Bytes a, Bytes b) { return {_mm256_add_epi8(a.value, b.value)}; }
+  static Bytes sub(Bytes a, Bytes b) { return {_mm256_sub_epi8(a.value, b.value)}; }
+  static Sums add(Sums a, Sums b) { return {_mm256_add_epi32(a.value, b.value)}; }
+  static Sums sub(Sums a, Sums b) { return {_mm256_sub_epi32(a.value, b.value)}; }
+  static Sums half(Sums a) { return {_mm256_srai_epi32(a.value, 1)}; }
+};
+
 int64_t bare_products(int64_t rounds) {
   return bare_products_of(rounds, [](__m256i sum, __m256i a) { return add_products(sum, a, a); });
 }
@@ -140,6 +168,7 @@ Kernels make_kernels(std::integer_sequence<int, P...>) {
   kernels.depthwise_lanes = 2;
   kernels.depthwise = depthwise;
   kernels.depthwise3x3 = depthwise3x3;
+  kernels.row_winograd = &kRowWinograd<Integers, 0>;
   kernels.epilogue = epilogue_of<Vector>;
   kernels.bare_products = bare_products;
   return kernels;

@@ -7,6 +7,7 @@
 #include <utility>
 
 #include "int7/kernels.h"
+#include "int7/row_winograd.h"
 
 namespace facetrain::int7 {
 namespace {
@@ -66,6 +67,23 @@ void conv_tile(const uint8_t* x, int64_t pixel_stride, const int32_t* segments, 
   }
 }
 
+struct Integers {
+  using Bytes = uint8x16_t;
+  using Sums = int32x4_t;
+  static constexpr int kBytes = 16, kSums = 4;
+
+  static Bytes load(const uint8_t* x) { return vld1q_u8(x); }
+  static Sums load(const int32_t* x) { return vld1q_s32(x); }
+  static void store(uint8_t* y, Bytes x) { vst1q_u8(y, x); }
+  static void store(int32_t* y, Sums x) { vst1q_s32(y, x); }
+  static Bytes all(uint8_t x) { return vdupq_n_u8(x); }
+  static Bytes add(Bytes a, Bytes b) { return vaddq_u8(a, b); }
+  static Bytes sub(Bytes a, Bytes b) { return vsubq_u8(a, b); }
+  static Sums add(Sums a, Sums b) { return vaddq_s32(a, b); }
+  static Sums sub(Sums a, Sums b) { return vsubq_s32(a, b); }
+  static Sums half(Sums a) { return vshrq_n_s32(a, 1); }
+};
+
 int64_t bare_products(int64_t rounds) {
   constexpr int kSums = 24;
   int32x4_t sum[kSums];
@@ -88,6 +106,8 @@ template <int... P>
 Kernels make_kernels(std::integer_sequence<int, P...>) {
   Kernels kernels = neon_kernels();
   ((kernels.tiles[0][P] = conv_tile<P + 1, 1>), ...);
+  kernels.winograd[0] = kernels.winograd[1] = nullptr;
+  kernels.row_winograd = &kRowWinograd<Integers, -128>;
   kernels.bare_products = bare_products;
   return kernels;
 }

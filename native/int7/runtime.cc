@@ -45,7 +45,7 @@ Runtime::Runtime(Network network, Isa isa, int64_t largest_memory)
 Runtime::Runtime(Network network, const Kernels& kernels, int64_t largest_memory)
     : network_(std::move(network)), kernels_(kernels) {
   for (const LayerSpec& layer : network_.layers)
-    winograd_.push_back(winograd_of(layer, network_.tensors[layer.inputs[0]], kernels_));
+    winograd_.push_back(winograd_plan(layer, network_.tensors[layer.inputs[0]], kernels_));
   store_tensors();
   plan(largest_memory);
 }
@@ -82,10 +82,8 @@ void Runtime::store_tensors() {
       stored.left = std::max(stored.left, layer.shape.pads[1]);
       stored.bottom = std::max(stored.bottom, layer.shape.pads[2]);
       stored.right = std::max(stored.right, layer.shape.pads[3]);
-      if (winograd_[l] == nullptr) continue;
-      const Margins margins = winograd_margins(layer.shape, *winograd_[l]);
-      stored.bottom = std::max(stored.bottom, margins.bottom);
-      stored.right = std::max(stored.right, margins.right);
+      stored.bottom = std::max(stored.bottom, winograd_[l].bottom);
+      stored.right = std::max(stored.right, winograd_[l].right);
     }
     stored.pitch = least_multiple(stored.channels, only_mixed ? 4 : kVector);
     if (stored.bytes() > INT32_MAX) throw std::invalid_argument("a tensor of more than 2^31 bytes with its padding");
@@ -150,8 +148,8 @@ void Runtime::plan(int64_t largest_memory) {
   for (size_t l = 0; l < network_.layers.size(); ++l) {
     const LayerSpec& layer = network_.layers[l];
     if (layer.kind != Kind::conv) continue;
-    packed += winograd_[l] ? packed_bytes(layer.shape, *winograd_[l]) : packed_bytes(layer.shape);
-    if (winograd_[l]) scratch_ = std::max(scratch_, winograd_scratch(layer.shape, *winograd_[l]));
+    packed += winograd_[l] ? winograd_[l].packed_bytes : packed_bytes(layer.shape);
+    scratch_ = std::max(scratch_, winograd_[l].scratch);
   }
   check_memory(network_.bytes() + packed + context_bytes(1), largest_memory);
   for (size_t t = 0; t < stored_.size(); ++t) {
@@ -172,8 +170,10 @@ void Runtime::plan(int64_t largest_memory) {
       planned.step = dense_step(context, group, std::move(nodes[g]), std::move(places));
     } else if (head.kind == Kind::node) {
       planned.step = table_step(context, group, *nodes[g]);
-    } else if (winograd_[group.head]) {
+    } else if (winograd_[group.head].tiles) {
       planned.step = winograd_step(context, group);
+    } else if (winograd_[group.head].rows) {
+      planned.step = row_winograd_step(context, group);
     } else if (head.kind == Kind::conv) {
       planned.step = mixes_channels(head) ? conv_step(context, group) : depthwise_step(context, group);
     } else if (head.kind == Kind::pool) {

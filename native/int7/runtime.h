@@ -18,6 +18,7 @@
 namespace facetrain::int7 {
 
 class Step;
+struct WinogradPlan;
 struct Stored;
 
 // Throws std::invalid_argument if a model takes more bytes than it may.
@@ -94,7 +95,7 @@ class Runtime {
 
   Network network_;
   const Kernels& kernels_;
-  std::vector<const Winograd*> winograd_;  // by layer
+  std::vector<WinogradPlan> winograd_;  // by layer
   std::vector<Stored> stored_;
   std::vector<Planned> steps_;
   int64_t arena_bytes_ = 0;  // of all tensors that live at the same time

@@ -24,7 +24,7 @@ inline constexpr int64_t kTileScratch = kTilePixels * kBlock;
 // The part of a step that one of `count` threads computes.
 struct Part {
   int index = 0, count = 1;
-  int32_t* scratch = nullptr;  // kTileScratch or winograd_scratch() integers of this thread
+  int32_t* scratch = nullptr;  // kTileScratch or WinogradPlan::scratch integers of this thread
 
   int begin(int total) const { return static_cast<int>(int64_t{total} * index / count); }
   int end(int total) const { return static_cast<int>(int64_t{total} * (index + 1) / count); }
@@ -39,32 +39,36 @@ class Step {
   int64_t macs = 0;
 };
 
+// How Winograd computes a convolution of 3x3 taps and stride 1, and what that takes: tiles of int16, or rows of bytes.
+struct WinogradPlan {
+  const Winograd* tiles = nullptr;
+  const RowWinograd* rows = nullptr;
+  int bottom = 0, right = 0;  // the borders that it reads below and beside the convolution's input
+  int64_t packed_bytes = 0;   // of weights and biases
+  int64_t scratch = 0;        // integers of scratch memory for each thread
+
+  explicit operator bool() const { return tiles || rows; }
+};
+
 // What the makers of steps know.
 struct StepContext {
   const Network& network;
   const std::vector<Stored>& stored;  // by tensor; outlives the step
   const Kernels& kernels;
-  const std::vector<const Winograd*>& winograd;  // by layer, null for others: see winograd_of
+  const std::vector<WinogradPlan>& winograd;  // by layer
 };
+
+// The plan for a convolution of `x`; none if Winograd cannot compute it, or is not faster.
+WinogradPlan winograd_plan(const LayerSpec& layer, const TensorSpec& x, const Kernels& kernels);
+WinogradPlan row_winograd_plan(const LayerSpec& layer, const TensorSpec& x, const Kernels& kernels);
 
 // The bytes that a convolution's step needs at most for its packed weights and biases. Each output of a convolution in
 // groups has zeros for the inputs of the groups beside it: up to 64 times the bytes of its own weights.
 int64_t packed_bytes(const ConvShape& shape);
-int64_t packed_bytes(const ConvShape& shape, const Winograd& way);
-// Integers of scratch memory that such a convolution needs for each thread.
-int64_t winograd_scratch(const ConvShape& shape, const Winograd& way);
-
-// How Winograd's tiles compute a convolution of `x`; null if they cannot, or are not faster.
-const Winograd* winograd_of(const LayerSpec& layer, const TensorSpec& x, const Kernels& kernels);
-// The borders that the tiles read below and beside the convolution's input.
-struct Margins {
-  int bottom = 0, right = 0;
-};
-Margins winograd_margins(const ConvShape& shape, const Winograd& way);
-
 std::unique_ptr<Step> pixels_step(const StepContext& context);
 std::unique_ptr<Step> conv_step(const StepContext& context, const Group& group);
 std::unique_ptr<Step> winograd_step(const StepContext& context, const Group& group);
+std::unique_ptr<Step> row_winograd_step(const StepContext& context, const Group& group);
 std::unique_ptr<Step> depthwise_step(const StepContext& context, const Group& group);
 std::unique_ptr<Step> elements_step(const StepContext& context, const Group& group);
 std::unique_ptr<Step> pool_step(const StepContext& context, const Group& group);

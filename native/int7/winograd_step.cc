@@ -50,7 +50,7 @@ class WinogradStep final : public Step {
  public:
   WinogradStep(const StepContext& context, const Group& group)
       : layer_(context.network.layers[group.head]),
-        way_(*context.winograd[group.head]),
+        way_(*context.winograd[group.head].tiles),
         x_(&context.stored[layer_.inputs[0]]),
         sums_(context, group),
         across_(tiles_across(layer_.shape.out_width(), way_)),
@@ -145,11 +145,12 @@ class WinogradStep final : public Step {
 
 }  // namespace
 
-const Winograd* winograd_of(const LayerSpec& layer, const TensorSpec& x, const Kernels& kernels) {
+WinogradPlan winograd_plan(const LayerSpec& layer, const TensorSpec& x, const Kernels& kernels) {
   const ConvShape& s = layer.shape;
   if (layer.kind != LayerSpec::Kind::conv || s.group != 1 || s.kernel != std::array{3, 3} ||
       s.strides != std::array{1, 1} || s.dilations != std::array{1, 1} || s.in_channels % kVector != 0)
-    return nullptr;
+    return {};
+  if (kernels.row_winograd) return row_winograd_plan(layer, x, kernels);
   // A way has to be a twentieth faster than the direct convolution, and one with more bytes of weights a tenth faster
   // than one with fewer.
   const Winograd* best = nullptr;
@@ -161,25 +162,17 @@ const Winograd* winograd_of(const LayerSpec& layer, const TensorSpec& x, const K
     best = way;
     least = 0.9 * cost;
   }
-  return best;
-}
-
-Margins winograd_margins(const ConvShape& s, const Winograd& way) {
+  if (best == nullptr) return {};
   const auto margin = [&](int in, int out, int pad) {
-    return std::max(0, tiles_across(out, way) * way.outputs + 2 - pad - in);
+    return std::max(0, tiles_across(out, *best) * best->outputs + 2 - pad - in);
   };
-  return {.bottom = margin(s.in_height, s.out_height(), s.pads[0]),
-          .right = margin(s.in_width, s.out_width(), s.pads[1])};
-}
-
-int64_t packed_bytes(const ConvShape& shape, const Winograd& way) {
-  return weight_bytes(shape, way) + least_multiple(shape.out_channels, kVector) * int64_t{sizeof(int32_t)};
-}
-
-int64_t winograd_scratch(const ConvShape& shape, const Winograd& way) {
-  const int64_t rows = int64_t{way.outputs} * way.outputs;
-  return way.tiles * (int64_t{way.positions()} * shape.in_channels / 2 +  // int16
-                      (way.positions() + rows) * kVector);
+  const int64_t rows = int64_t{best->outputs} * best->outputs;
+  return {.tiles = best,
+          .bottom = margin(s.in_height, s.out_height(), s.pads[0]),
+          .right = margin(s.in_width, s.out_width(), s.pads[1]),
+          .packed_bytes = weight_bytes(s, *best) + least_multiple(s.out_channels, kVector) * int64_t{sizeof(int32_t)},
+          .scratch = best->tiles * (int64_t{best->positions()} * s.in_channels / 2 +  // int16
+                                    (best->positions() + rows) * kVector)};
 }
 
 std::unique_ptr<Step> winograd_step(const StepContext& context, const Group& group) {

@@ -3,9 +3,10 @@
  *
  * On x86 it goes through the two networks of docs/benchmarks.md: so many milliseconds for each multiply-accumulate, and
  * so many for each value that a convolution or a fully connected layer stores, which costs requantization and a write.
- * A pretrained MobileFaceNet (221 M and 3.21 M) takes 1.6 ms with VNNI (Intel Xeon of 2023) and 5.2 ms with AVX2 (AMD
- * EPYC), an IResNet-50 (6,309 M and 5.87 M) 23.6 and 48.4 ms; with AVX2 it takes 67.2 ms where its dense 3x3 layers of
- * stride 1 (5,802 M) are not computed by Winograd's tiles.
+ * A pretrained MobileFaceNet (221 M and 3.21 M) takes 1.8 ms with VNNI and 5.2 ms with AVX2 (both AMD EPYC), an
+ * IResNet-50 (6,309 M and 5.87 M) 29.7 and 67.2 ms where its dense 3x3 layers of stride 1 (5,802 M) are not computed by
+ * Winograd; with it 48.4 ms with AVX2. With VNNI it is 22.9 ms, but trained weights bring less than those random ones:
+ * such layers are 1.28 times as fast in a pretrained ResNet.
  *
  * On ARM nothing was measured: cycles of the inner loops, by llvm-mca, without memory and without storing results.
  */
@@ -14,14 +15,14 @@ import type { Layer, LayerGraph } from '@facetrain/native';
 import { elementCount, type Shape, tensorShapes } from './layer-shapes.ts';
 
 const MEASURED = [
-  { target: 'x86 with AVX512-VNNI', msPerGmac: 3.5, msPerWinogradGmac: 3.5, msPerMillionValues: 0.26 },
+  { target: 'x86 with AVX512-VNNI', msPerGmac: 4.49, msPerWinogradGmac: 3.5, msPerMillionValues: 0.24 },
   { target: 'x86 with AVX2', msPerGmac: 9.77, msPerWinogradGmac: 6.53, msPerMillionValues: 0.95 },
 ];
 
-/** Cycles for 100 multiply-accumulates: dot products; sums of 16 products in int16, and tiles of 4x4 pixels. */
+/** Cycles for 100 multiply-accumulates: dot products, also along rows; sums of 16 in int16, and tiles of 4x4 pixels. */
 const SIMULATED = [
-  { target: 'Cortex-A76 at 2 GHz, dot products', cyclesPer100Macs: 3.7, cyclesPer100WinogradMacs: 3.7 },
-  { target: 'Cortex-A55 at 2 GHz, dot products', cyclesPer100Macs: 12.3, cyclesPer100WinogradMacs: 12.3 },
+  { target: 'Cortex-A76 at 2 GHz, dot products', cyclesPer100Macs: 3.7, cyclesPer100WinogradMacs: 2.7 },
+  { target: 'Cortex-A55 at 2 GHz, dot products', cyclesPer100Macs: 12.3, cyclesPer100WinogradMacs: 8.9 },
   { target: 'Cortex-A53 at 2 GHz', cyclesPer100Macs: 25, cyclesPer100WinogradMacs: 9.7 },
 ];
 const HERTZ = 2e9;
@@ -59,7 +60,7 @@ export function predictedLatency(graph: LayerGraph, macs: number): PredictedLate
   ];
 }
 
-/** Whether Winograd's tiles serve the layer; for the smallest maps the runtime decides otherwise, which is little. */
+/** Whether Winograd serves the layer; for the smallest maps the runtime may decide otherwise, which is little. */
 function isForWinograd({ weight, strides, dilations }: Extract<Layer, { kind: 'conv' }>, [channels]: Shape): boolean {
   const [, inputs, height, width] = weight.dims;
   return inputs === channels && height === 3 && width === 3 && [...strides, ...dilations].every((each) => each === 1);
