@@ -8,6 +8,7 @@ import { tmpdir } from 'node:os';
 import { join } from 'node:path';
 import { createInterface } from 'node:readline';
 import type { Readable, Writable } from 'node:stream';
+import { setTimeout } from 'node:timers/promises';
 import { parseArgs } from 'node:util';
 import {
   type Graph,
@@ -91,6 +92,8 @@ interface Result {
 }
 /** Pictures of a turn, one after the other: the first finds its weights in no cache. */
 const PICTURES = 5;
+/** Between turns: threads of the one before would still wait actively, on processors that the next needs. */
+const PAUSE_MILLISECONDS = 100;
 
 /** Runs one picture and returns the milliseconds. */
 type Contender = () => Promise<number>;
@@ -221,6 +224,7 @@ async function measure(title: string, graph: Graph, rounds: number): Promise<Rec
   const times = new Map<string, number[]>(Object.keys(contenders).map((name) => [name, []]));
   for (let round = -1; round < rounds; round++) {
     for (const [name, run] of Object.entries(contenders)) {
+      if (threads > 1) await setTimeout(PAUSE_MILLISECONDS);
       for (let picture = 0; picture < PICTURES; picture++) {
         const milliseconds = await run();
         if (round >= 0) times.get(name)!.push(milliseconds); // the others warm up

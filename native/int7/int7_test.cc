@@ -1,13 +1,16 @@
 // Compares the runtime with a chain of kernels/reference.h's functions, bit for bit, with every instruction set of this
 // machine: networks of single layers in awkward sizes, random networks, and the largest possible sums.
 #include <algorithm>
+#include <atomic>
 #include <cmath>
 #include <cstdlib>
 #include <cstring>
 #include <random>
 #include <string>
+#include <thread>
 
 #include "int7/exact.h"
+#include "int7/own_processors.h"
 #include "int7/runtime.h"
 #include "int7/step.h"
 #include "kernels/reference.h"
@@ -438,6 +441,41 @@ void test_row_winograd() {
   }
 }
 
+// A thread on a processor that another has taken, and keeps busy, moves to a free one, and may run on all as before.
+void test_own_processors() {
+#if defined(__linux__)
+  cpu_set_t all, one;
+  CHECK_EQ(sched_getaffinity(0, sizeof all, &all), 0);
+  if (CPU_COUNT(&all) < 2) return;
+  int first = 0;
+  while (!CPU_ISSET(first, &all)) ++first;
+  CPU_ZERO(&one);
+  CPU_SET(first, &one);
+  OwnProcessors processors;
+  std::atomic<bool> taken = false, done = false;
+  std::thread busy([&] {
+    sched_setaffinity(0, sizeof one, &one);
+    processors.take();
+    taken = true;
+    while (!done) continue;
+  });
+  std::thread other([&] {
+    sched_setaffinity(0, sizeof one, &one);
+    while (!taken) std::this_thread::yield();
+    sched_setaffinity(0, sizeof all, &all);
+    processors.take();
+    CHECK(sched_getcpu() != first);
+    cpu_set_t allowed;
+    CHECK_EQ(sched_getaffinity(0, sizeof allowed, &allowed), 0);
+    CHECK(CPU_EQUAL(&allowed, &all));
+    processors.take();  // all that it knows may be taken now: it stays
+    done = true;
+  });
+  other.join();
+  busy.join();
+#endif
+}
+
 // One length of chunks for all channels of a depthwise convolution, here in pairs of taps: the first channel takes six,
 // and not four, which is all that the second takes.
 void test_chunks_of_channels() {
@@ -770,6 +808,7 @@ int main(int argc, char** argv) {
   test_int16_bounds();
   test_chunks_of_channels();
   test_division();
+  test_own_processors();
   test_real_tensors();
   test_flattened();
   test_windows();

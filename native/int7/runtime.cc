@@ -5,6 +5,7 @@
 #include <functional>
 #include <stdexcept>
 
+#include "int7/own_processors.h"
 #include "int7/spin_barrier.h"
 #include "int7/step.h"
 
@@ -245,7 +246,9 @@ void Runtime::run(Context& context, const uint8_t* picture, float* output, Threa
   const int threads = std::min(pool.threads(), context.threads_);
   if (threads == 1) return run(context, picture, output);
   SpinBarrier barrier(threads);
+  OwnProcessors processors;
   const auto run_part = [&](int64_t part, int) {
+    processors.take();
     for (const Planned& planned : steps_) {
       run_step(planned, context, picture, output, static_cast<int>(part), threads);
       barrier.wait();
