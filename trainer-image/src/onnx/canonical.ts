@@ -641,8 +641,11 @@ export class Canonicalizer {
     // The zeros of a Pad count as values.
     if (view.channels || (isPadded && intAttribute(node, 'count_include_pad', 0) !== 1)) return false;
     if (intAttribute(node, 'ceil_mode', 0) === 1) return false;
+    const sums = pads.map((pad, i) => pad + view.pads![i]!);
+    // ONNX Runtime refuses a pool of which some windows see nothing but its pads.
+    if (sums.some((pad, i) => pad >= kernel[i % 2]!)) return false;
     const output = node.outputs[0]!;
-    const attributes = { ...node.attributes, pads: pads.map((pad, i) => pad + view.pads![i]!), count_include_pad: 1 };
+    const attributes = { ...node.attributes, pads: sums, count_include_pad: 1 };
     this.emit({ ...node, inputs: [view.base], attributes }, output, shape);
     this.views.set(output, { base: output, shape, node });
     return true;

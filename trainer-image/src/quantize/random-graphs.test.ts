@@ -284,6 +284,11 @@ const FAILED: Record<string, Recipe> = {
     [{ op: 'choice' }, { op: 'pad', pads: [0, 0, 0, 1], form: 10 }, { op: 'resize' }, { op: 'conv' }, { op: 'conv' }],
     { outputs: [4] },
   ),
+  'a Pad in front of a pool of fewer pixels': recipe([
+    { op: 'pad', pads: [0, 0, 1, 0], form: 1 },
+    { op: 'pool', form: 21 },
+    { op: 'conv' },
+  ]),
   'a padded gray picture with its channels last': recipe(
     [{ op: 'pad', pads: [0, 0, 0, 1], form: 16 }, { op: 'channelsLast', form: 1 }, { op: 'conv' }],
     { channels: 1 },
