@@ -101,7 +101,7 @@ const benchmarks = {
   },
   /** The operator without kubelets: pods per second, requests, memory, failover; and plain POSTs of the same pods. */
   async operator(args) {
-    await setup(needs.operatorBenchmark);
+    await setup([...needs.operatorBenchmark, ...(args.includes('--jobset') ? ['jobset'] : [])]);
     await step('Bundling the operator', () =>
       run([node, join(root, 'operator', 'bundle.mjs'), join(root, 'operator', 'dist', 'bundle')]),
     );

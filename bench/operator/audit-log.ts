@@ -16,6 +16,7 @@ const READS = new Set(['get', 'list', 'watch']);
 interface Entry {
   auditID: string;
   verb: string;
+  stageTimestamp: string;
   user: { username: string };
   objectRef?: { resource?: string; subresource?: string };
 }
@@ -41,26 +42,52 @@ export class AuditLog {
     return (await stat(this.#file)).size;
   }
 
-  /** @param account namespace and name of the operator's ServiceAccount */
-  async writesSince(position: number, account: string): Promise<Writes> {
-    const end = await this.end();
-    const file = await open(this.#file);
-    const text = Buffer.alloc(end - position);
-    await file.read(text, 0, text.length, position);
-    await file.close();
-    const seen = new Set<string>();
+  /** @param accounts namespace and name of the ServiceAccounts of the operator */
+  async writesSince(position: number, accounts: readonly string[]): Promise<Writes> {
+    const users = new Set(accounts.map((account) => `system:serviceaccount:${account}`));
     const writes: Writes = { operator: {}, endpoints: 0 };
-    for (const line of text.toString().split('\n')) {
-      if (line === '') continue;
-      const { auditID, verb, user, objectRef } = JSON.parse(line) as Entry;
-      if (READS.has(verb) || seen.has(auditID)) continue;
-      seen.add(auditID);
+    for (const { verb, user, objectRef } of await this.#entriesSince(position)) {
+      if (READS.has(verb)) continue;
       if (/:(endpoint|endpointslice)-controller$/.test(user.username)) writes.endpoints++;
-      if (user.username !== `system:serviceaccount:${account}`) continue;
+      if (!users.has(user.username)) continue;
       const { resource = '', subresource } = objectRef ?? {};
       const what = `${verb} ${resource}${subresource === undefined ? '' : `/${subresource}`}`;
       writes.operator[what] = (writes.operator[what] ?? 0) + 1;
     }
     return writes;
+  }
+
+  /**
+   * Requests that ended between these times (Date.now()), watches included.
+   *
+   * @param account namespace and name of a ServiceAccount
+   */
+  async requestsBetween(
+    position: number,
+    [from, to]: [number, number],
+    account: string,
+  ): Promise<{ writes: number; leases: number; reads: number }> {
+    const requests = { writes: 0, leases: 0, reads: 0 };
+    for (const { verb, user, objectRef, stageTimestamp } of await this.#entriesSince(position)) {
+      if (user.username !== `system:serviceaccount:${account}`) continue;
+      const ended = Date.parse(stageTimestamp);
+      if (ended < from || ended >= to) continue;
+      if (READS.has(verb)) requests.reads++;
+      else if (objectRef?.resource === 'leases') requests.leases++;
+      else requests.writes++;
+    }
+    return requests;
+  }
+
+  /** One entry of each request. */
+  async #entriesSince(position: number): Promise<Entry[]> {
+    const end = await this.end();
+    const file = await open(this.#file);
+    const text = Buffer.alloc(end - position);
+    await file.read(text, 0, text.length, position);
+    await file.close();
+    const lines = text.toString().split('\n');
+    const entries = lines.filter((line) => line !== '').map((line) => JSON.parse(line) as Entry);
+    return [...new Map(entries.map((entry) => [entry.auditID, entry])).values()];
   }
 }

@@ -13,29 +13,23 @@ import { networkInterfaces, tmpdir } from 'node:os';
 import { join } from 'node:path';
 import { type FaceTrainJobStatus, type Progress, progressAtStart } from '@facetrain/api';
 import { faceTrainJobs, type JobObject, type PodObject, pods } from '@facetrain/operator/controllers/resources';
-import { isApiError } from '@facetrain/operator/runtime/api-error';
 import { Cache } from '@facetrain/operator/runtime/cache';
-import {
-  defineResource,
-  type KubernetesObject,
-  type ObjectMeta,
-  type Resource,
-} from '@facetrain/operator/runtime/resource';
+import { defineResource, type KubernetesObject, type Resource } from '@facetrain/operator/runtime/resource';
 import { ControlPlane } from '@facetrain/operator/testing/control-plane';
 import { eventually } from '@facetrain/operator/testing/eventually';
-import { Label } from '@facetrain/planner/names';
+import { CONTAINER, Label } from '@facetrain/planner/names';
 import { type Logger, pino } from 'pino';
 import { root, tools } from '../../hack/lib/paths.mjs';
 import { AuditLog, POLICY } from './audit-log.ts';
+import { Conditions } from './conditions.ts';
+import { deleteAll, failPod, type Gangs, inParallel, NAMESPACE } from './gangs.ts';
+import { cpuSecondsOf } from './process-usage.ts';
 
-const NAMESPACE = 'bench';
 /** Of the operator, in deploy/facetrain.yaml. */
 export const OPERATOR = { namespace: 'facetrain-system', account: 'facetrain' };
 const CLAIM = 'faces';
 /** Label selector of all children of jobs. */
 const CHILDREN = Label.jobUid;
-/** Requests at the same time, when many objects are created or deleted. */
-const PARALLEL = 32;
 const STAGES = join(import.meta.dirname, 'kwok.yaml');
 /**
  * Of every pod: an address of this machine, where ProgressServer answers for rank 0 of each job at the job's own port.
@@ -49,10 +43,19 @@ const POD_ADDRESS =
 const CAPACITY = { cpu: '128', memory: '1Ti', pods: '250', 'nvidia.com/gpu': '64' };
 /** Without client limits that hide the operator's: it must not wait for the others. */
 const UNLIMITED = ['--kube-api-qps=5000', '--kube-api-burst=5000'];
-/** A thousand jobs beside other work take long; a benchmark never fails because of a time. */
-const DEADLINE_MILLISECONDS = 7_200_000;
+/**
+ * Of a node, as kubelets report them: 50 images under two names each. They are most of a Node object, and nothing that
+ * watches nodes should keep them.
+ */
+const IMAGES = Array.from({ length: 50 }, (_, i) => ({
+  names: [
+    `registry.example/team-${i % 7}/image-${i}@sha256:${i.toString(16).padStart(64, '0')}`,
+    `registry.example/team-${i % 7}/image-${i}:2026.11.${i}`,
+  ],
+  sizeBytes: 100_000_000 + i,
+}));
 
-export class BenchCluster {
+export class BenchCluster implements Gangs {
   readonly plane: ControlPlane;
   /** Requests of service accounts. */
   readonly audit: AuditLog;
@@ -62,7 +65,7 @@ export class BenchCluster {
   readonly #progress = new ProgressServers();
   readonly #stop = new AbortController();
   readonly #watched: Promise<void>[];
-  readonly #waiting = new Set<() => void>();
+  readonly #conditions = new Conditions();
   /** Names of the pods of each attempt (attemptKey). */
   readonly #pods = new Map<string, Set<string>>();
   readonly #running = new Set<string>();
@@ -86,13 +89,13 @@ export class BenchCluster {
       const names = this.#pods.get(attempt) ?? new Set();
       if (deleted) names.delete(metadata.name);
       else this.#pods.set(attempt, names.add(metadata.name));
-      this.#changed();
+      this.#conditions.changed();
     });
     const jobCache = new Cache<JobObject>({ ...this.#options, resource: faceTrainJobs });
     jobCache.onChange(({ object: { metadata, status }, deleted }) => {
       if (!deleted && (status as FaceTrainJobStatus | undefined)?.phase === 'Running') this.#running.add(metadata.name);
       else this.#running.delete(metadata.name);
-      this.#changed();
+      this.#conditions.changed();
     });
     this.#watched = [podCache, jobCache].map((cache) => cache.run(this.#stop.signal));
   }
@@ -121,23 +124,30 @@ export class BenchCluster {
       '--controllers=*',
       // kwok's nodes renew no lease.
       '--node-monitor-grace-period=48h',
+      // JobSet's pods come from Jobs: more of them at a time than the 5 that are the default.
+      '--concurrent-job-syncs=20',
     ]);
     const stages = join(folder, 'kwok.yaml');
     await writeFile(stages, (await readFile(STAGES, 'utf8')).replaceAll('POD_ADDRESS', POD_ADDRESS));
     plane.run('kwok', ['--kubeconfig', kubeconfig, '--config', stages, '--manage-all-nodes']);
     const cluster = new BenchCluster(plane, new AuditLog(log), folder);
-    await inParallel(
-      Array.from({ length: nodeCount }, (_, i) => `node-${i}`),
-      (name) => cluster.#addNode(name),
-    );
+    await cluster.addNodes(0, nodeCount);
     await cluster.#addClaim();
     return cluster;
+  }
+
+  /** Adds the nodes of these numbers, `to` not included. */
+  async addNodes(from: number, to: number): Promise<void> {
+    await inParallel(
+      Array.from({ length: to - from }, (_, i) => `node-${from + i}`),
+      (name) => this.#addNode(name),
+    );
   }
 
   async #addNode(name: string): Promise<void> {
     const metadata = { name, labels: { 'kubernetes.io/hostname': name, 'kubernetes.io/os': 'linux' } };
     const conditions = [{ type: 'Ready', status: 'True' }];
-    const status = { capacity: CAPACITY, allocatable: CAPACITY, conditions };
+    const status = { capacity: CAPACITY, allocatable: CAPACITY, conditions, images: IMAGES };
     await this.plane.client.post('/api/v1/nodes', { apiVersion: 'v1', kind: 'Node', metadata, status });
   }
 
@@ -191,7 +201,7 @@ export class BenchCluster {
 
   /** Resolves when all pods of these attempts exist, to the time (performance.now()). */
   podsExist(jobs: string[], attempt: number, replicas: number): Promise<number> {
-    return this.#when(
+    return this.#conditions.when(
       () => jobs.every((job) => (this.#pods.get(attemptKey(job, attempt))?.size ?? 0) >= replicas),
       `${jobs.length} jobs have ${replicas} pods each`,
     );
@@ -199,26 +209,16 @@ export class BenchCluster {
 
   /** Resolves when the phase of all these jobs is Running, to the time (performance.now()). */
   jobsRun(jobs: string[]): Promise<number> {
-    return this.#when(() => jobs.every((job) => this.#running.has(job)), `${jobs.length} jobs run`);
+    return this.#conditions.when(() => jobs.every((job) => this.#running.has(job)), `${jobs.length} jobs run`);
   }
 
   isRunning(job: string): boolean {
     return this.#running.has(job);
   }
 
-  /** Writes the status that a kubelet writes when a trainer has failed. */
-  async failPod(name: string): Promise<void> {
-    const terminated = { exitCode: 1, reason: 'Error', finishedAt: new Date().toISOString() };
-    const containerStatuses = [
-      { name: 'facetrain', ready: false, restartCount: 0, image: 'x', imageID: '', state: { terminated } },
-    ];
-    await this.plane.client.patch(
-      pods,
-      NAMESPACE,
-      name,
-      { status: { phase: 'Failed', conditions: [{ type: 'Ready', status: 'False' }], containerStatuses } },
-      'status',
-    );
+  async failOne(job: string): Promise<void> {
+    const names = [...this.#pods].flatMap(([attempt, pods]) => (attempt.startsWith(`${job}/`) ? [...pods] : []));
+    await failPod(this.plane, names.at(-1)!, CONTAINER);
   }
 
   /** The pods of a job as manifests of plain pods, without an owner. */
@@ -249,14 +249,14 @@ export class BenchCluster {
     const cache = new Cache({ ...this.#options, resource: pods, labelSelector: PLAIN });
     cache.onChange(({ object: { metadata, status } }) => {
       if (status?.phase === 'Running') running.add(metadata.name);
-      this.#changed();
+      this.#conditions.changed();
     });
     const watching = cache.run(stop.signal);
     await cache.synced;
     const start = performance.now();
     await inParallel(plain, (pod) => this.plane.client.create(pods, NAMESPACE, pod));
     const created = performance.now() - start;
-    const end = await this.#when(() => running.size >= count, `${count} plain pods run`);
+    const end = await this.#conditions.when(() => running.size >= count, `${count} plain pods run`);
     stop.abort();
     await watching;
     return { created, running: end - start };
@@ -265,8 +265,8 @@ export class BenchCluster {
   /** Deletes these jobs; resolves when their pods are gone, which the garbage collector deletes. */
   async remove(jobs: string[]): Promise<void> {
     const names = new Set(jobs);
-    await this.#delete(faceTrainJobs, {}, ({ name }) => names.has(name));
-    await this.#when(
+    await deleteAll(this.plane, faceTrainJobs as Resource, {}, ({ name }) => names.has(name));
+    await this.#conditions.when(
       () =>
         [...this.#pods].every(
           ([attempt, pods]) => pods.size === 0 || !names.has(attempt.slice(0, attempt.indexOf('/'))),
@@ -276,7 +276,7 @@ export class BenchCluster {
   }
 
   async removePlain(): Promise<void> {
-    await this.#delete(pods, { labelSelector: PLAIN }, () => true);
+    await deleteAll(this.plane, pods as Resource, { labelSelector: PLAIN });
     await eventually(
       async () =>
         assert.equal(
@@ -301,53 +301,6 @@ export class BenchCluster {
     const times = Object.entries(this.plane.pids).map(async ([name, pid]) => [name, await cpuSecondsOf(pid)] as const);
     return Object.fromEntries(await Promise.all(times));
   }
-
-  async #delete(
-    resource: Resource,
-    query: { labelSelector?: string },
-    isSelected: (metadata: ObjectMeta) => boolean,
-  ): Promise<void> {
-    const { items } = await this.plane.client.list(resource, NAMESPACE, query, true);
-    await inParallel(
-      (items ?? []).filter(({ metadata }) => isSelected(metadata)),
-      async ({ metadata: { name, uid } }) => {
-        await this.plane.client.delete(resource, NAMESPACE, name, uid).catch((error: unknown) => {
-          if (!isApiError(error, 'NotFound')) throw error;
-        });
-      },
-    );
-  }
-
-  #when(check: () => boolean, what: string): Promise<number> {
-    if (check()) return Promise.resolve(performance.now());
-    return new Promise((resolve, reject) => {
-      const timer = setTimeout(
-        () => settle(() => reject(new Error(`not within ${DEADLINE_MILLISECONDS / 1000} s: ${what}`))),
-        DEADLINE_MILLISECONDS,
-      );
-      const settle = (end: () => void) => {
-        clearTimeout(timer);
-        this.#waiting.delete(look);
-        end();
-      };
-      const look = () => {
-        if (check()) settle(() => resolve(performance.now()));
-      };
-      this.#waiting.add(look);
-    });
-  }
-
-  #changed(): void {
-    for (const look of [...this.#waiting]) look();
-  }
-}
-
-/** Clock ticks per second of /proc, on every Linux. */
-const TICKS = 100;
-
-async function cpuSecondsOf(pid: number): Promise<number> {
-  const fields = (await readFile(`/proc/${pid}/stat`, 'utf8')).split(') ')[1]!.split(' ');
-  return (Number(fields[11]) + Number(fields[12])) / TICKS;
 }
 
 /** Applies deploy/facetrain.yaml without the Deployment, in whose place OperatorProcess runs, and makes NAMESPACE. */
@@ -400,13 +353,4 @@ class ProgressServers {
     const progress = { ...progressAtStart(job, 'Loading'), totalSteps: 100 };
     response.writeHead(200, { 'content-type': 'application/json' }).end(JSON.stringify(progress));
   }
-}
-
-async function inParallel<T>(items: T[], work: (item: T) => Promise<unknown>): Promise<void> {
-  const left = items.values();
-  await Promise.all(
-    Array.from({ length: PARALLEL }, async () => {
-      for (const item of left) await work(item);
-    }),
-  );
 }

@@ -1,18 +1,21 @@
 /**
  * Measures speed and cost of the operator in a cluster of kwok nodes. Usage: `npm run bench -- operator [options]`.
  *
- * Each figure is printed beside that of JobSet 0.8, measured at another time with this control plane, and beside the
- * aim. Plain POSTs of the same pods alternate with the operator in this run: they show what the API server can take.
+ * Each figure is printed beside the aim, and with --jobset beside that of JobSet 0.8, by turns on the same control
+ * plane. Plain POSTs of the same pods alternate with both: they show what the API server can take.
  * Compare ratios, as the machine may have other work; writes and CPU seconds depend on it least.
  */
 import { parseArgs } from 'node:util';
 import type { Writes } from './audit-log.ts';
+import type { Gangs } from './gangs.ts';
+import { JOBSET_ACCOUNTS, JobSet } from './jobset.ts';
 import { BenchCluster, OPERATOR } from './kwok-cluster.ts';
 import { OperatorProcess, usageBetween } from './operator-process.ts';
 
 const HELP = `Usage: npm run bench -- operator [options]
 
---only NAME,NAME     gang, throughput, idle, scale, restart, failover (default: all)
+--only NAME,NAME     gang, throughput, idle, scale, restart, failover, nodes (default: all)
+--jobset             measure JobSet too: gang, throughput, idle, memory without jobs
 --gang COUNT         trainers of one job whose latency is measured (default 32)
 --gang-rounds COUNT  (default 20)
 --jobs COUNT         jobs that are applied together (default 100)
@@ -22,6 +25,7 @@ const HELP = `Usage: npm run bench -- operator [options]
 --many-jobs COUNT    jobs in the largest cluster (default 1250)
 --failovers COUNT    by each signal (default 3)
 --nodes COUNT        (default 200)
+--many-nodes COUNT   in the cluster that nodes measures (default 5000)
 --node-option TEXT   passed to the operator's node, such as --cpu-prof
 `;
 const COUNTS = {
@@ -34,6 +38,7 @@ const COUNTS = {
   'many-jobs': 1250,
   failovers: 3,
   nodes: 200,
+  'many-nodes': 5000,
 };
 type Settings = typeof COUNTS;
 
@@ -41,8 +46,8 @@ interface Figure {
   name: string;
   unit: string;
   value: number;
-  /** The same of JobSet 0.8 on 2 cores, with this control plane and the client limits of its controllers raised. */
-  jobset?: number;
+  /** The same of JobSet 0.8, in this run. */
+  jobset?: number | undefined;
   aim?: number;
 }
 
@@ -51,6 +56,8 @@ interface ScenarioContext {
   cluster: BenchCluster;
   /** The one that leads. A scenario that ends it sets another. */
   operator: OperatorProcess;
+  /** Does not run; a scenario starts it for its turns. undefined: without --jobset. */
+  jobset: JobSet | undefined;
   settings: Settings;
   report: (figure: Figure) => void;
   startOperator: () => Promise<OperatorProcess>;
@@ -78,125 +85,169 @@ function quantile(values: number[], share: number): number {
 }
 const median = (values: number[]): number => quantile(values, 0.5);
 
-/**
- * Latency of one gang: from apply until its pods exist, and from a pod's failure until those of the next attempt do.
- */
-async function gang({
-  cluster,
-  settings: { gang: size, 'gang-rounds': rounds },
-  report,
-}: ScenarioContext): Promise<void> {
-  const created: number[] = [];
-  const recreated: number[] = [];
-  for (let round = -1; round < rounds; round++) {
-    const job = `gang-${round + 1}`;
-    const applied = performance.now();
-    await cluster.apply(job, size);
-    const exist = (await cluster.podsExist([job], 0, size)) - applied;
-    await cluster.jobsRun([job]);
-    const failed = performance.now();
-    await cluster.failPod(`${job}-0-${size - 1}`);
-    const again = (await cluster.podsExist([job], 1, size)) - failed;
-    await cluster.remove([job]);
-    if (round < 0) continue; // round -1 warms up
-    created.push(exist);
-    recreated.push(again);
-  }
-  report({ name: `apply -> all ${size} pods exist, p50`, unit: 'ms', value: median(created), jobset: 431, aim: 150 });
-  report({ name: `apply -> all ${size} pods exist, p99`, unit: 'ms', value: quantile(created, 0.99), jobset: 518 });
-  report({
-    name: `a failed pod -> all ${size} of the next attempt exist, p50`,
-    unit: 'ms',
-    value: median(recreated),
-    jobset: 1516,
-    aim: 300,
-  });
-  report({
-    name: `a failed pod -> all ${size} of the next attempt exist, p99`,
-    unit: 'ms',
-    value: quantile(recreated, 0.99),
-  });
+const OURS = [`${OPERATOR.namespace}:${OPERATOR.account}`] as const;
+
+/** Milliseconds from apply until the pods of a gang exist, and from a pod's failure until the next attempt's do. */
+async function gangRound(gangs: Gangs, job: string, size: number): Promise<{ created: number; recreated: number }> {
+  const applied = performance.now();
+  await gangs.apply(job, size);
+  const created = (await gangs.podsExist([job], 0, size)) - applied;
+  await gangs.jobsRun([job]);
+  const failed = performance.now();
+  await gangs.failOne(job);
+  const recreated = (await gangs.podsExist([job], 1, size)) - failed;
+  await gangs.remove([job]);
+  return { created, recreated };
 }
 
-/**
- * Many jobs applied together, alternating with plain POSTs of as many pods. The jobs of the last round stay, for
- * `idle`.
- */
-async function throughput({
-  cluster,
-  operator,
-  settings: { jobs: jobCount, trainers, rounds },
-  report,
-}: ScenarioContext): Promise<void> {
+/** Latency of one gang. JobSet runs during all rounds: events of a single gang's pods cost it next to nothing. */
+async function gang({ cluster, jobset, settings, report }: ScenarioContext): Promise<void> {
+  const { gang: size, 'gang-rounds': rounds } = settings;
+  const ours: { created: number; recreated: number }[] = [];
+  const others: typeof ours = [];
+  await jobset?.start();
+  for (let round = -1; round < rounds; round++) {
+    const our = await gangRound(cluster, `gang-${round + 1}`, size);
+    const other = jobset && (await gangRound(jobset, `gang-${round + 1}`, size));
+    if (round < 0) continue; // round -1 warms up
+    ours.push(our);
+    if (other) others.push(other);
+  }
+  await jobset?.stop();
+  const latency = (name: string, of: 'created' | 'recreated', share: number, aim?: number) =>
+    report({
+      name: `${name}, p${100 * share}`,
+      unit: 'ms',
+      value: quantile(
+        ours.map((round) => round[of]),
+        share,
+      ),
+      jobset:
+        jobset &&
+        quantile(
+          others.map((round) => round[of]),
+          share,
+        ),
+      ...(aim !== undefined && { aim }),
+    });
+  latency(`apply -> all ${size} pods exist`, 'created', 0.5, 150);
+  latency(`apply -> all ${size} pods exist`, 'created', 0.99);
+  latency(`a failed pod -> all ${size} of the next attempt exist`, 'recreated', 0.5, 300);
+  latency(`a failed pod -> all ${size} of the next attempt exist`, 'recreated', 0.99);
+}
+
+/** What it costs one of the controllers to make all pods of many jobs. */
+interface Turn {
+  /** Pods a second, until the last exists. */
+  rate: number;
+  /** Seconds until all run. */
+  running: number;
+  /** CPU seconds by program; the controller is `operator`. */
+  cpu: Record<string, number>;
+  writes: Writes;
+}
+
+async function manyJobs(
+  { cluster, settings: { jobs: jobCount, trainers } }: ScenarioContext,
+  gangs: Gangs,
+  programs: () => Promise<Record<string, number>>,
+  accounts: readonly string[],
+): Promise<Turn> {
+  const position = await cluster.audit.end();
+  const before = await programs();
+  const applied = performance.now();
+  const jobs = names('many', jobCount);
+  const [, exist, run] = await Promise.all([
+    gangs.applyAll(jobs, trainers),
+    gangs.podsExist(jobs, 0, trainers),
+    gangs.jobsRun(jobs),
+  ]);
+  const cpu = difference(await programs(), before);
+  return {
+    rate: (jobCount * trainers) / seconds(exist - applied),
+    running: seconds(run - applied),
+    cpu,
+    writes: await cluster.audit.writesSince(position, accounts),
+  };
+}
+
+/** Many jobs applied together, by turns with plain POSTs of as many pods, and with JobSet. */
+async function throughput(context: ScenarioContext): Promise<void> {
+  const { cluster, operator, jobset, settings, report } = context;
+  const { jobs: jobCount, trainers, rounds } = settings;
   const count = jobCount * trainers;
   await cluster.applyAll(['sample'], trainers);
   await cluster.jobsRun(['sample']);
   const templates = await cluster.podTemplates('sample');
   await cluster.remove(['sample']);
-  const rates: number[] = [];
-  const plainRates: number[] = [];
-  const running: number[] = [];
-  const plainRunning: number[] = [];
-  const cpu: Record<string, number>[] = [];
-  const plainCpu: number[] = [];
-  const writes: Writes[] = [];
+  const plain: { rate: number; running: number; cpu: number }[] = [];
+  const ours: Turn[] = [];
+  const others: Turn[] = [];
   for (let round = 0; round < rounds; round++) {
-    if (round > 0) await cluster.remove(names('many', jobCount));
     const idle = await cluster.cpuSeconds();
-    const plain = await cluster.createPlain(templates, count);
-    plainRates.push(count / seconds(plain.created));
-    plainRunning.push(seconds(plain.running));
-    plainCpu.push(difference(await cluster.cpuSeconds(), idle)[API_SERVER]!);
+    const { created, running } = await cluster.createPlain(templates, count);
+    const cpu = difference(await cluster.cpuSeconds(), idle)[API_SERVER]!;
+    plain.push({ rate: count / seconds(created), running: seconds(running), cpu });
     await cluster.removePlain();
-    const position = await cluster.audit.end();
-    const before = await cpuSeconds(cluster, operator);
-    const applied = performance.now();
-    const jobs = names('many', jobCount);
-    const [, exist, run] = await Promise.all([
-      cluster.applyAll(jobs, trainers),
-      cluster.podsExist(jobs, 0, trainers),
-      cluster.jobsRun(jobs),
-    ]);
-    cpu.push(difference(await cpuSeconds(cluster, operator), before));
-    writes.push(await cluster.audit.writesSince(position, `${OPERATOR.namespace}:${OPERATOR.account}`));
-    rates.push(count / seconds(exist - applied));
-    running.push(seconds(run - applied));
+    ours.push(await manyJobs(context, cluster, () => cpuSeconds(cluster, operator), OURS));
+    await cluster.remove(names('many', jobCount));
+    if (!jobset) continue;
+    await jobset.start();
+    const programs = async () => ({ ...(await cluster.cpuSeconds()), operator: await jobset.cpuSeconds() });
+    others.push(await manyJobs(context, jobset, programs, JOBSET_ACCOUNTS));
+    await jobset.remove(names('many', jobCount));
+    await jobset.stop();
   }
   const title = `${jobCount} jobs x ${trainers} pods`;
-  report({ name: `${title}: pods created`, unit: '1/s', value: median(rates), jobset: 50, aim: 120 });
-  report({ name: `${title}: the same pods by plain POSTs`, unit: '1/s', value: median(plainRates) });
-  report({ name: `${title}: until all run`, unit: 's', value: median(running), jobset: 16.3, aim: 10 });
-  report({ name: `${title}: until all run, plain POSTs`, unit: 's', value: median(plainRunning) });
-  const cpuOf = (program: string) => median(cpu.map((used) => used[program]!));
-  report({ name: `${title}: CPU time of the operator`, unit: 's', value: cpuOf('operator'), jobset: 3.2 });
-  report({ name: `${title}: CPU time of the API server`, unit: 's', value: cpuOf(API_SERVER), jobset: 15.4 });
-  report({ name: `${title}: CPU time of the API server, plain POSTs`, unit: 's', value: median(plainCpu) });
-  const perJob = (counts: number[]) => median(counts) / jobCount;
-  const total = ({ operator }: Writes) => Object.values(operator).reduce((sum, value) => sum + value, 0);
-  report({ name: `${title}: writes a job`, unit: '', value: perJob(writes.map(total)) });
-  for (const what of [...new Set(writes.flatMap(({ operator }) => Object.keys(operator)))].sort())
-    report({
-      name: `${title}: ${what} a job`,
-      unit: '',
-      value: perJob(writes.map(({ operator }) => operator[what] ?? 0)),
-    });
+  const of = (value: (turn: Turn) => number) => ({
+    value: median(ours.map(value)),
+    jobset: jobset && median(others.map(value)),
+  });
+  const ofPlain = (value: (turn: (typeof plain)[number]) => number) => median(plain.map(value));
+  report({ name: `${title}: pods created`, unit: '1/s', ...of(({ rate }) => rate), aim: 120 });
+  report({ name: `${title}: the same pods by plain POSTs`, unit: '1/s', value: ofPlain(({ rate }) => rate) });
+  report({ name: `${title}: until all run`, unit: 's', ...of(({ running }) => running), aim: 10 });
+  report({ name: `${title}: until all run, plain POSTs`, unit: 's', value: ofPlain(({ running }) => running) });
+  const cpuOf = (program: string) => of(({ cpu }) => cpu[program]!);
+  report({ name: `${title}: CPU time of the operator`, unit: 's', ...cpuOf('operator') });
+  report({ name: `${title}: CPU time of Kubernetes' controllers`, unit: 's', ...cpuOf('kube-controller-manager') });
+  report({ name: `${title}: CPU time of the API server`, unit: 's', ...cpuOf(API_SERVER) });
+  report({ name: `${title}: CPU time of the API server, plain POSTs`, unit: 's', value: ofPlain(({ cpu }) => cpu) });
+  const perJob = (value: (writes: Writes) => number) => of(({ writes }) => value(writes) / jobCount);
+  const total = ({ operator: by }: Writes) => Object.values(by).reduce((sum, value) => sum + value, 0);
+  report({ name: `${title}: writes a job`, unit: '', ...perJob(total) });
+  const kinds = [...ours, ...others].flatMap(({ writes }) => Object.keys(writes.operator));
+  for (const what of [...new Set(kinds)].sort())
+    report({ name: `${title}: ${what} a job`, unit: '', ...perJob(({ operator: by }) => by[what] ?? 0) });
   report({
     name: `${title}: writes of the controllers of Endpoints a job`,
     unit: '',
-    value: perJob(writes.map(({ endpoints }) => endpoints)),
+    ...perJob(({ endpoints }) => endpoints),
   });
 }
 
-/** Cost of jobs that run without any change. */
-async function idle({ cluster, operator, settings, report }: ScenarioContext): Promise<void> {
+/** Cost of jobs that run without any change. Without JobSet, they stay for `scale`. */
+async function idle(context: ScenarioContext): Promise<void> {
+  const { cluster, operator, jobset, settings, report } = context;
   const { jobs, trainers } = settings;
   await runJobs(cluster, settings, jobs);
-  await measureIdle(operator, settings, `${jobs} running jobs, idle`, report);
+  const ours = { ...(await ourIdle(operator, settings)), memory: (await operator.memory()).now };
+  let other: (Idle & { memory: number }) | undefined;
+  if (jobset) {
+    await cluster.remove(names('many', jobs));
+    await jobset.start();
+    await jobset.applyAll(names('many', jobs), trainers);
+    await jobset.jobsRun(names('many', jobs));
+    other = { ...(await otherIdle(cluster, jobset, settings)), memory: await jobset.memory() };
+    await jobset.remove(names('many', jobs));
+    await jobset.stop();
+  }
+  reportIdle(`${jobs} running jobs, idle`, ours, other, report);
   report({
     name: `memory with ${jobs} jobs (${jobs * trainers} pods)`,
     unit: 'MiB',
-    value: (await operator.memory()).now,
-    jobset: 81,
+    value: ours.memory,
+    jobset: other?.memory,
     aim: 120,
   });
 }
@@ -207,7 +258,7 @@ async function scale({ cluster, operator, settings, report }: ScenarioContext): 
   const applied = performance.now();
   await runJobs(cluster, settings, jobs);
   report({ name: `${jobs} jobs: until all run`, unit: 's', value: seconds(performance.now() - applied) });
-  await measureIdle(operator, settings, `${jobs} running jobs, idle`, report);
+  reportIdle(`${jobs} running jobs, idle`, await ourIdle(operator, settings), undefined, report);
   const { now, peak } = await operator.memory();
   report({
     name: `memory with ${jobs} jobs (${jobs * trainers} pods)`,
@@ -249,28 +300,61 @@ async function runJobs(cluster: BenchCluster, { trainers }: Settings, count: num
   await cluster.jobsRun(jobs);
 }
 
-/** Counts requests and CPU time while nothing changes. */
-async function measureIdle(
-  operator: OperatorProcess,
-  { 'idle-seconds': length }: Settings,
-  title: string,
-  report: ScenarioContext['report'],
-): Promise<void> {
-  await pause(10_000); // the events of the jobs' start are sent, garbage is collected
+/** Requests and CPU time while nothing changes, a minute. */
+interface Idle {
+  writes: number;
+  leases: number;
+  reads: number;
+  /** Share of a core. */
+  cpu: number;
+}
+
+/** The events of the jobs' start are sent by then, and garbage is collected. */
+const settled = () => pause(10_000);
+
+async function ourIdle(operator: OperatorProcess, { 'idle-seconds': length }: Settings): Promise<Idle> {
+  await settled();
   const before = await operator.usage();
   await pause(1000 * length);
   const { requests, cpuSeconds } = usageBetween(before, await operator.usage());
   const perMinute = (count = 0) => (60 * count) / length;
-  report({
-    name: `${title}: writes but the lease's`,
-    unit: '1/min',
-    value: perMinute((requests.POST ?? 0) + (requests.PATCH ?? 0) + (requests.DELETE ?? 0)),
-    jobset: 0,
-    aim: 0,
-  });
-  report({ name: `${title}: writes of the lease`, unit: '1/min', value: perMinute(requests.PUT) });
-  report({ name: `${title}: reads (watches opened anew)`, unit: '1/min', value: perMinute(requests.GET) });
-  report({ name: `${title}: CPU`, unit: '% of a core', value: (100 * cpuSeconds) / length });
+  return {
+    writes: perMinute((requests.POST ?? 0) + (requests.PATCH ?? 0) + (requests.DELETE ?? 0)),
+    leases: perMinute(requests.PUT),
+    reads: perMinute(requests.GET),
+    cpu: cpuSeconds / length,
+  };
+}
+
+async function otherIdle(cluster: BenchCluster, jobset: JobSet, { 'idle-seconds': length }: Settings): Promise<Idle> {
+  await settled();
+  const position = await cluster.audit.end();
+  const from = Date.now();
+  const before = await jobset.cpuSeconds();
+  await pause(1000 * length);
+  const cpu = ((await jobset.cpuSeconds()) - before) / length;
+  const { writes, leases, reads } = await cluster.audit.requestsBetween(
+    position,
+    [from, Date.now()],
+    JOBSET_ACCOUNTS[0],
+  );
+  const perMinute = (count: number) => (60 * count) / length;
+  return { writes: perMinute(writes), leases: perMinute(leases), reads: perMinute(reads), cpu };
+}
+
+function reportIdle(title: string, ours: Idle, other: Idle | undefined, report: ScenarioContext['report']): void {
+  const row = (name: string, unit: string, of: (idle: Idle) => number, aim?: number) =>
+    report({
+      name: `${title}: ${name}`,
+      unit,
+      value: of(ours),
+      jobset: other && of(other),
+      ...(aim !== undefined && { aim }),
+    });
+  row("writes but the lease's", '1/min', ({ writes }) => writes, 0);
+  row('writes of the lease', '1/min', ({ leases }) => leases);
+  row('reads (watches opened anew)', '1/min', ({ reads }) => reads);
+  row('CPU', '% of a core', ({ cpu }) => 100 * cpu);
 }
 
 /** Time from the end of the leader, with a job applied at that moment, until the other replica has created its pod. */
@@ -297,6 +381,21 @@ async function failover(context: ScenarioContext): Promise<void> {
   }
 }
 
+/** Memory of an operator that starts in a small and in a large cluster; nothing ends the nodes, so it is the last. */
+async function nodes({ cluster, operator, settings, report, startOperator }: ScenarioContext): Promise<void> {
+  const { nodes: few, 'many-nodes': many } = settings;
+  await operator.stop();
+  for (const count of [few, many]) {
+    if (count > few) await cluster.addNodes(few, count);
+    const next = await startOperator();
+    await settled();
+    const { now, peak } = await next.memory();
+    report({ name: `memory of a new operator, ${count} nodes`, unit: 'MiB', value: now });
+    report({ name: `memory of a new operator, ${count} nodes: most there ever was`, unit: 'MiB', value: peak });
+    await next.stop();
+  }
+}
+
 const SCENARIOS: Record<string, (context: ScenarioContext) => Promise<void>> = {
   gang,
   throughput,
@@ -304,13 +403,15 @@ const SCENARIOS: Record<string, (context: ScenarioContext) => Promise<void>> = {
   scale,
   restart,
   failover,
+  nodes,
 };
 
 /** @throws Error when a count is no whole number from 1, or a scenario does not exist */
-function readSettings(): { settings: Settings; scenarios: string[]; nodeOptions: string[] } {
+function readSettings(): { settings: Settings; scenarios: string[]; nodeOptions: string[]; withJobSet: boolean } {
   const options = {
     ...Object.fromEntries(Object.keys(COUNTS).map((name) => [name, { type: 'string' as const }])),
     only: { type: 'string' as const },
+    jobset: { type: 'boolean' as const },
     help: { type: 'boolean' as const },
   };
   const { values } = parseArgs({ options: { ...options, 'node-option': { type: 'string', multiple: true } } }) as {
@@ -331,7 +432,8 @@ function readSettings(): { settings: Settings; scenarios: string[]; nodeOptions:
   const scenarios = String(values.only ?? Object.keys(SCENARIOS).join(',')).split(',');
   const unknown = scenarios.find((name) => !Object.hasOwn(SCENARIOS, name));
   if (unknown !== undefined) throw new Error(`--only: ${unknown}; there are ${Object.keys(SCENARIOS).join(', ')}`);
-  return { settings, scenarios, nodeOptions: (values['node-option'] ?? []) as string[] };
+  const nodeOptions = (values['node-option'] ?? []) as string[];
+  return { settings, scenarios, nodeOptions, withJobSet: values.jobset === true };
 }
 
 const format = (value: number | undefined): string =>
@@ -341,9 +443,10 @@ const row = (name: string, value: string, jobset: string, aim: string): string =
   `${name.padEnd(66)}${value.padStart(10)}${jobset.padStart(13)}${aim.padStart(8)}`;
 
 async function main(): Promise<void> {
-  const { settings, scenarios, nodeOptions } = readSettings();
+  const { settings, scenarios, nodeOptions, withJobSet } = readSettings();
   const cluster = await BenchCluster.start(settings.nodes);
   const operators: OperatorProcess[] = [];
+  const jobset = withJobSet ? await JobSet.install(cluster.plane) : undefined;
   try {
     const startOperator = async () => {
       const operator = await OperatorProcess.start(cluster.plane, nodeOptions);
@@ -351,20 +454,26 @@ async function main(): Promise<void> {
       return operator;
     };
     const figures: Figure[] = [];
-    console.log(row(`${settings.nodes} kwok nodes, a real control plane`, 'Facetrain', 'JobSet 0.8*', 'aim'));
+    console.log(
+      row(`${settings.nodes} kwok nodes, a real control plane`, 'Facetrain', withJobSet ? 'JobSet 0.8' : '', 'aim'),
+    );
     const report = (figure: Figure) => {
       figures.push(figure);
       const { name, unit, value, jobset, aim } = figure;
       console.log(`${row(name, format(value), format(jobset), format(aim))}  ${unit}`);
     };
-    const context: ScenarioContext = { cluster, operator: await startOperator(), settings, report, startOperator };
+    const operator = await startOperator();
+    const context: ScenarioContext = { cluster, operator, jobset, settings, report, startOperator };
+    await jobset?.start();
     await pause(5_000);
-    report({ name: 'memory without jobs', unit: 'MiB', value: (await context.operator.memory()).now, jobset: 49 });
+    const { now } = await operator.memory();
+    report({ name: 'memory without jobs', unit: 'MiB', value: now, jobset: await jobset?.memory() });
+    await jobset?.stop();
     for (const name of scenarios) await SCENARIOS[name]!(context);
-    console.log('* measured at another time, with this control plane and its client limits raised, on 2 cores');
     console.log(JSON.stringify({ benchmark: 'operator', settings, figures }));
   } finally {
     for (const operator of operators) await operator.stop();
+    await jobset?.close();
     await cluster.stop();
   }
 }

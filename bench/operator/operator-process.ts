@@ -8,6 +8,7 @@ import { eventually } from '@facetrain/operator/testing/eventually';
 import { freePorts } from '../../hack/lib/free-ports.mjs';
 import { root } from '../../hack/lib/paths.mjs';
 import { OPERATOR } from './kwok-cluster.ts';
+import { memoryOf } from './process-usage.ts';
 
 const FOLDER = join(root, 'operator');
 /** The bundle of the image; hack/bench.mjs builds it. */
@@ -83,9 +84,7 @@ export class OperatorProcess {
 
   /** Resident memory in MiB: now, and at its peak. */
   async memory(): Promise<{ now: number; peak: number }> {
-    const text = await readFile(`/proc/${this.#child.pid}/status`, 'utf8');
-    const mebibytes = (field: string) => Number(new RegExp(`^${field}:\\s+(\\d+) kB`, 'm').exec(text)![1]) / 1024;
-    return { now: mebibytes('VmRSS'), peak: mebibytes('VmHWM') };
+    return memoryOf(this.#child.pid!);
   }
 
   async stop(signal: 'SIGTERM' | 'SIGKILL' = 'SIGTERM'): Promise<void> {
