@@ -190,7 +190,7 @@ export class PodNodesAndVolumes {
       });
     };
     const [node, claim, event] = await Promise.all([
-      cache(nodes, null, 'a lost node is noticed when Kubernetes evicts its pods', { strip: stripNode }),
+      cache(nodes, null, 'a lost node is noticed when Kubernetes evicts its pods', { strip: stripNode, inPages: true }),
       cache(claims, namespace, 'a missing PersistentVolumeClaim is named where the scheduler names it', {
         metadataOnly: true,
       }),

@@ -112,6 +112,15 @@ test('lists, watches, and keeps its indexes', async (t) => {
   await eventually(() => assert.deepEqual(server.requests, ['list 0', 'watch 10', 'watch 20']));
 });
 
+test('a list that must come in pages asks for the newest, as a list at any version has no pages', async (t) => {
+  const server = new ScriptedServer();
+  server.lists.push({ version: 10, items: [object('a', 3)] });
+  const { cache, names } = start(t, server, { inPages: true });
+  await cache.synced;
+  assert.deepEqual(names(), ['a@3']);
+  await eventually(() => assert.deepEqual(server.requests, ['list newest', 'watch 10']));
+});
+
 test('a refresh waits until the watch has brought what is stored now', async (t) => {
   const server = new ScriptedServer();
   server.lists.push({ version: 10, items: [object('a', 3), object('b', 4), object('c', 5)] });

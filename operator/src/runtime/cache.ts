@@ -33,6 +33,11 @@ export interface CacheOptions<T extends KubernetesObject> {
   metadataOnly?: boolean;
   /** Removes fields that are not read, to save memory. managedFields are always removed. */
   strip?: (object: T) => T;
+  /**
+   * The first list, too, comes in pages, for a kind with many or large objects: the server ignores the limit of a list
+   * that it answers from its cache at any version.
+   */
+  inPages?: boolean;
   indexes?: Record<string, Index<T>>;
   log: Logger;
   /**
@@ -93,6 +98,7 @@ export class Cache<T extends KubernetesObject> {
 
   constructor(options: CacheOptions<T>) {
     this.#options = options;
+    if (options.inPages) this.#version = '';
     this.#retry = options.retry ?? new Backoff(RETRY_BASE_MILLISECONDS, RETRY_MAX_MILLISECONDS);
     for (const [name, indexValue] of Object.entries(options.indexes ?? {}))
       this.#indexes.set(name, { indexValue, entries: new Map() });
