@@ -4,6 +4,7 @@
 #include <cstring>
 
 #include "kernels/clones.h"
+#include "pfc/cpu_products.h"
 
 namespace facetrain::cpu {
 namespace {
@@ -101,29 +102,45 @@ FT_INLINE Floats exponential(Floats x) {
   return p * power;
 }
 
+// Rows whose exponentials are added in float32, before their sum is added in float64.
+constexpr int64_t kRowsOfSum = 16;
+
 template <class T>
-FT_INLINE double exponentials_of(const float* logits, int64_t count, float shift, float filter, T* out) {
-  Floats sums{};
-  for_lanes(
-      count, [&](int64_t j, int64_t k) __attribute__((always_inline)) {
-        const Floats logit = load<Floats>(logits + j, k), zero{};
+FT_INLINE void exponentials_of(const float* logits, int64_t rows, const float* shifts, float filter, T* out,
+                               double* sums) {
+  static_assert(kPanel % kLanes == 0);
+  for (int64_t j = 0; j < kPanel; j += kLanes) {
+    const Floats shift = shifts == nullptr ? Floats{} : load<Floats>(shifts + j);
+    for (int64_t begin = 0; begin < rows; begin += kRowsOfSum) {
+      const int64_t end = begin + kRowsOfSum < rows ? begin + kRowsOfSum : rows;
+      Floats sum{};
+      for (int64_t i = begin; i < end; ++i) {
+        const Floats logit = load<Floats>(logits + i * kPanel + j), zero{};
         const auto filtered = logit > filter;
         const Floats x = (filtered ? zero : logit) - shift;
         const auto vanishes = x < kSmallestArgument;
         const Floats e = vanishes ? zero : exponential(vanishes ? zero + kSmallestArgument : x);
-        if (k == kLanes) {
-          sums += e;
-        } else {
-          for (int64_t lane = 0; lane < k; ++lane) sums[lane] += e[lane];
-        }
+        sum += e;
         const Floats kept = filtered ? zero : e;
         if constexpr (sizeof(T) == 2) {
-          store(narrow(kept), out + j, k);
+          store(narrow(kept), out + i * kPanel + j);
         } else {
-          store(kept, out + j, k);
+          store(kept, out + i * kPanel + j);
         }
-      });
-  return sum_of(sums);
+      }
+      for (int lane = 0; lane < kLanes; ++lane) sums[j + lane] += double{sum[lane]};
+    }
+  }
+}
+
+// Calls body(i, count, place) for each `count` <= kLanes numbers of a row from i on, which are at `place` in panels.
+// Those beyond the last column count as numbers.
+template <class Body>
+FT_INLINE void for_panels(int64_t dim, int64_t panel, Body body) {
+  for (int64_t i = 0; i < panels(dim) * kPanel; i += kLanes) {
+    const int64_t left = dim - i;
+    body(i, left > kLanes ? int64_t{kLanes} : left > 0 ? left : 0, i / kPanel * panel + i % kPanel);
+  }
 }
 
 FT_INLINE void project_row(float* gradient, const float* row, int64_t dim, float inverse_norm) {
@@ -218,26 +235,47 @@ FACETRAIN_CLONES float inverse_norm(const float* row, int64_t dim) {
   return norm < kShortest ? 0.0F : 1.0F / norm;
 }
 
-FACETRAIN_CLONES void scale(const float* row, int64_t dim, float factor, float* out) {
-  for_lanes(
-      dim, [&](int64_t i, int64_t k)
-               __attribute__((always_inline)) { store(load<Floats>(row + i, k) * factor, out + i, k); });
+FACETRAIN_CLONES void scale(const float* row, int64_t dim, float factor, float* out, int64_t panel) {
+  for_panels(
+      dim, panel, [&](int64_t i, int64_t k, int64_t place) __attribute__((always_inline)) {
+        store(load<Floats>(row + i, k) * factor, out + place);
+      });
 }
 
-FACETRAIN_CLONES void scale(const float* row, int64_t dim, float factor, uint16_t* out) {
+FACETRAIN_CLONES void scale(const float* row, int64_t dim, float factor, uint16_t* out, int64_t panel) {
+  for_panels(
+      dim, panel, [&](int64_t i, int64_t k, int64_t place) __attribute__((always_inline)) {
+        store(narrow(load<Floats>(row + i, k) * factor), out + place);
+      });
+}
+
+FACETRAIN_CLONES void pair_rows(const uint16_t* panel, int64_t rows, uint16_t* out) {
+  for (int64_t i = 0; i < rows; i += 2) {
+    for (int64_t j = 0; j < kPanel; j += kLanes) {
+      const auto first = load<Halves>(panel + i * kPanel + j);
+      const auto second = i + 1 < rows ? load<Halves>(panel + (i + 1) * kPanel + j) : Halves{};
+      const Words pairs = __builtin_convertvector(first, Words) | (__builtin_convertvector(second, Words) << 16);
+      std::memcpy(out + i * kPanel + 2 * j, &pairs, sizeof pairs);
+    }
+  }
+}
+
+FACETRAIN_CLONES void round(const float* row, int64_t dim, uint16_t* out) {
   for_lanes(
       dim, [&](int64_t i, int64_t k)
-               __attribute__((always_inline)) { store(narrow(load<Floats>(row + i, k) * factor), out + i, k); });
+               __attribute__((always_inline)) { store(narrow(load<Floats>(row + i, k)), out + i, k); });
 }
 
 FACETRAIN_CLONES void widen(const uint16_t* row, int64_t dim, float* out) { widen_row(row, dim, out); }
 
-FACETRAIN_CLONES double exponentials(const float* logits, int64_t count, float shift, float filter, float* out) {
-  return exponentials_of(logits, count, shift, filter, out);
+FACETRAIN_CLONES void exponentials(const float* logits, int64_t rows, const float* shifts, float filter, float* out,
+                                   double* sums) {
+  exponentials_of(logits, rows, shifts, filter, out, sums);
 }
 
-FACETRAIN_CLONES double exponentials(const float* logits, int64_t count, float shift, float filter, uint16_t* out) {
-  return exponentials_of(logits, count, shift, filter, out);
+FACETRAIN_CLONES void exponentials(const float* logits, int64_t rows, const float* shifts, float filter, uint16_t* out,
+                                   double* sums) {
+  exponentials_of(logits, rows, shifts, filter, out, sums);
 }
 
 FACETRAIN_CLONES void add_integers(const float* values, int64_t count, double factor, int64_t* sums) {
@@ -250,13 +288,17 @@ FACETRAIN_CLONES void add_integers(const float* values, int64_t count, double fa
   }
 }
 
-FACETRAIN_CLONES float largest(const float* logits, int64_t count, float filter) {
-  float most = -INFINITY;
-  for (int64_t j = 0; j < count; ++j) {
-    const float logit = logits[j] > filter ? 0.0F : logits[j];
-    most = logit > most ? logit : most;
+FACETRAIN_CLONES void largest(const float* logits, int64_t rows, float filter, float* out) {
+  for (int64_t j = 0; j < kPanel; j += kLanes) {
+    const Floats zero{};
+    Floats most = zero - INFINITY;
+    for (int64_t i = 0; i < rows; ++i) {
+      Floats logit = load<Floats>(logits + i * kPanel + j);
+      logit = logit > filter ? zero : logit;
+      most = logit > most ? logit : most;
+    }
+    store(most, out + j);
   }
-  return most;
 }
 
 FACETRAIN_CLONES void project(float* gradient, const float* row, int64_t dim, float inverse_norm) {

@@ -3,10 +3,9 @@
 // CUDA (cuda_step.cc): the features' gradient is divided by Z_i in the end, and the rows' gradient is the product of
 // the exponentials with features divided by Z_i. So no logit is computed twice, except those beyond kept_logits.
 //
-// Threads have tiles of their own, and meet twice in a step. A matrix product within a thread runs at four fifths of a
-// core's peak in MKL, the one of libtorch; one that is split over threads, which wait for each other at its end, at
-// half of that on a machine with other work. A thread's tile stays in its cache from the gather to the last product.
-// Which thread has which tile depends on the number of threads only, so their sums are the same in every run.
+// Threads have tiles of their own, and meet twice in a step. A thread's tile stays in its cache from the gather to the
+// last product (cpu_products.h). Which thread has which tile depends on the number of threads only, so their sums are
+// the same in every run.
 //
 // With PfcOptions::reproducible, the number of ranks and threads changes no bit. Tiles do not cross blocks of classes,
 // which have the same rows for any number of ranks, so a tile's products are the same. Sums of exponentials are one for
@@ -28,35 +27,22 @@
 
 #include "comm/parts.h"
 #include "pfc/cpu_kernels.h"
+#include "pfc/cpu_products.h"
 #include "pfc/row_window.h"
 #include "pfc/step.h"
-
-// Of MKL, which libtorch for x86-64 has and exports: c = alpha op(a) op(b) + beta c of column-major matrices, a and b
-// in bfloat16, sums and c in float32. ATen has no such product on CPUs.
-// NOLINTNEXTLINE(readability-identifier-naming): the name of BLAS.
-extern "C" __attribute__((weak)) void gemm_bf16bf16f32_(const char* transpose_a, const char* transpose_b, const int* m,
-                                                        const int* n, const int* k, const float* alpha, const void* a,
-                                                        const int* lda, const void* b, const int* ldb,
-                                                        const float* beta, float* c, const int* ldc);
-
-// Of MKL: how many threads its functions use that the calling thread calls; 0: as many as others do. Returns the former
-// number. NOLINTNEXTLINE(readability-identifier-naming): MKL's name.
-extern "C" __attribute__((weak)) int MKL_Set_Num_Threads_Local(int threads);
 
 namespace facetrain {
 namespace {
 
 constexpr double kShortest = 1e-12;  // shorter features are treated as zero
 
-// Numbers in the largest of a tile's matrices: rows [t, d] and logits [B, t]. 1 MiB of float32: half of a core's
+// Numbers in the largest of a tile's matrices: rows [t, d] and logits [B, t]. 256 KiB of float32: a fourth of a core's
 // second-level cache.
-constexpr int64_t kTileNumbers = int64_t{1} << 18;
-// Rows of a tile are a multiple of it, if there are enough: whole registers, and columns that begin at cache lines.
+constexpr int64_t kTileNumbers = int64_t{1} << 16;
+// Rows of a tile are a multiple of it, if there are enough.
 constexpr int64_t kTileStep = 16;
 constexpr int64_t kKeptLogits = int64_t{1} << 26;  // 256 MiB in float32
 constexpr int64_t kSampleBlock = 4096;             // rows
-// Kept exponentials of a tile begin at a cache line.
-constexpr int64_t kKeptStep = 32;
 // Of the features' gradient in integers, before it is multiplied by s / B: sums of probabilities times unit rows.
 constexpr double kUnit = int64_t{1} << 60;
 // The logit of a target in its tile: its exponential is 0. Finite, because the difference of two infinities is not.
@@ -152,44 +138,18 @@ std::pair<at::Tensor, at::Tensor> apply_margins(const Margin& margin, double sca
   return {logits, slopes};
 }
 
-// While it lives, MKL's functions that its thread calls use this thread only. Within a parallel loop they do anyway,
-// but divide a product as for the threads that there would be, which changes the order of its sums; and is faster, on
-// an AMD EPYC by a third.
-class OneThread {
- public:
-  OneThread() : before_(set(1)) {}
-  OneThread(const OneThread&) = delete;
-  ~OneThread() { set(before_); }
-
- private:
-  static int set(int threads) { return MKL_Set_Num_Threads_Local == nullptr ? 0 : MKL_Set_Num_Threads_Local(threads); }
-  const int before_;
-};
-
-// c = a b, or c += a b, of matrices in bfloat16, with sums and c in float32. a and b are row-major or transposed.
-void product_bf16(const at::Tensor& c, const at::Tensor& a, const at::Tensor& b, bool add) {
-  if (gemm_bf16bf16f32_ == nullptr) {
-    const at::Tensor product = at::mm(a.to(at::kFloat), b.to(at::kFloat));
-    add ? c.add_(product) : c.copy_(product);
-    return;
-  }
-  // Column-major, c^T = b^T a^T.
-  const auto size = [](int64_t n) { return static_cast<int>(n); };
-  const bool a_transposed = a.stride(1) != 1, b_transposed = b.stride(1) != 1;
-  const int m = size(c.size(1)), n = size(c.size(0)), k = size(a.size(1));
-  // The stride of a matrix of one row or column says nothing.
-  const int lda = b_transposed ? std::max(size(b.stride(1)), k) : std::max(size(b.stride(0)), m),
-            ldb = a_transposed ? std::max(size(a.stride(1)), n) : std::max(size(a.stride(0)), k),
-            ldc = std::max(size(c.stride(0)), m);
-  const float one = 1, beta = add ? 1 : 0;
-  gemm_bf16bf16f32_(b_transposed ? "T" : "N", a_transposed ? "T" : "N", &m, &n, &k, &one, b.const_data_ptr(), &lda,
-                    a.const_data_ptr(), &ldb, &beta, c.data_ptr<float>(), &ldc);
+// A matrix as panels (cpu_products.h): [panels, rows, kPanel], or paired in bfloat16 [panels, rows / 2, kPanel, 2].
+at::Tensor in_panels(const at::Tensor& matrix, bool paired) {
+  const int64_t rows = matrix.size(0), columns = matrix.size(1);
+  const at::Tensor padded =
+      at::constant_pad_nd(matrix, {0, cpu::panels(columns) * cpu::kPanel - columns, 0, paired ? rows % 2 : 0});
+  if (!paired) return padded.view({rows, -1, cpu::kPanel}).permute({1, 0, 2}).contiguous();
+  return padded.to(at::kBFloat16).view({(rows + 1) / 2, 2, -1, cpu::kPanel}).permute({2, 0, 3, 1}).contiguous();
 }
 
-// c = a b, or c += a b. On the thread that calls it, within a parallel loop.
-void product(at::Tensor c, const at::Tensor& a, const at::Tensor& b, bool add) {
-  if (a.scalar_type() == at::kBFloat16) return product_bf16(c, a, b, add);
-  add ? c.addmm_(a, b) : at::mm_out(c, a, b);
+// The matrix [rows, columns] that has these panels.
+at::Tensor from_panels(const at::Tensor& in_panels, int64_t columns) {
+  return in_panels.permute({1, 0, 2}).reshape({in_panels.size(1), -1}).narrow(1, 0, columns);
 }
 
 uint16_t* bits_of(const at::Tensor& bfloat16) { return static_cast<uint16_t*>(bfloat16.data_ptr()); }
@@ -211,6 +171,7 @@ class Buffer {
     }
     return memory_.narrow(0, 0, numbers).view(sizes);
   }
+  const void* data() const { return memory_.const_data_ptr(); }
 
  private:
   at::Tensor memory_;
@@ -226,9 +187,9 @@ struct Tile {
 struct Worker {
   std::vector<Tile> tiles;
   std::vector<int64_t> negatives;
-  Buffer rows, logits, exponentials, features, row, integers, gradient;
-  at::Tensor z;             // [B] float64: of its tiles
-  at::Tensor feature_sums;  // [B, d]: exponentials times rows; with `reproducible` of a tile
+  Buffer rows, paired_rows, logits, exponentials, paired, features, row, integers;
+  at::Tensor z;             // [B, padded to panels] float64: of its tiles
+  at::Tensor feature_sums;  // [panels of d, B, kPanel]: exponentials times rows; with `reproducible` of a tile
   at::Tensor integer_sums;  // [B, d] int64, with `reproducible`: of its tiles, times kUnit
 };
 
@@ -262,7 +223,14 @@ class CpuStep final : public HeadStep {
  private:
   int64_t dim() const { return options_.embedding_dim; }
   // The type of the products' operands.
-  at::ScalarType low() const { return options_.precision == Precision::bf16 ? at::kBFloat16 : at::kFloat; }
+  at::ScalarType low() const {
+    const bool is_bf16 = options_.precision == Precision::bf16 && cpu::products_of_cpu().bfloat16 != nullptr;
+    return is_bf16 ? at::kBFloat16 : at::kFloat;
+  }
+  void multiply(const cpu::Product& product) const {
+    const cpu::Products& products = cpu::products_of_cpu();
+    (low() == at::kFloat ? products.float32 : products.bfloat16)(product);
+  }
   // One pass, with exponentials relative to 1.
   bool relative() const { return options_.scale <= kLargestScale; }
 
@@ -272,8 +240,6 @@ class CpuStep final : public HeadStep {
   void for_workers(Body body) {
     const auto count = static_cast<int64_t>(workers_.size());
     at::parallel_for(0, count, 1, [&](int64_t begin, int64_t end) {
-      std::optional<OneThread> one_thread;
-      if (options_.reproducible) one_thread.emplace();
       for (int64_t i = begin; i < end; ++i) body(workers_[i]);
     });
   }
@@ -311,8 +277,9 @@ class CpuStep final : public HeadStep {
     }
   }
   const float* row(int64_t slot, float* scratch) const;
-  at::Tensor unit_rows(Worker& worker, const Tile& tile);
-  at::Tensor exponentials_of(Worker& worker, const Tile& tile, int64_t batch);
+  void gather_rows(Worker& worker, const Tile& tile);
+  at::Tensor exponentials_of(Worker& worker, const Tile& tile);
+  void add_to_features(Worker& worker, const Tile& tile, const at::Tensor& e, bool add);
   void add_to_integers(Worker& worker, const at::Tensor* z) const;
   at::Tensor sum_of_integers(int64_t count, double gradient_scale);
 
@@ -332,6 +299,10 @@ class CpuStep final : public HeadStep {
   std::vector<PendingUpdates> updates_;
   at::Tensor seen_;
 
+  // Of the step in progress: the batch's size, and its features [B, d], transposed and times s, in panels.
+  int64_t batch_ = 0;
+  at::Tensor scaled_features_;
+
   // Of the last step. gradient_ [n, d] is with respect to the rows at unit length, whose inverse norms are in norms_.
   uint64_t step_ = 0;
   at::Tensor labels_, sampled_, gradient_, norms_, kept_;
@@ -345,7 +316,7 @@ void CpuStep::draw_rows() {
     for (int64_t row = begin; row < end; ++row) {
       float* const out = data != nullptr ? data + row * dim() : scratch.data();
       cpu::initial_row(options_.seed, rows_.first + row, dim(), out);
-      if (data == nullptr) cpu::scale(out, dim(), 1, bits_of(rows) + row * dim());
+      if (data == nullptr) cpu::round(out, dim(), bits_of(rows) + row * dim());
     }
   });
 }
@@ -424,7 +395,7 @@ void CpuStep::make_tiles(int64_t batch) {
     const int64_t kept_before = kept;
     for (const Range& range : ranges_of(i)) {
       for (int64_t first = range.begin; first < range.end; first += largest) {
-        const int64_t rows = std::min(largest, range.end - first), logits = round_up(rows * batch, kKeptStep);
+        const int64_t rows = std::min(largest, range.end - first), logits = rows * cpu::panels(batch) * cpu::kPanel;
         const bool keep = kept - kept_before + logits <= to_keep / threads;
         workers_[i].tiles.push_back({first, rows, range.block, keep ? kept : -1});
         if (keep) kept += logits;
@@ -460,11 +431,13 @@ const float* CpuStep::row(int64_t slot, float* scratch) const {
   return scratch;
 }
 
-// The tile's rows at unit length, in the products' type. Stores their inverse norms.
-at::Tensor CpuStep::unit_rows(Worker& worker, const Tile& tile) {
+// Writes the tile's rows at unit length to the worker's rows: in panels, and in bfloat16 also paired. Stores their
+// inverse norms.
+void CpuStep::gather_rows(Worker& worker, const Tile& tile) {
   float* const norms = norms_.data_ptr<float>() + tile.first;
   float* const scratch = worker.row.of({dim()}, at::kFloat).data_ptr<float>();
-  at::Tensor rows = worker.rows.of({tile.count, dim()}, low());
+  const int64_t panel = tile.count * cpu::kPanel;
+  const at::Tensor rows = worker.rows.of({cpu::panels(dim()) * panel}, low());
   for (int64_t i = 0; i < tile.count; ++i) {
     if (i + 1 < tile.count) {
       const int64_t bytes = dim() * weight().element_size();
@@ -473,18 +446,46 @@ at::Tensor CpuStep::unit_rows(Worker& worker, const Tile& tile) {
     const float* const from = row(slot(tile.first + i), scratch);
     norms[i] = cpu::inverse_norm(from, dim());
     if (low() == at::kFloat) {
-      cpu::scale(from, dim(), norms[i], rows.data_ptr<float>() + i * dim());
+      cpu::scale(from, dim(), norms[i], rows.data_ptr<float>() + i * cpu::kPanel, panel);
     } else {
-      cpu::scale(from, dim(), norms[i], bits_of(rows) + i * dim());
+      cpu::scale(from, dim(), norms[i], bits_of(rows) + i * cpu::kPanel, panel);
     }
   }
-  return rows;
+  if (low() == at::kFloat) return;
+  const int64_t paired = round_up(tile.count, 2) * cpu::kPanel;
+  uint16_t* const to = bits_of(worker.paired_rows.of({cpu::panels(dim()) * paired}, low()));
+  for (int64_t i = 0; i < cpu::panels(dim()); ++i)
+    cpu::pair_rows(bits_of(rows) + i * panel, tile.count, to + i * paired);
 }
 
-// Where the tile's exponentials [B, t] are.
-at::Tensor CpuStep::exponentials_of(Worker& worker, const Tile& tile, int64_t batch) {
-  if (tile.kept >= 0) return kept_.narrow(0, tile.kept, batch * tile.count).view({batch, tile.count});
-  return worker.exponentials.of({batch, tile.count}, low());
+// Where the tile's exponentials are: [panels of B, t, kPanel].
+at::Tensor CpuStep::exponentials_of(Worker& worker, const Tile& tile) {
+  const std::array<int64_t, 3> sizes{cpu::panels(batch_), tile.count, cpu::kPanel};
+  const int64_t numbers = c10::multiply_integers(sizes);
+  return tile.kept >= 0 ? kept_.narrow(0, tile.kept, numbers).view(sizes) : worker.exponentials.of(sizes, low());
+}
+
+// feature_sums = e^T rows of the worker's tile, or += that.
+void CpuStep::add_to_features(Worker& worker, const Tile& tile, const at::Tensor& e, bool add) {
+  const void *left = e.const_data_ptr(), *right = worker.rows.data();
+  if (low() == at::kBFloat16) {
+    const int64_t paired = round_up(tile.count, 2) * cpu::kPanel;
+    const at::Tensor pairs = worker.paired.of({e.size(0) * paired}, low());
+    for (int64_t i = 0; i < e.size(0); ++i)
+      cpu::pair_rows(bits_of(e) + i * tile.count * cpu::kPanel, tile.count, bits_of(pairs) + i * paired);
+    left = pairs.const_data_ptr();
+    right = worker.paired_rows.data();
+  }
+  multiply({.rows = batch_,
+            .columns = dim(),
+            .inner = tile.count,
+            .a = left,
+            .a_transposed = true,
+            .b = right,
+            .c = worker.feature_sums.data_ptr<float>(),
+            .c_panel = batch_ * cpu::kPanel,
+            .c_row = cpu::kPanel,
+            .add = add});
 }
 
 // With x and w of unit length, y the label, t = target(x . w_y), and the other logits l_j = s x . w_j:
@@ -539,29 +540,50 @@ PfcResult CpuStep::forward_backward(const at::Tensor& embeddings, const at::Tens
   const auto [target_logits, target_slopes] = apply_margins(
       options_.margin, scale, target_cosines, batch.norms.index_select(0, target_pictures), norm_statistics_);
 
-  // The logits s cos of a tile [B, t], without margin, those of targets masked.
-  const at::Tensor scaled_features = (batch.features * scale).to(low());
-  const auto score = [&](const Tile& tile, const at::Tensor& rows, const at::Tensor& out) {
-    product(out, scaled_features, rows.t(), /*add=*/false);
+  // The logits s cos of a tile [panels of B, t, kPanel], without margin, those of targets masked. Pictures beyond the
+  // batch, in the last panel, have zeros.
+  batch_ = batch_size;
+  const int64_t padded_batch = cpu::panels(batch_size) * cpu::kPanel;
+  scaled_features_ = in_panels((batch.features * scale).t(), low() == at::kBFloat16);
+  const auto score = [&](const Worker& worker, const Tile& tile, const at::Tensor& out) {
     float* const logits = out.data_ptr<float>();
+    multiply({.rows = tile.count,
+              .columns = padded_batch,
+              .inner = dim(),
+              .a = worker.rows.data(),
+              .a_transposed = false,
+              .b = scaled_features_.const_data_ptr(),
+              .c = logits,
+              .c_panel = tile.count * cpu::kPanel,
+              .c_row = cpu::kPanel,
+              .add = false});
     for (auto i = std::lower_bound(target_columns.begin(), target_columns.end(), tile.first) - target_columns.begin();
-         i < std::ssize(target_columns) && target_columns[i] < tile.first + tile.count; ++i)
-      logits[positives.pictures[i] * tile.count + target_columns[i] - tile.first] = kMasked;
+         i < std::ssize(target_columns) && target_columns[i] < tile.first + tile.count; ++i) {
+      const int64_t picture = positives.pictures[i], row = target_columns[i] - tile.first;
+      logits[(picture / cpu::kPanel * tile.count + row) * cpu::kPanel + picture % cpu::kPanel] = kMasked;
+    }
   };
   const auto filter =
       options_.interclass_filter ? static_cast<float>(*options_.interclass_filter * scale) : float{INFINITY};
-  // e^(logit - shift) of a tile, in the products' type. Calls sum(picture, sum of the exponentials).
-  const auto exponentials = [&](Worker& worker, const Tile& tile, const at::Tensor& rows, const float* shifts,
-                                auto sum) {
-    at::Tensor out = exponentials_of(worker, tile, batch_size);
-    const at::Tensor logits = low() == at::kFloat ? out : worker.logits.of({batch_size, tile.count}, at::kFloat);
-    score(tile, rows, logits);
-    const float* const from = logits.const_data_ptr<float>();
-    for (int64_t i = 0; i < batch_size; ++i) {
-      const float shift = shifts == nullptr ? 0 : shifts[i];
-      const int64_t at = i * tile.count;
-      sum(i, low() == at::kFloat ? cpu::exponentials(from + at, tile.count, shift, filter, out.data_ptr<float>() + at)
-                                 : cpu::exponentials(from + at, tile.count, shift, filter, bits_of(out) + at));
+  // e^(logit - shift) of a tile, in the products' type: [panels of B, t, kPanel]. Adds their sums to z [padded B]. With
+  // `largest` [padded B], the shifts are the largest logits, which it writes there.
+  const auto exponentials = [&](Worker& worker, const Tile& tile, const float* shifts, float* largest, double* z) {
+    at::Tensor out = exponentials_of(worker, tile);
+    const at::Tensor logits = low() == at::kFloat ? out : worker.logits.of(out.sizes(), at::kFloat);
+    score(worker, tile, logits);
+    for (int64_t first = 0; first < padded_batch; first += cpu::kPanel) {
+      const int64_t at = first * tile.count;
+      const float* const from = logits.const_data_ptr<float>() + at;
+      const float* shift = shifts == nullptr ? nullptr : shifts + first;
+      if (largest != nullptr) {
+        cpu::largest(from, tile.count, filter, largest + first);
+        shift = largest + first;
+      }
+      if (low() == at::kFloat) {
+        cpu::exponentials(from, tile.count, shift, filter, out.data_ptr<float>() + at, z + first);
+      } else {
+        cpu::exponentials(from, tile.count, shift, filter, bits_of(out) + at, z + first);
+      }
     }
     return out;
   };
@@ -571,25 +593,18 @@ PfcResult CpuStep::forward_backward(const at::Tensor& embeddings, const at::Tens
   at::Tensor sums = at::zeros({options_.reproducible ? 2 + kClassBlocks : 3, batch_size}, at::kDouble);
   at::Tensor target = sums[0], target_z = sums[1], block_z = sums.narrow(0, 2, sums.size(0) - 2);
   for_workers([&](Worker& worker) {
+    std::vector<double> tile_z(static_cast<size_t>(padded_batch));
+    std::vector<float> largest(relative() ? 0 : tile_z.size());
     worker.z = at::zeros({batch_size}, at::kDouble);
-    worker.feature_sums = worker.features.of({batch_size, dim()}, at::kFloat);
+    worker.feature_sums = worker.features.of({cpu::panels(dim()), batch_size, cpu::kPanel}, at::kFloat);
     for (const Tile& tile : worker.tiles) {
+      gather_rows(worker, tile);
+      std::ranges::fill(tile_z, 0);
+      const at::Tensor e = exponentials(worker, tile, nullptr, relative() ? nullptr : largest.data(), tile_z.data());
       double* const z = tile.block < 0 ? worker.z.data_ptr<double>() : block_z[tile.block].data_ptr<double>();
-      const at::Tensor rows = unit_rows(worker, tile);
-      if (relative()) {
-        const at::Tensor e =
-            exponentials(worker, tile, rows, nullptr, [z](int64_t picture, double sum) { z[picture] += sum; });
-        if (!options_.reproducible) product(worker.feature_sums, e, rows, /*add=*/&tile != worker.tiles.data());
-        continue;
-      }
-      const at::Tensor logits = worker.logits.of({batch_size, tile.count}, at::kFloat);
-      score(tile, rows, logits);
-      float* const data = logits.data_ptr<float>();
-      for (int64_t i = 0; i < batch_size; ++i) {
-        float* const own = data + i * tile.count;
-        const float largest = cpu::largest(own, tile.count, filter);
-        z[i] += std::exp(double{largest}) * cpu::exponentials(own, tile.count, largest, filter, own);
-      }
+      for (int64_t i = 0; i < batch_size; ++i)
+        z[i] += relative() ? tile_z[i] : std::exp(double{largest[i]}) * tile_z[i];
+      if (relative() && !options_.reproducible) add_to_features(worker, tile, e, &tile != worker.tiles.data());
     }
   });
   if (!options_.reproducible) {
@@ -607,32 +622,38 @@ PfcResult CpuStep::forward_backward(const at::Tensor& embeddings, const at::Tens
   const double gradient_scale = scale / static_cast<double>(batch_size);
   const at::Tensor factors = relative() ? z.reciprocal().mul_(gradient_scale) : at::full_like(z, gradient_scale);
   const at::Tensor factors32 = factors.to(at::kFloat).view({-1, 1});
-  const at::Tensor weighted_features = (batch.features * factors32).to(low());
-  const at::Tensor shifts = relative() ? at::Tensor() : log_z.to(at::kFloat);
+  const at::Tensor weighted_features = in_panels(batch.features * factors32, low() == at::kBFloat16);
+  const at::Tensor shifts =
+      relative() ? at::Tensor() : at::constant_pad_nd(log_z.to(at::kFloat), {0, padded_batch - batch_size});
   gradient_ = gradient_memory_.of({sampled_.size(0), dim()}, at::kFloat);
   for_workers([&](Worker& worker) {
+    std::vector<double> discarded(static_cast<size_t>(padded_batch));
     if (options_.reproducible) worker.integer_sums = worker.integers.of({batch_size, dim()}, at::kLong).zero_();
     for (const Tile& tile : worker.tiles) {
-      at::Tensor e = tile.kept >= 0 ? exponentials_of(worker, tile, batch_size) : at::Tensor();
+      at::Tensor e = tile.kept >= 0 ? exponentials_of(worker, tile) : at::Tensor();
       if (!e.defined() || options_.reproducible) {
-        const at::Tensor rows = unit_rows(worker, tile);
+        gather_rows(worker, tile);
         if (!e.defined()) {
-          e = exponentials(worker, tile, rows, shifts.defined() ? shifts.const_data_ptr<float>() : nullptr,
-                           [](int64_t, double) {});
+          const float* const shift = shifts.defined() ? shifts.const_data_ptr<float>() : nullptr;
+          e = exponentials(worker, tile, shift, nullptr, discarded.data());
         }
         if (options_.reproducible) {
-          product(worker.feature_sums, e, rows, /*add=*/false);
+          add_to_features(worker, tile, e, /*add=*/false);
           add_to_integers(worker, relative() ? &z : nullptr);
         } else if (!relative()) {
-          product(worker.feature_sums, e, rows, /*add=*/&tile != worker.tiles.data());
+          add_to_features(worker, tile, e, /*add=*/&tile != worker.tiles.data());
         }
       }
-      const at::Tensor gradient = gradient_.narrow(0, tile.first, tile.count);
-      // The bits of a product depend on where it begins in a cache line.
-      const bool aligned = !options_.reproducible || dim() % kTileStep == 0;
-      const at::Tensor out = aligned ? gradient : worker.gradient.of({tile.count, dim()}, at::kFloat);
-      product(out, e.t(), weighted_features, /*add=*/false);
-      if (!aligned) gradient.copy_(out);
+      multiply({.rows = tile.count,
+                .columns = dim(),
+                .inner = batch_size,
+                .a = e.const_data_ptr(),
+                .a_transposed = false,
+                .b = weighted_features.const_data_ptr(),
+                .c = gradient_.data_ptr<float>() + tile.first * dim(),
+                .c_panel = cpu::kPanel,
+                .c_row = dim(),
+                .add = false});
     }
   });
 
@@ -645,7 +666,7 @@ PfcResult CpuStep::forward_backward(const at::Tensor& embeddings, const at::Tens
   at::Tensor feature_gradients = at::zeros_like(batch.features);
   if (!options_.reproducible) {
     for (const Worker& worker : workers_) {
-      if (!worker.tiles.empty()) feature_gradients.add_(worker.feature_sums);
+      if (!worker.tiles.empty()) feature_gradients.add_(from_panels(worker.feature_sums, dim()));
     }
     feature_gradients.mul_(factors32);
   }
@@ -662,11 +683,13 @@ PfcResult CpuStep::forward_backward(const at::Tensor& embeddings, const at::Tens
 
 // Adds a tile's part of the features' gradient, divided by Z if it is not yet, to the thread's integers.
 void CpuStep::add_to_integers(Worker& worker, const at::Tensor* z) const {
-  const at::Tensor& part = worker.feature_sums;
-  for (int64_t i = 0; i < part.size(0); ++i) {
-    cpu::add_integers(part.const_data_ptr<float>() + i * dim(), dim(),
-                      z == nullptr ? kUnit : kUnit / z->const_data_ptr<double>()[i],
-                      worker.integer_sums.data_ptr<int64_t>() + i * dim());
+  const auto* const sums = worker.feature_sums.const_data_ptr<float>();
+  for (int64_t i = 0; i < batch_; ++i) {
+    const double factor = z == nullptr ? kUnit : kUnit / z->const_data_ptr<double>()[i];
+    for (int64_t first = 0; first < dim(); first += cpu::kPanel) {
+      cpu::add_integers(sums + first * batch_ + i * cpu::kPanel, std::min(cpu::kPanel, dim() - first), factor,
+                        worker.integer_sums.data_ptr<int64_t>() + i * dim() + first);
+    }
   }
 }
 

@@ -695,7 +695,7 @@ static void check_low_precision(const PfcOptions& options, double loss, const at
   if (options.embedding_dim >= 512 && options.scale <= 64) CHECK(least >= 0.9999);
 }
 
-// On a CPU: BF16 is computed as such (or better, by a libtorch without MKL), and the other precisions as FP32.
+// On a CPU: BF16 is computed as such (or better, on one without AVX512-BF16), and the other precisions as FP32.
 static void test_precisions_on_a_cpu() {
   for (const double rate : {0.1, 1.0}) {
     for (const float scale : {64.0f, 90.0f}) {
