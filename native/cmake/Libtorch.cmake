@@ -15,8 +15,15 @@ add_library(torch INTERFACE)
 target_include_directories(torch SYSTEM INTERFACE ${_torch_include} ${_torch_include}/torch/csrc/api/include)
 target_compile_definitions(torch INTERFACE USE_DISTRIBUTED)
 target_compile_features(torch INTERFACE cxx_std_20)
+# at::parallel_for is a template that runs on one thread where a source file is compiled without OpenMP. The runtime
+# has to be libtorch's own: another copy would have threads of its own.
+target_compile_options(torch INTERFACE $<$<COMPILE_LANGUAGE:CXX>:-fopenmp>)
+file(GLOB _torch_gomp ${_torch_lib}/libgomp*.so*)
 # The rpath-links let the linker find libcupti and libcudart, which the wheel loads by its own search path.
 # --no-as-needed keeps libtorch_cpu, which registers the operators.
 target_link_options(torch INTERFACE -Wl,--no-as-needed -Wl,-rpath,${_torch_lib} -Wl,-rpath-link,${_torch_lib}
   -Wl,-rpath-link,${LIBTORCH_ROOT}/nvidia/cu13/lib -Wl,-rpath-link,${LIBTORCH_ROOT}/nvidia/cuda_cupti/lib)
-target_link_libraries(torch INTERFACE ${TORCH_CPU} ${TORCH_C10})
+if(NOT _torch_gomp)
+  set(_torch_gomp gomp)  # a libtorch that was built with the system's
+endif()
+target_link_libraries(torch INTERFACE ${TORCH_CPU} ${TORCH_C10} ${_torch_gomp})
