@@ -93,7 +93,8 @@ export const DEVICE_KINDS = {
     type: 'cpu',
     memoryBytes: null,
     bytesPerSecond: 8 * giga,
-    // Of MKL on one thread, without another that it waits for; in BF16 with AMX.
+    // An Intel Xeon's, of MKL on one thread, without another that it waits for; in BF16 with AMX. The head's products
+    // are our own now, without AMX.
     products: { fp32: 181 * giga, bf16: 900 * giga },
     // 158 GFLOP/s in both: oneDNN's convolutions, with the operators between them.
     convolutions: { fp32: 0.873, bf16: 0.1756 },

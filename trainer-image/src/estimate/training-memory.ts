@@ -80,7 +80,7 @@ const BATCHES = 4;
 /** cuda_step.cc: cells of a tile's cosines (FP32), exponentials that are kept. */
 const CUDA = { tile: 2 ** 25, kept: 2 ** 30 };
 /** cpu_step.cc: numbers of a tile's matrices (FP32), exponentials that are kept. */
-const CPU = { tile: 2 ** 18, kept: 2 ** 26 };
+const CPU = { tile: 2 ** 16, kept: 2 ** 26 };
 /** CUDA's context with our kernels, cuBLAS's and cuDNN's workspaces, on an H100 with CUDA 13. */
 const CUDA_CONTEXT = 700 * MIB;
 /** NCCL's buffers, where there is more than one rank. */
