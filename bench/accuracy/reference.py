@@ -7,11 +7,12 @@ import argparse
 import json
 import os
 import sys
-import tempfile
-import warnings
 
 import numpy
 import torch
+
+sys.path.insert(0, os.path.join(os.path.dirname(__file__), "..", "common"))
+from insightface import import_head
 
 
 def arguments():
@@ -33,14 +34,8 @@ def arguments():
 
 def main():
     options = arguments()
-    warnings.filterwarnings("ignore")
     torch.set_num_threads(options.threads)
-    sys.path.insert(0, options.folder)
-    torch.Tensor.cuda = lambda tensor, *_: tensor  # PartialFC_V2 asks for the GPU by name
-    torch.distributed.init_process_group("gloo", init_method=f"file://{tempfile.mkdtemp()}/store", rank=0, world_size=1)
-    from losses import CombinedMarginLoss
-    from partial_fc_v2 import PartialFC_V2
-
+    CombinedMarginLoss, PartialFC_V2 = import_head(options.folder, "cpu")
     features, labels, test = (
         torch.from_numpy(numpy.load(name)) for name in [options.features, options.labels, options.test]
     )

@@ -18,13 +18,14 @@ import json
 import math
 import os
 import sys
-import tempfile
 import time
-import warnings
 
 import numpy
 import torch
 import torch.nn.functional as F
+
+sys.path.insert(0, os.path.join(os.path.dirname(__file__), "..", "common"))
+from insightface import import_head
 
 
 def arguments():
@@ -125,17 +126,7 @@ class InsightFace:
     name = "insightface"
 
     def __init__(self, options, dim):
-        sys.path.insert(0, options.insightface)
-        warnings.filterwarnings("ignore")
-        torch.distributed.init_process_group(
-            "nccl" if options.device == "cuda" else "gloo",
-            init_method=f"file://{tempfile.mkdtemp()}/store", rank=0, world_size=1,
-        )
-        from losses import CombinedMarginLoss
-        from partial_fc_v2 import PartialFC_V2
-
-        if options.device == "cpu":
-            torch.Tensor.cuda = lambda tensor, *_: tensor  # PartialFC_V2 asks for the GPU by name
+        CombinedMarginLoss, PartialFC_V2 = import_head(options.insightface, options.device)
         margin = CombinedMarginLoss(options.scale, *(float(value) for value in options.margin.split(",")))
         half = options.device == "cuda" and options.precision == "fp16"
         self.head = PartialFC_V2(margin, dim, options.classes, options.sample_rate, half).train().to(options.device)

@@ -65,6 +65,7 @@ WinogradPlan row_winograd_plan(const LayerSpec& layer, const TensorSpec& x, cons
 // The bytes that a convolution's step needs at most for its packed weights and biases. Each output of a convolution in
 // groups has zeros for the inputs of the groups beside it: up to 64 times the bytes of its own weights.
 int64_t packed_bytes(const ConvShape& shape);
+
 std::unique_ptr<Step> pixels_step(const StepContext& context);
 std::unique_ptr<Step> conv_step(const StepContext& context, const Group& group);
 std::unique_ptr<Step> winograd_step(const StepContext& context, const Group& group);
