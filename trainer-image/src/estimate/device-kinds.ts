@@ -89,15 +89,14 @@ export const DEVICE_KINDS = {
   a10: fromDataSheet('NVIDIA A10 24GB', 22.1, 0.6, { fp32: 31.2, tf32: 62.5, bf16: 125 }, 28),
   l4: fromDataSheet('NVIDIA L4 24GB', 22.1, 0.3, { fp32: 30.3, tf32: 60, bf16: 121 }, 28),
   cpu: {
-    name: 'CPU (a thread of a 2025 Xeon)',
+    name: 'CPU (a thread of a 2023 EPYC)',
     type: 'cpu',
     memoryBytes: null,
     bytesPerSecond: 8 * giga,
-    // An Intel Xeon's, of MKL on one thread, without another that it waits for; in BF16 with AMX. The head's products
-    // are our own now, without AMX.
-    products: { fp32: 181 * giga, bf16: 900 * giga },
-    // 158 GFLOP/s in both: oneDNN's convolutions, with the operators between them.
-    convolutions: { fp32: 0.873, bf16: 0.1756 },
+    // What the products of Partial FC reach on a core of Zen 4.
+    products: { fp32: 112 * giga, bf16: 228 * giga },
+    // oneDNN's convolutions, with the operators between them.
+    convolutions: { fp32: 0.83, bf16: 0.81 },
     headProducts: { fp32: 1, bf16: 1 },
     linkBytesPerSecond: 2 * giga,
     hostBytesPerSecond: 8 * giga,

@@ -142,9 +142,9 @@ describe('Partial FC on an H100, as docs/benchmarks.md has it', () => {
 
 describe('Partial FC on a CPU, as docs/benchmarks.md has it', () => {
   const cases: [cell: string, numClasses: number, sampleRate: number, ms: { fp32: number; bf16: number }][] = [
-    ['| C=100k, r=0.1 | 51 ms | 33 ms |', 100_000, 0.1, { fp32: 51, bf16: 33 }],
-    ['| C=100k, r=1 | 439 ms | 265 ms |', 100_000, 1, { fp32: 439, bf16: 265 }],
-    ['| C=1M, r=0.1 | 483 ms | 314 ms |', 1_000_000, 0.1, { fp32: 483, bf16: 314 }],
+    ['| C=100k, r=0.1 | 54 ms | 35 ms |', 100_000, 0.1, { fp32: 54, bf16: 35 }],
+    ['| C=100k, r=1 | 459 ms | 298 ms |', 100_000, 1, { fp32: 459, bf16: 298 }],
+    ['| C=1M, r=0.1 | 472 ms | 308 ms |', 1_000_000, 0.1, { fp32: 472, bf16: 308 }],
   ];
   for (const [cell, numClasses, sampleRate, ms] of cases)
     test(cell, () => {
@@ -178,8 +178,8 @@ describe('class centres on a CPU', () => {
     assertNear(ms({ rowsOptimizer: 'adamw' }), ofBytes(2 * (2048 + 4)), 1e-6, 'AdamW, ms more than SGD');
     assertNear(ms({}, { rowsOptimizer: 'adagrad' }), ofBytes(2 * (2048 - 4)), 1e-6, 'SGD, ms more than AdaGrad');
   });
-  test('are rounded to BF16 by a hash, which costs more than the bytes that it saves', () => {
-    const [bytes, hashes] = [ofBytes(-(1024 + 2 * 2048)), ofHashes(rows * 2 * 512 * 3)];
+  test('are rounded to BF16 by a hash', () => {
+    const [bytes, hashes] = [ofBytes(-(1024 + 2 * 2048)), ofHashes(rows * 2 * 512 * 0.3)];
     assertNear(ms({ rowsPrecision: 'bf16' }), bytes + hashes, 1e-6, 'ms more');
   });
   test('catch up with dense updates, and are copied where they are on the host', () => {
@@ -190,15 +190,14 @@ describe('class centres on a CPU', () => {
   });
   test('are chosen from all by a hash', () => {
     const twice = { numClasses: 2e6, sampleRate: 0.05 };
-    assertNear(ms(twice), ofHashes(1e6 * 4), 1e-3, 'ms more for a million more, of which as many are sampled');
+    assertNear(ms(twice), ofHashes(1e6 * 1.5), 1e-3, 'ms more for a million more, of which as many are sampled');
   });
   test('of ten million identities, as docs/benchmarks.md has it', () => {
-    const row = /\| Partial FC of a step \| (\d\.\d+) s \| (\d\.\d+) s at most by itself/.exec(benchmarks);
-    const [planned, atMost] = row!.slice(1).map(Number) as [number, number];
+    const row = /\| Partial FC of a step \| (\d\.\d+) s \| (\d\.\d+) s by itself/.exec(benchmarks);
+    const [planned, measured] = row!.slice(1).map(Number) as [number, number];
     const tenMillion = { numClasses: 1e7, sampleRate: 0.01, rowsPrecision: 'bf16', rowsOptimizer: 'adagrad' } as const;
     assertNear(headOf(tenMillion), planned, 0.02, 'seconds');
-    // Other programs had most of the processors.
-    assert.ok(planned > 0.5 * atMost && planned < atMost, `${planned} s, measured ${atMost} s`);
+    assertNear(planned, measured, 0.15, 'planned');
   });
 });
 

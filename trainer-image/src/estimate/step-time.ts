@@ -61,9 +61,9 @@ const UPDATE_PASSES = 8;
  * writes of a row in FP32: rows at unit length, exponentials, gradient. Where all rows are sampled they follow each
  * other in memory.
  */
-const CPU_ROW_PASSES = { all: 12.3, some: 16 };
+const CPU_ROW_PASSES = { all: 4.8, some: 7.1 };
 /** Of a CPU's thread: to round a number to BF16 by a hash, and to decide by a hash whether a step has a class. */
-const CPU_NANOSECONDS = { round: 3, draw: 4 };
+const CPU_NANOSECONDS = { round: 0.3, draw: 1.5 };
 
 /** @throws RangeError when the device has no such precision */
 export function stepTime(facts: TrainingFacts, machines: Machines): StepTime {
