@@ -38,7 +38,7 @@ import { Fence } from '../storage/fence.ts';
 import { PATIENCE_MS } from '../storage/object-store.ts';
 import { publish, withdraw } from '../storage/publish.ts';
 import { withRetries } from '../storage/retries.ts';
-import { isOfCredentials } from '../storage/s3.ts';
+import { isOfCredentials, mayRotate } from '../storage/s3.ts';
 import { digestOf, manifestFile, modelFile, reportFiles, scalesFile } from './artifact-files.ts';
 import { checkFolded, checkOutputs, checkWritten } from './check-models.ts';
 import { type CheckSourceOptions, checkFound, checkScales, checkSource } from './check-source.ts';
@@ -405,13 +405,14 @@ function upload(folder: string, names: string[], to: Destination, program: Progr
 
 /**
  * Changes the destination, with retries for as long as trainers have: the search before may have taken hours. It could
- * be reached before that. The files of a mounted Secret follow a change of the credentials within minutes.
+ * be reached before that. The files of a mounted Secret follow a change of the credentials within minutes, as the token
+ * of a pod's identity does.
  */
-function retried<T>(change: () => Promise<T>, { credentials }: Destination, { log, signal }: Program): Promise<T> {
+function retried<T>(change: () => Promise<T>, to: Destination, { log, signal }: Program): Promise<T> {
   return withRetries(change, {
     signal,
     giveUpAfter: PATIENCE_MS,
-    mayPass: ({ cause }) => credentials != null && isOfCredentials(cause),
+    mayPass: ({ cause }) => mayRotate(to) && isOfCredentials(cause),
     onRetry: ({ message }, milliseconds) => log.warn({ retryInMs: milliseconds }, message),
   });
 }

@@ -324,7 +324,7 @@ export class ObjectStore {
 
   /**
    * Whether a later try may succeed. A store that has answered before has a right name. Credentials of a mounted Secret
-   * may be replaced in the store some time before the files are.
+   * may be replaced in the store some time before the files are, and a pod's token is replaced by the kubelet.
    */
   #mayPass(found: unknown, cause: unknown): found is FacetrainError {
     if (!(found instanceof FacetrainError)) return false;

@@ -53,7 +53,7 @@ async function readCredentials(folder: string) {
   );
   if (!accessKeyId?.trim() || !secretAccessKey?.trim())
     throw Object.assign(new Error(`no ${S3_CREDENTIALS_ENV.slice(0, 2).join(' and ')} in ${folder}`), {
-      name: 'CredentialsProviderError',
+      name: NO_CREDENTIALS_IN_FOLDER,
     });
   return {
     accessKeyId: accessKeyId.trim(),
@@ -74,14 +74,27 @@ export function httpStatus(error: unknown): number | undefined {
   return error instanceof Error ? (error as SdkError).$metadata?.httpStatusCode : undefined;
 }
 
+const NO_CREDENTIALS_IN_FOLDER = 'NoCredentialsInFolder';
 const WRONG_CREDENTIALS: readonly string[] = [
   'InvalidAccessKeyId',
   'SignatureDoesNotMatch',
-  'XAdminUserNotFound',
+  'XAdminUserNotFound', // versitygw’s InvalidAccessKeyId
   'InvalidToken',
   'ExpiredToken',
-  'CredentialsProviderError',
 ];
+/** What STS answers to AssumeRoleWithWebIdentity about the token of a pod. The kubelet replaces the token's file. */
+const WRONG_IDENTITY: readonly string[] = ['InvalidIdentityTokenException', 'ExpiredTokenException'];
+/** Of the SDK, when no source of its chain has credentials. */
+const NO_CREDENTIALS: readonly string[] = ['CredentialsProviderError', 'ProviderError'];
+const CREDENTIALS_FAILURES = [...WRONG_CREDENTIALS, ...WRONG_IDENTITY, ...NO_CREDENTIALS, NO_CREDENTIALS_IN_FOLDER];
+
+/** With one of these variables the SDK exchanges the pod's identity for credentials, at STS or at the node's agent. */
+const IDENTITY_ENV: readonly string[] = [
+  'AWS_WEB_IDENTITY_TOKEN_FILE',
+  'AWS_CONTAINER_CREDENTIALS_FULL_URI',
+  'AWS_CONTAINER_CREDENTIALS_RELATIVE_URI',
+];
+const hasIdentity = (): boolean => IDENTITY_ENV.some((name) => process.env[name]);
 
 /**
  * Whether a request failed for its credentials, which may be replaced while a program runs. The answer to a HEAD has no
@@ -89,7 +102,16 @@ const WRONG_CREDENTIALS: readonly string[] = [
  */
 export const isOfCredentials = (error: unknown): boolean =>
   error instanceof Error &&
-  (WRONG_CREDENTIALS.includes(error.name) || (error.name === 'Unknown' && [400, 403].includes(httpStatus(error) ?? 0)));
+  (CREDENTIALS_FAILURES.includes(error.name) ||
+    (error.name === 'Unknown' && [400, 403].includes(httpStatus(error) ?? 0)) ||
+    isTokenMissing(error));
+
+/** The file of the token is the only one that the SDK needs for a request. */
+const isTokenMissing = (error: SdkError): boolean => error.code === 'ENOENT' && hasIdentity();
+
+/** Whether the credentials of a running program may be replaced: those of its environment stay as they are. */
+export const mayRotate = ({ credentials }: Pick<Destination, 'credentials'>): boolean =>
+  credentials != null || !process.env.AWS_ACCESS_KEY_ID;
 
 /** Answers below 500 that say that a later try may succeed. The SDK corrects its clock before it tries again. */
 const PASSING: readonly string[] = [
@@ -100,19 +122,36 @@ const PASSING: readonly string[] = [
   'RequestTimeTooSkewed',
   'SlowDown',
   'Throttling',
+  'ThrottlingException',
+  // STS could not ask the issuer of the tokens, the cluster, for its keys.
+  'IDPCommunicationErrorException',
 ];
 
 /** Whether an answer says that a later try may succeed. 501 NotImplemented does not. */
 function isPassing(error: SdkError): boolean {
   const status = httpStatus(error);
   if (status === 501) return false;
-  // The SDK compares the checksum that an object is sent with.
-  return (status ?? 0) >= 500 || PASSING.includes(error.name) || error.message.startsWith('Checksum mismatch');
+  return (
+    (status ?? 0) >= 500 ||
+    PASSING.includes(error.name) ||
+    // The SDK compares the checksum that an object is sent with.
+    error.message.startsWith('Checksum mismatch') ||
+    // InvalidIdentityToken, for the same reason as IDPCommunicationError.
+    error.message.includes('retrieve verification key')
+  );
 }
 
-/** What was found and what is allowed, by the error's code or name. `transient`: a later retry may succeed. */
-function explain(error: SdkError, bucket: string): { found: string; allowed: string; transient?: boolean } {
+interface Explanation {
+  found: string;
+  allowed: string;
+  /** A later retry may succeed. */
+  transient?: boolean;
+}
+
+/** What was found and what is allowed, by the error's code or name. */
+function explain(error: SdkError, bucket: string): Explanation {
   const status = httpStatus(error);
+  if (isOfCredentials(error) && error.name !== 'Unknown') return explainCredentials(error);
   switch (error.code ?? error.name) {
     case 'ECONNREFUSED':
     case 'EHOSTUNREACH':
@@ -138,23 +177,12 @@ function explain(error: SdkError, bucket: string): { found: string; allowed: str
       };
     case 'NoSuchBucket':
       return { found: `bucket "${bucket}" does not exist`, allowed: 'a bucket that exists: it is never created here' };
-    case 'InvalidAccessKeyId':
-    case 'SignatureDoesNotMatch':
-    case 'XAdminUserNotFound': // versitygw’s InvalidAccessKeyId
-    case 'InvalidToken':
-    case 'ExpiredToken':
-      return {
-        found: `the credentials are wrong (${error.name})`,
-        allowed: 'a valid AWS_ACCESS_KEY_ID, AWS_SECRET_ACCESS_KEY and, where it is temporary, AWS_SESSION_TOKEN',
-      };
-    case 'CredentialsProviderError':
-      return {
-        found: 'there are no credentials',
-        allowed:
-          'AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY in the environment, ' +
-          'a shared credentials file, or a pod identity',
-      };
     case 'AccessDenied':
+      if (error.message.includes('sts:'))
+        return {
+          found: `the pod’s identity may not take its role (${error.message})`,
+          allowed: 'a role whose trust policy names the pod’s service account',
+        };
       return {
         found: 'the credentials do not allow it (AccessDenied)',
         allowed:
@@ -182,6 +210,28 @@ function explain(error: SdkError, bucket: string): { found: string; allowed: str
         transient: isPassing(error),
       };
   }
+}
+
+function explainCredentials(error: SdkError): Explanation {
+  if (WRONG_CREDENTIALS.includes(error.name))
+    return {
+      found: `the credentials are wrong (${error.name})`,
+      allowed: 'a valid AWS_ACCESS_KEY_ID, AWS_SECRET_ACCESS_KEY and, where it is temporary, AWS_SESSION_TOKEN',
+    };
+  const isNone = NO_CREDENTIALS.includes(error.name);
+  if (error.name === NO_CREDENTIALS_IN_FOLDER || (isNone && !hasIdentity()))
+    return {
+      found: 'there are no credentials',
+      allowed:
+        'AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY in the environment, ' +
+        'a shared credentials file, or a pod identity',
+    };
+  return {
+    found: `no credentials for the pod’s identity (${error.message})`,
+    allowed: 'a service account whose identity STS, or the agent of the node, exchanges for credentials',
+    // The agent is a pod of its node: it starts, and starts again, beside ours.
+    transient: isNone || isPassing(error),
+  };
 }
 
 /** The FacetrainError of a failed request. Other errors (an abort, a defect) are returned as they are. */
