@@ -169,20 +169,21 @@ export const Values = z.strictObject({
         {
           enabled: flag(
             false,
-            'Let the Prometheus operator scrape rank 0 of every training in the watched namespaces: ' +
-              'step, loss, images per second.',
+            'Let the Prometheus operator scrape rank 0 of every training, and every quantization, in the watched ' +
+              'namespaces: step, loss, images per second.',
           ),
           interval: z.string().regex(DURATION).default('15s').describe('How often.'),
           labels: labels('Labels by which your Prometheus selects it.'),
         },
-        'Metrics of the trainings. (If one of your policies closes the progress port, open it for your Prometheus.)',
+        'Metrics of the jobs. (If one of your policies closes the progress port, open it for your Prometheus.)',
       ),
       prometheusRule: section(
         {
           enabled: flag(false, 'Let the Prometheus operator load the alerts of `files/alerts.yaml`.'),
           labels: labels('Labels by which your Prometheus selects them.'),
         },
-        'Alerts about the operator, which need the serviceMonitor, and about trainings, which need the podMonitor. ' +
+        'Alerts about the operator, which need the serviceMonitor, about the progress of jobs, which need the ' +
+          'podMonitor, and about their phases, which need kubeStateMetrics. ' +
           'If your Prometheus scrapes them otherwise, load `files/alerts.yaml` yourself.',
       ),
       dashboard: section(
@@ -192,6 +193,14 @@ export const Values = z.strictObject({
           annotations: labels('Its annotations, such as that of its folder.'),
         },
         'A dashboard for Grafana.',
+      ),
+      kubeStateMetrics: section(
+        {
+          enabled: flag(false, 'Make a ConfigMap (key config.yaml) with `files/kube-state-metrics.yaml`.'),
+          labels: labels('Its labels.'),
+        },
+        'By this configuration kube-state-metrics serves the status of every job. Mount it there, name its file by ' +
+          '--custom-resource-state-config-file, and let it list and watch facetrainjobs and quantizejobs.',
       ),
     },
     "For Prometheus. The monitors need its operator's CustomResourceDefinitions.",

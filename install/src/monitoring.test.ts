@@ -7,8 +7,11 @@ import { spawnSync } from 'node:child_process';
 import { readFile } from 'node:fs/promises';
 import { join } from 'node:path';
 import { test } from 'node:test';
-import { FaceTrainPhase } from '@facetrain/api';
+import { FaceTrainPhase, QuantizePhase } from '@facetrain/api';
 import { Metrics } from '@facetrain/operator/runtime/metrics';
+import { type Plan, type Pod, planFaceTrainJob, planQuantizeJob } from '@facetrain/planner';
+import { makeJob, makeQuantizeJob, START } from '@facetrain/planner/testing/builders';
+import { testEnvironment } from '@facetrain/planner/testing/test-environment';
 import { createBoard } from '@facetrain/trainer/program/progress-board';
 import { createMetrics } from '@facetrain/trainer/program/progress-metrics';
 import { parse } from 'yaml';
@@ -23,14 +26,29 @@ interface Dashboard {
 }
 const readDashboard = async () => JSON.parse(await readFile(file('dashboard.json'), 'utf8')) as Dashboard;
 
-/** Names of the metrics that operator and trainers serve; of a histogram those of its series. */
+interface JobState {
+  groupVersionKind: { kind: string };
+  metricNamePrefix: string;
+  metrics: { name: string; each: { stateSet?: { path: string[]; list: string[] }; gauge?: { path: string[] } } }[];
+}
+const readJobStates = async () =>
+  (parse(await readFile(file('kube-state-metrics.yaml'), 'utf8')) as { spec: { resources: JobState[] } }).spec
+    .resources;
+
+/**
+ * Names of the metrics that operator, trainers and kube-state-metrics serve; of a histogram those of its series.
+ */
 async function servedMetrics(): Promise<string[]> {
   const board = createBoard({ name: 'faces', uid: 'u', attempt: 0 }, 'Training');
   const registries = [new Metrics().registry, createMetrics(board)];
   const all = (await Promise.all(registries.map((registry) => registry.getMetricsAsJSON()))).flat();
-  return all.flatMap(({ name, type }) =>
+  const own = all.flatMap(({ name, type }) =>
     String(type) === 'histogram' ? ['_bucket', '_count', '_sum'].map((part) => `${name}${part}`) : [name],
   );
+  const states = (await readJobStates()).flatMap(({ metricNamePrefix, metrics }) =>
+    metrics.map(({ name }) => `${metricNamePrefix}_${name}`),
+  );
+  return [...own, ...states];
 }
 
 test('Prometheus reads the alerts and the dashboard’s expressions, and each metric in them is served', async () => {
@@ -90,6 +108,13 @@ const trainer = (pod: string, start: number, minutes: number) => [
   `facetrain_planned_steps{pod="${pod}"} 1000x${minutes}`,
   `facetrain_learning_rate{pod="${pod}"} 0.1x${minutes}`,
 ];
+
+type JobPrefix = 'job' | 'quantizejob';
+const KINDS = { job: 'FaceTrainJob', quantizejob: 'QuantizeJob' };
+/** Labels that kube-state-metrics gives a series. */
+const labelsOf = (kind: JobPrefix) => `customresource_kind="${KINDS[kind]}",namespace="ml",name="faces"`;
+const phaseOf = (kind: JobPrefix, phase: string) => `facetrain_${kind}_phase{${labelsOf(kind)},phase="${phase}"}`;
+const restartsOf = (kind: JobPrefix, name: string) => `facetrain_${kind}_${name}{${labelsOf(kind)}}`;
 
 /** What is scraped; and which alerts fire, from which minute to which, with parts of their summary. */
 const ALERTS: Record<string, Scraped & { want: [string, number, number, RegExp?][] }> = {
@@ -192,6 +217,35 @@ const ALERTS: Record<string, Scraped & { want: [string, number, number, RegExp?]
     minutes: 660,
     want: [],
   },
+  'a quantization and a training that failed, and one that succeeded': {
+    series: [
+      LED,
+      ...['Failed', 'Succeeded'].map((phase) => `${phaseOf('job', phase)} 1x10`),
+      `${phaseOf('job', 'Running')} 0x10`,
+      `${phaseOf('quantizejob', 'Failed')} 0x4 1x6`,
+    ],
+    minutes: 10,
+    want: [
+      ['FacetrainJobFailed', 0, 10, /^FaceTrainJob ml\/faces failed\.$/],
+      ['FacetrainJobFailed', 5, 10, /^QuantizeJob ml\/faces failed\.$/],
+    ],
+  },
+  'a job that waits, and one that starts after half an hour': {
+    series: [LED, `${phaseOf('job', 'Pending')} 1x90`, `${phaseOf('quantizejob', 'Pending')} 1x30 0x60`],
+    minutes: 90,
+    want: [['FacetrainJobDoesNotStart', 60, 90, /^FaceTrainJob ml\/faces has been waiting for an hour\.$/]],
+  },
+  'four restarts within 40 minutes, and three': {
+    series: [
+      LED,
+      `${restartsOf('job', 'restarts')} 1x4 2x9 3x9 4x90`,
+      `${restartsOf('job', 'disruptions')} 0x34 1x9 2x90`,
+      `${restartsOf('quantizejob', 'restarts')} 1x4 2x9 3x90`,
+      `${restartsOf('quantizejob', 'disruptions')} 0x90`,
+    ],
+    minutes: 90,
+    want: [['FacetrainJobRestartsOften', 35, 73, /^FaceTrainJob ml\/faces has restarted more than three times/]],
+  },
   'a long quantization, and an operator, which write no checkpoints': {
     series: [
       LED,
@@ -245,26 +299,52 @@ test('rules and dashboard are in the chart, disabled by default', async () => {
 });
 
 test('the configuration of kube-state-metrics reads fields that the status has, and knows all phases', async () => {
-  interface Each {
-    stateSet?: { path: string[]; list: string[] };
-    gauge?: { path: string[] };
-  }
-  const config = parse(await readFile(file('kube-state-metrics.yaml'), 'utf8')) as {
-    spec: { resources: { metrics: { name: string; each: Each }[] }[] };
-  };
-  const definition = parse(await readFile(join(root, 'crds', 'facetrain.dev_facetrainjobs.yaml'), 'utf8')) as {
-    spec: { versions: { schema: { openAPIV3Schema: Schema } }[] };
-  };
   interface Schema {
     properties?: Record<string, Schema>;
   }
-  const schema = definition.spec.versions[0]!.schema.openAPIV3Schema;
-  const { metrics } = config.spec.resources[0]!;
-  for (const { name, each } of metrics) {
-    const { path } = (each.stateSet ?? each.gauge)!;
-    const field = path.reduce<Schema | undefined>((at, key) => at?.properties?.[key], schema);
-    assert(field, `${name}: no field ${path.join('.')}`);
+  const phases = { FaceTrainJob: FaceTrainPhase.options, QuantizeJob: QuantizePhase.options };
+  const resources = await readJobStates();
+  assert.deepEqual(
+    resources.map(({ groupVersionKind: { kind } }) => kind),
+    Object.keys(phases),
+  );
+  for (const [index, [kind, options]] of Object.entries(phases).entries()) {
+    const crd = join(root, 'crds', `facetrain.dev_${kind.toLowerCase()}s.yaml`);
+    const definition = parse(await readFile(crd, 'utf8')) as {
+      spec: { versions: { schema: { openAPIV3Schema: Schema } }[] };
+    };
+    const schema = definition.spec.versions[0]!.schema.openAPIV3Schema;
+    const { metrics } = resources[index]!;
+    for (const { name, each } of metrics) {
+      const { path } = (each.stateSet ?? each.gauge)!;
+      const field = path.reduce<Schema | undefined>((at, key) => at?.properties?.[key], schema);
+      assert(field, `${kind} ${name}: no field ${path.join('.')}`);
+    }
+    assert.deepEqual(metrics.find(({ name }) => name === 'phase')!.each.stateSet!.list, options);
   }
-  const phase = metrics.find(({ name }) => name === 'phase')!;
-  assert.deepEqual(phase.each.stateSet!.list, FaceTrainPhase.options);
+  const objects = await render({ metrics: { kubeStateMetrics: { enabled: true, labels: { app: 'ksm' } } } });
+  const config = objects.find(({ kind }) => kind === 'ConfigMap')!;
+  assert.equal(config.metadata.labels!.app, 'ksm');
+  assert.deepEqual(parse(config.data['config.yaml']), parse(await readFile(file('kube-state-metrics.yaml'), 'utf8')));
+});
+
+test('the PodMonitor selects one pod of each job, of both kinds, by a port that it has', async () => {
+  const objects = await render({ metrics: { podMonitor: { enabled: true } } });
+  const { spec } = objects.find(({ kind }) => kind === 'PodMonitor')!;
+  const podsOf = ({ actions }: Plan<object>) =>
+    actions.flatMap((action) =>
+      action.type === 'create' && action.object.kind === 'Pod' ? [action.object as Pod] : [],
+    );
+  for (const pods of [
+    podsOf(planFaceTrainJob(makeJob().observe(), START, testEnvironment)),
+    podsOf(planQuantizeJob(makeQuantizeJob().observe(), START, testEnvironment)),
+  ]) {
+    const selected = pods.filter(({ metadata: { labels } }) =>
+      Object.entries(spec.selector.matchLabels).every(([key, value]) => labels[key] === value),
+    );
+    assert.equal(selected.length, 1, pods.map(({ metadata }) => metadata.name).join());
+    const ports = selected[0]!.spec.containers.flatMap(({ ports = [] }) => ports.map(({ name }) => name));
+    assert(ports.includes(spec.podMetricsEndpoints[0].port));
+    for (const label of spec.podTargetLabels) assert(selected[0]!.metadata.labels[label]);
+  }
 });
