@@ -168,7 +168,7 @@ export class StoredCheckpoints {
     const target = new ObjectTarget(fence);
     const output = await ObjectOutput.open(fence);
     Object.assign(writing, { fence, target, output });
-    await target.removeUnfinished();
+    await target.removeUnfinished(() => {});
     const base = await target.findNewest(async ({ message }) => {
       this.violations.add(`damaged checkpoint: ${message}`);
     });

@@ -87,7 +87,7 @@ async function openStore(
         allowed: 'the prefix of checkpoints, such as s3://models/faces/checkpoints',
       });
     const target = new ObjectTarget(await ObjectFence.claim(store, owner()));
-    await target.removeUnfinished();
+    await target.removeUnfinished((message) => void process.stderr.write(`${message}\n`));
     return {
       heads: () => openHeadsOf(target),
       edit: ({ checkpoint }) => target.edit(checkpoint.manifest.step),

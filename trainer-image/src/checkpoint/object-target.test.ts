@@ -63,7 +63,7 @@ test('of a job’s checkpoints the newest and the best stay, and evaluations of 
 /** A start of a job that finds the newest checkpoint, writes the next one, and prunes. */
 async function attempt(store: ObjectStore, number: number): Promise<number> {
   const target = new ObjectTarget(await ObjectFence.claim(store, owner(number)));
-  await target.removeUnfinished();
+  await target.removeUnfinished(() => {});
   const newest = await target.findNewest((damage) => assert.fail(damage));
   const step = (newest?.manifest.step ?? 0) + 1;
   const checkpoint = { step, job: 'j', rows: new Uint8Array(8) };
@@ -124,7 +124,7 @@ test('an edit that is killed leaves the old head or the new one, and when repeat
   t.after(() => store.close());
   for (let number = 1, isKilled = true; isKilled; number++) {
     const target = await claim();
-    await target.removeUnfinished();
+    await target.removeUnfinished(assert.fail);
     const [head] = await openHeadsOf(target);
     let operations = 0;
     const mocks = (['put', 'copy', 'delete', 'writer'] as const).map((method) => {
@@ -147,7 +147,7 @@ test('an edit that is killed leaves the old head or the new one, and when repeat
     if (!isKilled) assert.equal(found[1], 0);
   }
   const last = await claim();
-  await last.removeUnfinished();
+  await last.removeUnfinished(assert.fail);
   assert.deepEqual(await rowsIn(last, 1), [1.5, 2.5]);
   const ofStep2 = (await store.list('step-0000000002')).map((name) => name.split('/').slice(2).join());
   const { retired } = (await last.open(2)).manifest as CheckpointManifest;
@@ -167,6 +167,6 @@ test('an edit that a newer process has overtaken changes nothing', async (t) => 
   const newer = await claim();
   await assert.rejects(editHead(target.edit(2), head!, removal(head!, [1])), { code: 'FencedOff' });
   assert.deepEqual(await rowsIn(newer, 2), [1.5, 2.5]);
-  await newer.removeUnfinished();
+  await newer.removeUnfinished(assert.fail);
   assert.equal((await store.list('step-0000000002')).length, 3);
 });

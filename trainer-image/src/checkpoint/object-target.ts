@@ -4,9 +4,10 @@
  * in the head. From that moment it counts. What the head does not list is none: what a process left that ended before.
  */
 import { setTimeout as delay } from 'node:timers/promises';
-import { type AnyCheckpointManifest, CHECKPOINT_MANIFEST, checkpointFolder, FacetrainError } from '@facetrain/api';
+import { type AnyCheckpointManifest, CHECKPOINT_MANIFEST, checkpointFolder } from '@facetrain/api';
 import { KEPT_PREFIX } from '../storage/fence.ts';
 import { CHECKPOINT_PREFIX, type Listed, type ObjectFence } from '../storage/object-fence.ts';
+import type { Warn } from '../storage/object-store.ts';
 import {
   type Checkpoint,
   type CheckpointSource,
@@ -157,7 +158,7 @@ export class ObjectTarget implements CheckpointStore {
    * Deletes objects that the head does not list, and aborts uploads: all that older starts have left. To be called
    * after the claim, on rank 0.
    */
-  async removeUnfinished(): Promise<string[]> {
+  async removeUnfinished(warn: Warn): Promise<string[]> {
     const { store, number } = this.#fence;
     const names = await store.list(CHECKPOINT_PREFIX);
     // Read after that: this process may have been frozen, and the head then shows who writes what it has seen.
@@ -169,10 +170,7 @@ export class ObjectTarget implements CheckpointStore {
     };
     const left = names.filter(isLeft);
     await store.delete(left);
-    // Not every store lists them by a prefix, and most abort old ones by a rule of the bucket.
-    await store.abortUploads(CHECKPOINT_PREFIX, isLeft).catch((error: unknown) => {
-      if (!(error instanceof FacetrainError)) throw error;
-    });
+    await store.abortUploads(CHECKPOINT_PREFIX, isLeft, warn);
     return [...new Set(left.map((name) => store.uri(OBJECT.exec(name)![1]!)))];
   }
 

@@ -7,6 +7,7 @@ import { basename, join } from 'node:path';
 import { type AnyCheckpointManifest, CHECKPOINT_MANIFEST, checkpointFolder } from '@facetrain/api';
 import { flushFolder, storageError, writeNew } from '../storage/atomic-files.ts';
 import type { Fence } from '../storage/fence.ts';
+import type { Warn } from '../storage/object-store.ts';
 import {
   authorOf,
   type Checkpoint,
@@ -79,9 +80,10 @@ export interface CheckpointStore extends CheckpointTarget {
   noteEvaluation(added: Evaluation): Promise<void>;
   /**
    * Deletes what was never completed. To be called on one rank, while no rank writes.
+   * @param warn gets why something stays that does no harm
    * @returns the folders deleted
    */
-  removeUnfinished(): Promise<string[]>;
+  removeUnfinished(warn: Warn): Promise<string[]>;
 }
 
 /** A folder of checkpoints behind a fence. A checkpoint is assembled inside the fence, and moved out as a whole. */

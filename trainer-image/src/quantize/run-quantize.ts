@@ -400,7 +400,11 @@ async function openInt7(bytes: Uint8Array, computeThreads: number): Promise<Int7
 
 /** Publishes files of a folder. */
 function upload(folder: string, names: string[], to: Destination, program: Program): Promise<unknown> {
-  return retried(() => publish(folder, names, to, program.signal), to, program);
+  return retried(
+    () => publish(folder, names, to, { signal: program.signal, warn: (message) => program.log.warn(message) }),
+    to,
+    program,
+  );
 }
 
 /**

@@ -138,12 +138,31 @@ test('an upload that is not finished leaves no object; it is aborted, and no oth
   });
   const [dead, alive] = await Promise.all(begun);
   assert.deepEqual(await store.list(''), []);
-  assert.equal(await store.abortUploads('', (name) => name === 'dead'), 1);
+  assert.equal(await store.abortUploads('', (name) => name === 'dead', assert.fail), 1);
   await alive!.finish();
   await assert.rejects(dead!.finish(), { code: 'StorageFailed' });
   assert.deepEqual(await store.list(''), ['alive']);
   await alive!.discard();
   assert.deepEqual(await store.list(''), []);
+});
+
+test('work does not wait long for uploads that cannot be aborted, and the log says so', async () => {
+  const store = open();
+  for (const fate of ['slow', 'denied'] as const) {
+    faulty.decide = () => fate;
+    const start = performance.now();
+    const warnings: string[] = [];
+    assert.equal(
+      await store.abortUploads(
+        '',
+        () => true,
+        (message) => void warnings.push(message),
+      ),
+      0,
+    );
+    assert.match(warnings.join(), fate === 'slow' ? /s3:AbortMultipartUpload .*SlowDown/ : /AccessDenied/);
+    assert(performance.now() - start < 60_000);
+  }
 });
 
 test('a store that hangs is away; a request ends when its patience does, or the store is closed', async () => {

@@ -53,6 +53,8 @@ const REQUESTS_IN_FLIGHT = 16;
  * progressDeadlineSeconds of a job: a gang says that its store is away before it counts as hung.
  */
 export const PATIENCE_MS = 15 * 60_000;
+/** Work starts without what is not needed for it, if the store refuses that for so long. */
+const BRIEF_PATIENCE_MS = 5_000;
 const FIRST_WAIT_MS = 500;
 const LONGEST_WAIT_MS = 20_000;
 /** A store counts as away when a request has failed for this long, in milliseconds. */
@@ -70,6 +72,9 @@ export interface ObjectStoreOptions {
   /** Called before each wait. */
   onRetry?: (error: FacetrainError, milliseconds: number) => void;
 }
+
+/** Says something in the log of a program, which goes on. */
+export type Warn = (message: string) => void;
 
 /** A condition of a write: the object has this ETag, or (null) there is none. */
 export type Condition = { etag: string | null };
@@ -217,12 +222,28 @@ export class ObjectStore {
 
   /**
    * Aborts uploads that were begun and neither completed nor aborted; each would be stored, and paid for, without end.
+   * Not every store lists them by a prefix, or permits this; most abort old ones by a rule of the bucket. So work does
+   * not wait long for it, nor fail without it.
    * @param isLeft whether the upload of an object of this name is left by a dead process
-   * @returns their number
-   * @throws FacetrainError StorageFailed
+   * @param warn gets why they stay
+   * @returns the number of those that are aborted
    */
-  async abortUploads(start: string, isLeft: (name: string) => boolean): Promise<number> {
-    const uploads = await this.#request(start, async () => {
+  async abortUploads(start: string, isLeft: (name: string) => boolean, warn: Warn): Promise<number> {
+    try {
+      return await this.#abortUploads(start, isLeft);
+    } catch (error) {
+      if (!(error instanceof FacetrainError)) throw error;
+      warn(
+        'uploads that were cut off may stay, and cost, until a rule of the bucket aborts them; to abort them needs ' +
+          `s3:ListBucketMultipartUploads and s3:AbortMultipartUpload (${error.message})`,
+      );
+      return 0;
+    }
+  }
+
+  async #abortUploads(start: string, isLeft: (name: string) => boolean): Promise<number> {
+    const patienceMs = Math.min(this.#patienceMs, BRIEF_PATIENCE_MS);
+    const list = async () => {
       const found: { Key: string; UploadId: string }[] = [];
       for (let markers = {}; ; ) {
         const page = await this.#client.send(
@@ -234,10 +255,13 @@ export class ObjectStore {
         if (!page.IsTruncated || !page.NextKeyMarker) return found;
         markers = { KeyMarker: page.NextKeyMarker, UploadIdMarker: page.NextUploadIdMarker };
       }
-    });
+    };
+    const uploads = await this.#request(start, list, patienceMs);
     await mapAtOnce(uploads, REQUESTS_IN_FLIGHT, ({ Key, UploadId }) =>
-      this.#orMissing(Key.slice(this.#prefix.length), () =>
-        this.#client.send(new AbortMultipartUploadCommand({ Bucket: this.#bucket, Key, UploadId })),
+      this.#orMissing(
+        Key.slice(this.#prefix.length),
+        () => this.#client.send(new AbortMultipartUploadCommand({ Bucket: this.#bucket, Key, UploadId })),
+        patienceMs,
       ),
     );
     return uploads.length;
@@ -282,19 +306,24 @@ export class ObjectStore {
     return { Bucket: this.#bucket, Key: this.#prefix + name };
   }
 
-  async #orMissing<T>(name: string, work: () => Promise<T>): Promise<T | undefined> {
-    return this.#request(name, async () => {
+  get #patienceMs(): number {
+    return this.#options.patienceMs ?? PATIENCE_MS;
+  }
+
+  async #orMissing<T>(name: string, work: () => Promise<T>, patienceMs?: number): Promise<T | undefined> {
+    const orMissing = async () => {
       try {
         return await work();
       } catch (error) {
         if (isMissing(error)) return undefined;
         throw error;
       }
-    });
+    };
+    return this.#request(name, orMissing, patienceMs);
   }
 
-  async #request<T>(name: string, work: () => Promise<T>): Promise<T> {
-    const { patienceMs = PATIENCE_MS, onRetry } = this.#options;
+  async #request<T>(name: string, work: () => Promise<T>, patienceMs = this.#patienceMs): Promise<T> {
+    const { onRetry } = this.#options;
     const id = Symbol();
     try {
       for (let wait = FIRST_WAIT_MS; ; wait = Math.min(2 * wait, LONGEST_WAIT_MS)) {

@@ -8,9 +8,10 @@ import type { AddressInfo } from 'node:net';
 import { tmpdir } from 'node:os';
 import { join } from 'node:path';
 import { after, afterEach, before, beforeEach, describe, test } from 'node:test';
-import { HeadObjectCommand } from '@aws-sdk/client-s3';
+import { CreateMultipartUploadCommand, HeadObjectCommand, ListMultipartUploadsCommand } from '@aws-sdk/client-s3';
 import { ExitCode, FacetrainError, type StorageAddress } from '@facetrain/api';
 import { freePorts } from '../../../hack/lib/free-ports.mjs';
+import { startFaultyS3 } from '../testing/s3-faults.ts';
 import { AWS_ENVIRONMENT, CREDENTIALS, type S3Proxy, type S3Server, startS3Server } from '../testing/s3-server.ts';
 import { fetchTo } from './fetch.ts';
 import { checkDestination, publish, withdraw } from './publish.ts';
@@ -157,12 +158,12 @@ async function storeWithout(method: 'PUT' | 'DELETE', head: 200 | 404) {
   return { endpoint: `http://127.0.0.1:${(store.address() as AddressInfo).port}`, requests };
 }
 
-/** @returns the requests that a publication to an empty object store makes, but HEAD */
+/** @returns the requests that change an empty object store, of a publication to it */
 async function publishWithout(method: 'PUT' | 'DELETE'): Promise<{ requests: string[]; published: Promise<unknown> }> {
   const { endpoint, requests } = await storeWithout(method, 404);
   const published = publish(folder, ['report.json', 'manifest.json'], { ...server.address('s3://models/x'), endpoint });
   await published.catch(() => {});
-  return { requests: requests.filter((line) => !line.startsWith('HEAD')), published };
+  return { requests: requests.filter((line) => /^(PUT|DELETE)/.test(line)), published };
 }
 
 test('credentials that may not delete overwrite the old manifest before the first file', async () => {
@@ -413,10 +414,42 @@ test('a good destination passes the check, empty or not', async () => {
   await checkDestination({ uri: 'file:///nowhere', endpoint: null, region: null, forcePathStyle: false });
 });
 
+test('publishing aborts uploads of its own objects that were cut off, no others, or says why it cannot', async () => {
+  const client = s3Client(server.address(''));
+  const begin = async (...keys: string[]) => {
+    for (const Key of keys) await client.send(new CreateMultipartUploadCommand({ Bucket: 'models', Key }));
+  };
+  const left = async () => {
+    const { Uploads = [] } = await client.send(
+      new ListMultipartUploadsCommand({ Bucket: 'models', Prefix: 'cut-off/' }),
+    );
+    return Uploads.map(({ Key }) => Key);
+  };
+  const faulty = await startFaultyS3(server.endpoint);
+  const address = { ...server.address('s3://models/cut-off'), endpoint: faulty.endpoint };
+  const warnings: string[] = [];
+  const warn = (message: string) => void warnings.push(message);
+  try {
+    await begin('cut-off/model.int7.onnx', 'cut-off/model.int7.onnx', 'cut-off/model.int7.onnx.other', 'cut-off/b');
+    await publish(folder, NAMES, address, { warn });
+    assert.deepEqual([warnings, await left()], [[], ['cut-off/b', 'cut-off/model.int7.onnx.other']]);
+
+    await begin('cut-off/report.json');
+    await writeFile(join(folder, NAMES[1]!), '{"report":1}');
+    faulty.decide = ({ url }) => (/[?&]uploads/.test(url) ? 'denied' : 'pass');
+    assert.equal((await publish(folder, NAMES, address, { warn })).filter(({ written }) => written).length, 2);
+    assert.match(warnings[0]!, /needs s3:ListBucketMultipartUploads and s3:AbortMultipartUpload \(.*AccessDenied/);
+    assert.equal((await left()).length, 3);
+  } finally {
+    faulty.close();
+    client.destroy();
+  }
+});
+
 test('an abort ends publishing before the manifest', async () => {
   const controller = new AbortController();
   controller.abort('SIGTERM');
-  await assert.rejects(publish(folder, NAMES, server.address('s3://models/stopped'), controller.signal));
+  await assert.rejects(publish(folder, NAMES, server.address('s3://models/stopped'), controller));
   const listing = await failure(fetchTo({ ...server.address('s3://models/stopped'), to: join(scratch, 'fetched') }));
   assert.match(listing.message, /neither an object nor a prefix/);
 });

@@ -19,6 +19,7 @@ import { Upload } from '@aws-sdk/lib-storage';
 import { ARTIFACT, type Destination, normalStorageUri, parseStorageUri, type StoredFile } from '@facetrain/api';
 import { flushFolder, storageError, writeAtomically } from './atomic-files.ts';
 import { digestFile } from './digest.ts';
+import { ObjectStore, type Warn } from './object-store.ts';
 import { DIGEST_METADATA, httpStatus, s3Client, s3Error } from './s3.ts';
 
 const CONTENT_TYPES: Record<string, string> = { '.json': 'application/json', '.html': 'text/html; charset=utf-8' };
@@ -32,6 +33,7 @@ export interface Published {
 
 /**
  * Copies the files `names` of `folder` to `destination`, one after another.
+ * @param options.warn gets why uploads stay that a process left which was killed
  * @throws FacetrainError StorageFailed or DiskFull. The files before the one that failed are published then, and there
  * is no manifest; when the place of the manifest cannot be written, nothing has changed
  */
@@ -39,9 +41,9 @@ export function publish(
   folder: string,
   names: string[],
   destination: Destination,
-  signal?: AbortSignal,
+  { signal, warn }: { signal?: AbortSignal; warn?: Warn } = {},
 ): Promise<Published[]> {
-  return atPlace(destination, (place) => publishTo(place, folder, names, signal), signal);
+  return atPlace(destination, (place) => publishTo(place, folder, names, signal), { signal, warn });
 }
 
 /**
@@ -78,7 +80,7 @@ export function withdraw(names: string[], destination: Destination, signal?: Abo
     async (place) => {
       for (const name of names) await place.remove(name);
     },
-    signal,
+    { signal },
   );
 }
 
@@ -97,16 +99,27 @@ interface Place {
 async function atPlace<T>(
   destination: Destination,
   use: (place: Place) => Promise<T>,
-  signal?: AbortSignal,
+  { signal, warn = () => {} }: { signal?: AbortSignal | undefined; warn?: Warn | undefined },
 ): Promise<T> {
   const location = parseStorageUri(normalStorageUri(destination.uri));
   if (location.scheme === 'file') return use(folderPlace(location.path, signal));
   if (location.scheme !== 's3') throw new TypeError(`${destination.uri} is for the operator to resolve`);
   const client = s3Client(destination);
   const where = { bucket: location.bucket, prefix: location.key };
+  const place = bucketPlace(client, destination, where, signal);
+  const store = new ObjectStore({ ...destination, credentials: destination.credentials ?? null });
+  const write: Place['write'] = async (name, file, from) => {
+    // Those of this very object: of an attempt that was killed, or that is no longer the newest.
+    await store.abortUploads(name, (each) => each === name, warn);
+    await place.write(name, file, from);
+  };
+  const stop = () => store.close();
+  signal?.addEventListener('abort', stop, { once: true });
   try {
-    return await use(bucketPlace(client, destination, where, signal));
+    return await use({ ...place, write });
   } finally {
+    signal?.removeEventListener('abort', stop);
+    store.close();
     client.destroy();
   }
 }

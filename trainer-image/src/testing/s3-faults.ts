@@ -9,10 +9,10 @@ import type { AddressInfo } from 'node:net';
 /**
  * What becomes of a request. slow: 503 SlowDown. cut: the connection is broken, and the server never sees the request.
  * lost: the server answers, and the answer does not arrive. hang: no answer at all. tired: 400 RequestTimeout, as S3
- * says when a request's bytes come too slowly. forbidden: 403 without a reason, as the answer to a HEAD. gone: 404
- * NoSuchUpload.
+ * says when a request's bytes come too slowly. forbidden: 403 without a reason, as the answer to a HEAD. denied: 403
+ * AccessDenied. gone: 404 NoSuchUpload.
  */
-export type Fate = 'pass' | 'slow' | 'cut' | 'lost' | 'hang' | 'tired' | 'forbidden' | 'gone';
+export type Fate = 'pass' | 'slow' | 'cut' | 'lost' | 'hang' | 'tired' | 'forbidden' | 'denied' | 'gone';
 
 export interface FaultyS3 {
   endpoint: string;
@@ -31,6 +31,7 @@ const REFUSALS: { [fate in Fate]?: [status: number, body: string] } = {
   slow: [503, refusal('SlowDown', 'Reduce your request rate.')],
   tired: [400, refusal('RequestTimeout', 'The socket was not read from or written to within the timeout.')],
   forbidden: [403, ''],
+  denied: [403, refusal('AccessDenied', 'Access Denied.')],
   gone: [404, refusal('NoSuchUpload', 'The upload may have been aborted or completed.')],
 };
 

@@ -70,7 +70,8 @@ async function trainIn(folders: JobFolders, config: TrainerConfig, ranks: Ranks,
   if (await wasFinished(session, folders, config, ranks, program)) return leave(session, 'completed');
   const store = folders.checkpoints();
   if (rank === 0)
-    for (const directory of await store.removeUnfinished()) log.info({ directory }, 'removed an unfinished checkpoint');
+    for (const directory of await store.removeUnfinished((message) => log.warn(message)))
+      log.info({ directory }, 'removed an unfinished checkpoint');
   const checkpoints = new JobCheckpoints(session, store, config, dataset, ranks, program);
   const kept = await KeptSteps.open(session, config, dataset, ranks, program);
   const resumed = await checkpoints.resume(kept);
