@@ -91,7 +91,7 @@ export function managedStatus<Status extends JobStatus>(
 ): Omit<Plan<Status>, 'actions'> {
   if (status === null || isDeepStrictEqual(status, before))
     return { status: before, events: [], requeueAfterSeconds: null };
-  return { status, events: eventsOf(before, status), requeueAfterSeconds: 0 };
+  return { status, events: eventsOf(before, status), requeueAfterSeconds: null };
 }
 
 /**

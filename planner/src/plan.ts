@@ -77,7 +77,10 @@ export interface Plan<Status> {
   status: Status;
   /** To emit once the status is written. */
   events: PlanEvent[];
-  /** Plan again after this many seconds even if no change is observed; null: only after a change. */
+  /**
+   * Plan again after this many seconds even if no change is observed; null: only after a change. Of the timers that run
+   * already: when a new status is written, which may start others, plan again at once.
+   */
   requeueAfterSeconds: number | null;
 }
 

@@ -168,9 +168,10 @@ abstract class LocalJob<Status extends FaceTrainJobStatus | QuantizeJobStatus> {
     const plan = this.plan(new Date());
     await this.remember(plan.status);
     for (const action of plan.actions) this.#execute(action);
+    const isNew = plan.status !== this.status;
     this.status = plan.status;
     this.#report(plan.events);
-    if (plan.actions.length > 0) return 0;
+    if (plan.actions.length > 0 || isNew) return 0;
     return plan.requeueAfterSeconds === null ? Infinity : plan.requeueAfterSeconds * 1000;
   }
 

@@ -23,6 +23,30 @@ const patchOfWorkload: Action = {
   status: {},
 };
 
+test('a timer ends in its time while the status that has changed meanwhile is not due', async () => {
+  let written = 0;
+  const patch = async () => {
+    written += 1;
+    return job;
+  };
+  const executor = new Executor({
+    kind: 'FaceTrainJob',
+    resource: faceTrainJobs,
+    client: { patch } as unknown as Client,
+    caches: {},
+    events: { emit: () => {} } as unknown as EventRecorder,
+  });
+  const execute = (active: number, requeueAfterSeconds: number | null) => {
+    const status = { trainers: { active, ready: 0, succeeded: 0, failed: 0, desired: 8, selector: '' } };
+    return executor.execute(job, { actions: [], status, events: [], requeueAfterSeconds }, silentLog);
+  };
+  // A new status may start timers.
+  assert.equal(await execute(1, 2), 0);
+  assert.equal(await execute(2, 2), 2);
+  for (const seconds of [await execute(3, null), await execute(4, 30)]) assert(seconds! > 2 && seconds! <= 5);
+  assert.equal(written, 1);
+});
+
 test('a Workload that cannot be changed holds back no status, and is tried again', async () => {
   const written: object[] = [];
   const patch = async ({ plural }: Resource, _namespace: string | null, _name: string, body: object) => {

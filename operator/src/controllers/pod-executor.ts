@@ -138,13 +138,14 @@ export class Executor {
     if (plan.actions.some(({ type }) => type === 'deleteJob')) return null;
     const patch = mergePatch({ ...job.status }, { ...plan.status });
     const delay = this.#statusDelay(job, plan.status, patch);
-    if (delay <= 0 && Object.keys(patch).length > 0) {
+    const isWritten = delay <= 0 && Object.keys(patch).length > 0;
+    if (isWritten) {
       await this.#writeStatus(job, patch);
       this.#emitEvents(identity, plan, log);
     }
     if (workloadError !== undefined) throw workloadError;
-    if (delay > 0) return delay / 1000;
-    return plan.requeueAfterSeconds;
+    if (isWritten) return 0;
+    return delay > 0 ? Math.min(delay / 1000, plan.requeueAfterSeconds ?? Infinity) : plan.requeueAfterSeconds;
   }
 
   /** Executes actions that do not depend on each other. @returns the first rejection, after which no action is begun */

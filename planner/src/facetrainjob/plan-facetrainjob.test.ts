@@ -328,7 +328,6 @@ test('a restart: the decision is written, the old pods are deleted, then the new
   assert.deepEqual(decided.events, [
     { type: 'Warning', reason: 'Restarting', message: 'ProcessKilled: rank 1 left with exit code 137 on gpu-7' },
   ]);
-  assert.equal(decided.requeueAfterSeconds, 0);
 
   const stopping = plan(job.observe(decided.status, broken, { objects: OBJECTS }));
   assert.deepEqual(describeActions(stopping.actions), ['delete Pod/faces-0-0']);
@@ -465,7 +464,8 @@ test('a pod that is removed just after its creation is not created again: its pr
   const pods = RUNNING.slice(1);
   const soon = plan(makeJob().observe(settled(makeJob(), RUNNING), pods, { objects: OBJECTS }), 3);
   const later = plan(makeJob().observe(soon.status, pods, { objects: OBJECTS }), 3);
-  assert.deepEqual([soon.actions, later.actions, later.requeueAfterSeconds], [[], [], 2]);
+  for (const { actions, requeueAfterSeconds } of [soon, later])
+    assert.deepEqual([actions, requeueAfterSeconds], [[], 2]);
   const lost = plan(makeJob().observe(soon.status, pods, { objects: OBJECTS }), 5);
   assert.equal(lost.status.restarts?.lastReason, 'PodLost');
 });

@@ -124,17 +124,13 @@ export const planFaceTrainJob: PlanFaceTrainJob = (input, now, environment) => {
           ],
     status,
     events: [...eventsOf(before, status), ...scalingEvents(before, status), ...setAsideEvents(before, status)],
-    // A new status may start timers, so plan again at once.
-    requeueAfterSeconds:
-      status === before
-        ? soonest(
-            ttl,
-            progressDueInSeconds,
-            secondsToHang(stage, observed, view),
-            secondsToResize(stage, observed, view),
-            secondsToNextPlan(stage, view),
-          )
-        : 0,
+    requeueAfterSeconds: soonest(
+      ttl,
+      progressDueInSeconds,
+      secondsToHang(stage, observed, view),
+      secondsToResize(stage, observed, view),
+      secondsToNextPlan(stage, view),
+    ),
   };
 };
 

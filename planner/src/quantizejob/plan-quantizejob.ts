@@ -64,8 +64,7 @@ export const planQuantizeJob: PlanQuantizeJob = (observed, now, environment) => 
           ],
     status,
     events: eventsOf(before, status),
-    // A new status may start timers, so plan again at once.
-    requeueAfterSeconds: status === before ? soonest(ttl, secondsToNextPlan(stage, view)) : 0,
+    requeueAfterSeconds: soonest(ttl, secondsToNextPlan(stage, view)),
   };
 };
 
