@@ -8,6 +8,9 @@ import { dirname, join } from 'node:path';
 import { test } from 'node:test';
 import { FacetrainError } from '@facetrain/api';
 import type { Graph } from '@facetrain/native';
+import { fold } from '../quantize/fold.ts';
+import { decodeInt7, encodeInt7, isQuantized } from '../quantize/qdq.ts';
+import { networkOfNodes, plainScales, smallFaceNet } from '../testing/graph-fixtures.ts';
 import { checkWithOnnx, largestDifference, MOBILEFACENET, noise, runOrt } from '../testing/onnx-oracles.ts';
 import { describeModel } from './describe.ts';
 import { withInputRange } from './input-range.ts';
@@ -23,7 +26,7 @@ import {
   type TensorProto,
   type ValueInfoProto,
 } from './proto.ts';
-import { checkFinite, parseOnnx, readOnnx } from './read.ts';
+import { checkFinite, FORMAT_METADATA, INT7_FORMAT, parseOnnx, readOnnx } from './read.ts';
 import { encodeOnnx } from './write.ts';
 
 const bytesOf = (data: Float32Array | BigInt64Array | Int8Array | Int32Array | Float64Array | Uint16Array) =>
@@ -837,6 +840,33 @@ test('bounds of Clip may be infinite, weights of other nodes not', () => {
   assert.throws(() => checkFinite(graph('Add'), 'm.onnx'), /tensor "bound" holds -Infinity/);
 });
 
+const int7File = (graph: Graph, metadata: Record<string, string> = {}) => {
+  const layers = fold(graph);
+  return encodeOnnx(encodeInt7(layers, plainScales(layers)), {
+    metadata: { [FORMAT_METADATA]: INT7_FORMAT, ...metadata },
+  });
+};
+
+test('an INT7 file of a newer format is refused in the words of the C library', () => {
+  for (const version of ['1', '01', undefined])
+    parseOnnx(int7File(smallFaceNet(), version === undefined ? {} : { 'facetrain.version': version }), 'm.int7.onnx');
+  const refused: Record<string, string> = {
+    2: 'm.int7.onnx: of version 2 of the format; at most 1, so a newer Facetrain is needed',
+    0:
+      'm.int7.onnx: has metadata facetrain.version that is no number from 1 on; ' +
+      'a model.int7.onnx of Facetrain is wanted',
+    '-1':
+      'm.int7.onnx: has metadata facetrain.version that is no number from 1 on; ' +
+      'a model.int7.onnx of Facetrain is wanted',
+  };
+  for (const [version, message] of Object.entries(refused))
+    assert.throws(() => parseOnnx(int7File(smallFaceNet(), { 'facetrain.version': version }), 'm.int7.onnx'), {
+      name: 'FacetrainError',
+      code: 'InvalidArtifact',
+      message,
+    });
+});
+
 test('a damaged file is refused, or read as a graph that can be written', () => {
   const sound = [
     file(QDQ),
@@ -851,6 +881,8 @@ test('a damaged file is refused, or read as a graph that can be written', () => 
       ],
       inputs: [value('x', ['N', 6, 5, 3], 'UINT8')],
     }),
+    int7File(smallFaceNet()),
+    int7File(networkOfNodes()),
   ];
   let state = 12345;
   const random = (below: number) => {
@@ -864,6 +896,7 @@ test('a damaged file is refused, or read as a graph that can be written', () => 
       const { graph, range } = withInputRange(model, { subject: 'damaged.onnx' });
       describeModel(model, range);
       encodeOnnx(graph);
+      if (isQuantized(graph)) decodeInt7(graph);
       outcomes.read++;
     } catch (error) {
       if (!(error instanceof FacetrainError)) throw error;
@@ -871,7 +904,7 @@ test('a damaged file is refused, or read as a graph that can be written', () => 
     }
   };
   for (const bytes of sound) {
-    for (let length = 0; length < bytes.length; length++) feed(bytes.subarray(0, length));
+    for (let length = 0; length < bytes.length; length += 1 + (bytes.length >> 10)) feed(bytes.subarray(0, length));
     for (let i = 0; i < 1500; i++) {
       const damaged = bytes.slice();
       for (let flips = 1 + random(4); flips > 0; flips--) damaged[random(damaged.length)] = random(256);

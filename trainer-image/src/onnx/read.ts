@@ -69,6 +69,9 @@ export const FORMAT_METADATA = 'facetrain.format';
 export const INT7_FORMAT = 'int7';
 /** Of the file for TensorRT. */
 export const TENSORRT_FORMAT = 'int7-tensorrt';
+/** Of the format. native/int7/onnx_file.cc refuses newer ones in the same words. */
+export const VERSION_METADATA = 'facetrain.version';
+export const NEWEST_VERSION = 1;
 
 const LARGEST_FILE = 2 ** 31 - 1;
 const LARGEST_SIDE = 1 << 14;
@@ -76,7 +79,8 @@ const LARGEST_SIDE = 1 << 14;
 /**
  * Reads a model and the weights that it keeps in files beside it.
  * @param path an ONNX file, or a folder with one
- * @throws FacetrainError InvalidModel, UnsupportedOperator, or StorageFailed when a file cannot be read
+ * @throws FacetrainError InvalidModel, UnsupportedOperator; InvalidArtifact for a file of ours in a newer format;
+ *   StorageFailed when a file cannot be read
  */
 export async function readOnnx(path: string, options: ReadOptions = {}): Promise<OnnxModel & ModelFiles> {
   const file = await modelFile(path);
@@ -92,7 +96,7 @@ export async function readOnnx(path: string, options: ReadOptions = {}): Promise
 /**
  * Weights may be views of `bytes`: do not change them afterwards.
  * @param subject the file's name, for messages
- * @throws FacetrainError InvalidModel or UnsupportedOperator; also for weights in another file
+ * @throws FacetrainError as readOnnx; InvalidModel also for weights in another file
  */
 export function parseOnnx(bytes: Uint8Array, subject: string, options: ReadOptions = {}): OnnxModel {
   return modelOf(decode(bytes, refusal(subject)), subject, options);
@@ -111,6 +115,7 @@ function modelOf(model: ReturnType<typeof decode>, subject: string, options: Rea
   // An INT7 file has what the quantizer has written.
   const isInt7 = [INT7_FORMAT, TENSORRT_FORMAT].includes(metadata[FORMAT_METADATA] ?? '');
   const hasSeveral = proto.output.length > 1 && (output ?? null) === null;
+  if (isInt7) checkVersion(metadata, subject);
   const every = isInt7 || (options.every === 'several' ? hasSeveral : options.every);
   const opsets = checkOpsets(model, refuse);
   if (model.functions?.length)
@@ -197,6 +202,19 @@ function modelOf(model: ReturnType<typeof decode>, subject: string, options: Rea
     metadata,
     removed,
   };
+}
+
+/** A newer format may mean something else by the same nodes. The first files did not say theirs. */
+function checkVersion({ [VERSION_METADATA]: version = '1' }: Record<string, string>, subject: string): void {
+  const refuse = (found: string, allowed: string) =>
+    new FacetrainError({ code: 'InvalidArtifact', subject, found, allowed });
+  if (!/^0*[1-9]\d*$/.test(version))
+    throw refuse(
+      `has metadata ${VERSION_METADATA} that is no number from 1 on`,
+      'a model.int7.onnx of Facetrain is wanted',
+    );
+  if (Number(version) > NEWEST_VERSION)
+    throw refuse(`of version ${version} of the format`, `at most ${NEWEST_VERSION}, so a newer Facetrain is needed`);
 }
 
 /** The nodes with a name each, so that a message about any of them says which it is. */

@@ -12,7 +12,7 @@ import {
 import type { LayerGraph, Scales } from '@facetrain/native';
 import { CHANNEL_ORDER_METADATA, type ChannelOrder } from '../onnx/channel-order.ts';
 import { compact } from '../onnx/compact.ts';
-import { FORMAT_METADATA, INT7_FORMAT, TENSORRT_FORMAT } from '../onnx/read.ts';
+import { FORMAT_METADATA, INT7_FORMAT, NEWEST_VERSION, TENSORRT_FORMAT, VERSION_METADATA } from '../onnx/read.ts';
 import { encodeOnnx } from '../onnx/write.ts';
 import { renderQuantizeReport } from '../report/quantize-report-html.ts';
 import { digestBytes } from '../storage/digest.ts';
@@ -30,11 +30,12 @@ export function modelFile(
   runtime: NonNullable<EncodeInt7Options['runtime']> = 'onnxruntime',
 ): Uint8Array {
   const { source, calibration, channelOrder } = origin;
+  const bits = hasWideOperands(graph, scales) ? ['7', '8'] : ['7'];
   const metadata = {
     [FORMAT_METADATA]: runtime === 'onnxruntime' ? INT7_FORMAT : TENSORRT_FORMAT,
-    'facetrain.version': '1', // of the format; native/int7/onnx_file.cc refuses newer ones
+    [VERSION_METADATA]: String(NEWEST_VERSION),
     // Of weights and of what they multiply.
-    'facetrain.bits': hasWideOperands(graph, scales) ? '7, 8' : '7',
+    'facetrain.bits': bits.join(', '),
     'facetrain.limit': String(WEIGHT_LIMIT),
     'facetrain.rounding': 'half to even',
     [CHANNEL_ORDER_METADATA]: channelOrder,
@@ -44,7 +45,8 @@ export function modelFile(
   const { file, layout, elementType } = graph.input;
   const range = `range ${file ? rangeText(file) : '-1..1'}`;
   const input = ['pictures in '.concat(channelOrder.toUpperCase()), range, layout, elementType].filter(Boolean);
-  const doc = `Face embedding in 7-bit integers. Input: ${input.join(', ')}.`;
+  const what = graph.outputs ? `Network of ${graph.outputs.length} outputs` : 'Embedding';
+  const doc = `${what} in ${bits.join('- and ')}-bit integers. Input: ${input.join(', ')}.`;
   const written = encodeInt7(graph, scales, { runtime });
   // Reports, scales.json and messages of the readers have the layers' names. TensorRT was not tried on short files.
   const named = new Set(graph.layers.flatMap(({ name, output }) => [name, output]));

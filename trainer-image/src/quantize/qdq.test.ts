@@ -12,6 +12,7 @@ import { parseOnnx } from '../onnx/read.ts';
 import { encodeOnnx } from '../onnx/write.ts';
 import { GraphBuilder, networkOfNodes, plainScales, smallFaceNet } from '../testing/graph-fixtures.ts';
 import { checkWithOnnx } from '../testing/onnx-oracles.ts';
+import { modelFile } from './artifact-files.ts';
 import { fold } from './fold.ts';
 import { decodeInt7, encodeInt7 } from './qdq.ts';
 
@@ -120,6 +121,16 @@ test('a file that says that it is INT7 is read with all its outputs and nodes', 
     () => parseOnnx(encodeOnnx(encodeInt7(layers, scales)), 'other.onnx'),
     /other\.onnx: has 2 outputs: "\w+:0" \[N, 81, 2\], "\w+:0" \[N, 10\]/,
   );
+});
+
+test('the documentation of a file says what it computes, in how many bits', () => {
+  const origin = { source: 'a', calibration: 'b', channelOrder: 'rgb' } as const;
+  const docOf = (graph: Graph, wide: boolean): string => {
+    const layers = fold(graph);
+    return String(decodeModel(modelFile(layers, plainScales(layers, { wide }), origin)).docString);
+  };
+  assert.equal(docOf(smallFaceNet(), false), 'Embedding in 7-bit integers. Input: pictures in RGB, range -1..1.');
+  assert.match(docOf(networkOfNodes(), true), /^Network of 2 outputs in 7- and 8-bit integers\. /);
 });
 
 test('onnx.checker accepts every written network', () => {
