@@ -6,14 +6,13 @@ import { readFile } from 'node:fs/promises';
 import { tmpdir } from 'node:os';
 import { parseArgs } from 'node:util';
 import { DEFAULT_CALIBRATION, DEFAULT_SEARCH } from '@facetrain/api';
-import { type Embedder, Int7Model, LayerModel, readLabels, searchScales } from '@facetrain/native';
+import { type Embedder, Int7FileModel, LayerModel, readLabels, searchScales } from '@facetrain/native';
 import { countByLabel, holdOut } from '@facetrain/trainer/dataset/hold-out';
 import { sampleIndices } from '@facetrain/trainer/dataset/sample-indices';
 import { withInputRange } from '@facetrain/trainer/onnx/input-range';
 import { parseOnnx } from '@facetrain/trainer/onnx/read';
 import { modelFile } from '@facetrain/trainer/quantize/artifact-files';
 import { fold } from '@facetrain/trainer/quantize/fold';
-import { decodeInt7 } from '@facetrain/trainer/quantize/qdq';
 import { MOBILEFACENET, meanCosine } from '@facetrain/trainer/testing/onnx-oracles';
 import * as ort from 'onnxruntime-node';
 import { Pairs, readAll } from '../common/pairs.ts';
@@ -110,15 +109,10 @@ const found = await searchScales(layers, await readAll(folder, calibration), {
 });
 const subject = 'the INT7 model';
 const file = modelFile(found.graph, found.scales, { source: '', calibration: '', channelOrder: 'rgb' });
-const written = decodeInt7(withInputRange(parseOnnx(file, subject), { subject }).graph);
 const runtimes: { name: string; model: Pick<Embedder, 'embed'>; reference: number }[] = [
   { name: 'FP32, Facetrain', model: await LayerModel.open(layers, { computeThreads }), reference: 0 },
   { name: 'FP32, ONNX Runtime', model: await onnxRuntime(source, options.model), reference: 1 },
-  {
-    name: 'INT7, Facetrain',
-    model: await Int7Model.open(written.layers, written.scales, { computeThreads }),
-    reference: 0,
-  },
+  { name: 'INT7, Facetrain', model: await Int7FileModel.open(file, { subject, computeThreads }), reference: 0 },
   { name: 'INT7, ONNX Runtime', model: await onnxRuntime(file, subject), reference: 1 },
 ];
 

@@ -18,6 +18,7 @@
 using facetrain::Isa;
 using facetrain::ThreadPool;
 using facetrain::int7::check_memory;
+using facetrain::int7::InvalidModel;
 using facetrain::int7::OnnxModel;
 using facetrain::int7::PictureSize;
 using facetrain::int7::read_onnx;
@@ -60,7 +61,7 @@ struct Loaded {
 std::shared_ptr<const Loaded> load(OnnxModel model, const Options& options) {
   for (const OnnxModel::Output& output : model.outputs) {
     if (output.dims.size() > FT_INT7_MAX_RANK)
-      throw std::invalid_argument(output.name + ": an output of more than seven dimensions; seven at most");
+      throw InvalidModel(output.name + ": an output of more than seven dimensions", "seven at most");
   }
   return std::make_shared<const Loaded>(std::move(model), options);
 }
@@ -96,7 +97,7 @@ ft_int7_status guarded(ft_int7_status of_invalid, const char* subject, Body body
     return failed(FT_INT7_OUT_OF_MEMORY, "memory: too little; more, or a smaller model");
   } catch (const FileError& error) {
     return failed(FT_INT7_FILE, error.what(), subject);
-  } catch (const std::invalid_argument& error) {
+  } catch (const InvalidModel& error) {
     return failed(of_invalid, error.what(), subject);
   } catch (const facetrain::Error& error) {
     return failed(of_invalid, error.what(), subject);

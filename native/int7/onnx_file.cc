@@ -134,8 +134,8 @@ void read_version(OnnxFile& file) {
   if (error != std::errc() || last != end || file.version < 1)
     refuse_file("has metadata facetrain.version that is no number from 1 on");
   if (file.version > kNewest) {
-    throw std::invalid_argument("of version " + std::to_string(file.version) + " of the format; at most " +
-                                std::to_string(kNewest) + ", so a newer Facetrain is needed");
+    throw InvalidModel("of version " + std::to_string(file.version) + " of the format",
+                       "at most " + std::to_string(kNewest) + ", so a newer Facetrain is needed");
   }
 }
 
@@ -143,9 +143,7 @@ void read_version(OnnxFile& file) {
 
 void refuse(std::string_view part, const std::string& found) { refuse_file(std::string(part) + ": " + found); }
 
-void refuse_file(const std::string& found) {
-  throw std::invalid_argument(found + "; a model.int7.onnx of Facetrain is wanted");
-}
+void refuse_file(const std::string& found) { throw InvalidModel(found, "a model.int7.onnx of Facetrain is wanted"); }
 
 OnnxFile parse_onnx(const uint8_t* data, size_t size) {
   OnnxFile file;
@@ -163,7 +161,10 @@ OnnxFile parse_onnx(const uint8_t* data, size_t size) {
   const auto format = file.metadata.find("facetrain.format");
   if (size == 0) refuse_file("empty");
   if (format == file.metadata.end()) refuse_file("has no metadata facetrain.format, so no INT7 network");
-  if (format->second != "int7") refuse_file("in another form, as model.int7.trt.onnx for TensorRT is");
+  if (format->second == "int7-tensorrt")
+    throw InvalidModel("of the form for TensorRT",
+                       "the model.int7.onnx of the same folder is wanted, which has the same weights and scales");
+  if (format->second != "int7") refuse_file("in another form");
   read_version(file);
   read_graph(graph, file);
   return file;

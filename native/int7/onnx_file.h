@@ -14,7 +14,7 @@ namespace facetrain::int7 {
 // Numbers of TensorProto.DataType.
 enum OnnxType { kFloat = 1, kUint8 = 2, kInt8 = 3, kInt32 = 6, kInt64 = 7 };
 
-// Throws std::invalid_argument: "<part>: <found>; a model.int7.onnx of Facetrain is wanted".
+// Throws InvalidModel: "<part>: <found>; a model.int7.onnx of Facetrain is wanted".
 [[noreturn]] void refuse(std::string_view part, const std::string& found);
 // The same about the whole file, without a name: the caller knows it.
 [[noreturn]] void refuse_file(const std::string& found);
@@ -45,7 +45,7 @@ struct OnnxFile {
   std::map<std::string_view, std::string_view> metadata;
 };
 
-// Throws std::invalid_argument for a damaged file, or one without exactly one input.
+// Throws InvalidModel for a damaged file, or one without exactly one input.
 OnnxFile parse_onnx(const uint8_t* data, size_t size);
 
 }  // namespace facetrain::int7

@@ -109,6 +109,7 @@ class Reader {
       model_.color_order = std::string(order->second);
     for (const auto& [key, value] : file_.metadata) model_.metadata[std::string(key)] = std::string(value);
     model_.version = file_.version;
+    model_.input = std::string(file_.input);
     model_.network = std::move(network_);
     return std::move(model_);
   }

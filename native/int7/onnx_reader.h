@@ -2,7 +2,7 @@
 //
 // The file is not trusted: every length is checked before it is used, every size before it is multiplied, and memory is
 // bounded by a small multiple of the file and of the tensors that it describes. What is not such a model is refused by
-// name, with std::invalid_argument, or Error for an operator whose operands do not fit.
+// name, with InvalidModel, or Error for an operator whose operands do not fit.
 #pragma once
 
 #include <cstddef>
@@ -20,7 +20,8 @@ struct OnnxModel {
     std::string name;
     std::vector<int64_t> dims;  // without the batch
   };
-  int version = 1;  // of the format
+  int version = 1;    // of the format
+  std::string input;  // the picture's name
   Network network;
   std::vector<Output> outputs;    // in the order of network.outputs
   std::string color_order;        // rgb, bgr, or empty if the file does not say it

@@ -202,7 +202,8 @@ void test_refusals() {
   const std::string only_version = Message().integer(1, 8).text();
   CHECK_THROWS(read(only_version), std::invalid_argument, "has no metadata facetrain.format");
   const Message format = Message().bytes(1, "facetrain.format").bytes(2, "int7-tensorrt");
-  CHECK_THROWS(read(onnx_file() + Message().message(14, format).text()), std::invalid_argument, "in another form");
+  CHECK_THROWS(read(onnx_file() + Message().message(14, format).text()), std::invalid_argument,
+               "of the form for TensorRT");
   const auto of_version = [](const std::string& version) {
     const Message entry = Message().bytes(1, "facetrain.version").bytes(2, version);
     return onnx_file() + Message().message(14, entry).text();

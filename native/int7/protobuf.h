@@ -4,8 +4,9 @@
 #include <cstddef>
 #include <cstdint>
 #include <cstring>
-#include <stdexcept>
 #include <string_view>
+
+#include "int7/invalid_model.h"
 
 namespace facetrain::int7 {
 
@@ -14,7 +15,7 @@ class Protobuf {
   Protobuf(const uint8_t* data, size_t size) : at_(data), end_(data + size) {}
   explicit Protobuf(std::string_view bytes) : Protobuf(reinterpret_cast<const uint8_t*>(bytes.data()), bytes.size()) {}
 
-  // Goes to the next field; false at the end. Throws std::invalid_argument if it does not fit the memory.
+  // Goes to the next field; false at the end. Throws InvalidModel if it does not fit the memory.
   bool next() {
     if (at_ == end_) return false;
     const uint64_t tag = varint();
@@ -73,7 +74,7 @@ class Protobuf {
   }
 
  private:
-  [[noreturn]] static void damaged() { throw std::invalid_argument("damaged; an ONNX model is wanted"); }
+  [[noreturn]] static void damaged() { throw InvalidModel("damaged", "an ONNX model is wanted"); }
 
   uint64_t varint() {
     uint64_t value = 0;

@@ -36,8 +36,8 @@ const Kernels& kernels_for(Isa isa) {
 
 void check_memory(int64_t bytes, int64_t largest_memory) {
   if (bytes <= largest_memory) return;
-  throw std::invalid_argument("takes " + std::to_string(bytes) + " bytes of memory; at most " +
-                              std::to_string(largest_memory));
+  throw ModelTooLarge("takes " + std::to_string(bytes) + " bytes of memory",
+                      "at most " + std::to_string(largest_memory));
 }
 
 Runtime::Runtime(Network network, Isa isa, int64_t largest_memory)
@@ -77,7 +77,7 @@ void Runtime::store_tensors() {
       only_mixed = only_mixed && mixes_channels(layer);
       if (layer.kind != LayerSpec::Kind::conv) continue;
       if (tensor.range.low < -kLargestWideOperand || tensor.range.high > kLargestWideOperand)
-        throw std::invalid_argument("layer '" + layer.name + "': its input has integers beyond 127");
+        throw InvalidModel("layer '" + layer.name + "': its input has integers beyond 127", "integers up to 127");
       if (!is_operand) stored.zero = wide_zero;
       stored.top = std::max(stored.top, layer.shape.pads[0]);
       stored.left = std::max(stored.left, layer.shape.pads[1]);
@@ -87,7 +87,8 @@ void Runtime::store_tensors() {
       stored.right = std::max(stored.right, winograd_[l].right);
     }
     stored.pitch = least_multiple(stored.channels, only_mixed ? 4 : kVector);
-    if (stored.bytes() > INT32_MAX) throw std::invalid_argument("a tensor of more than 2^31 bytes with its padding");
+    if (stored.bytes() > INT32_MAX)
+      throw InvalidModel("a tensor of more than 2^31 bytes with its padding", "a smaller one");
     stored_.push_back(stored);
   }
 }

@@ -11,6 +11,7 @@
 #include <string>
 #include <vector>
 
+#include "int7/invalid_model.h"
 #include "int7/kernels.h"
 #include "int7/network.h"
 #include "kernels/thread_pool.h"
@@ -21,14 +22,14 @@ class Step;
 struct WinogradPlan;
 struct Stored;
 
-// Throws std::invalid_argument if a model takes more bytes than it may.
+// Throws ModelTooLarge if a model takes more bytes than it may.
 void check_memory(int64_t bytes, int64_t largest_memory);
 
 class Runtime {
  public:
   // Plans and packs the weights. `isa` must be supported. Throws Error for a node whose operators do not fit,
-  // std::invalid_argument for a network beyond the kernels' bounds, or one that may take more than `largest_memory`
-  // bytes in all (network, packed weights, and a context with one thread); the latter before it allocates them.
+  // InvalidModel for a network beyond the kernels' bounds, ModelTooLarge for one that may take more than
+  // `largest_memory` bytes in all (network, packed weights, and a context with one thread), before it allocates them.
   explicit Runtime(Network network, Isa isa = best_isa(), int64_t largest_memory = INT64_MAX);
   // The same with kernels that no instruction set stands for. They outlive it.
   Runtime(Network network, const Kernels& kernels, int64_t largest_memory = INT64_MAX);

@@ -4,7 +4,9 @@
 #include <mutex>
 #include <optional>
 
+#include "available_memory.h"
 #include "error.h"
+#include "int7/onnx_reader.h"
 #include "node/call.h"
 #include "node/convert.h"
 #include "node/register.h"
@@ -402,16 +404,56 @@ Napi::Value instruction_sets(const Napi::CallbackInfo& info) {
   return result;
 }
 
-// A network on a worker thread, in integers if open() gets scales, otherwise in FP32.
+// The network of a model.int7.onnx in memory, as the C library reads it. Throws Error, in which the file has the name
+// `subject`.
+int7::OnnxModel read_file(const std::vector<uint8_t>& bytes, const std::string& subject) {
+  try {
+    return int7::read_onnx(bytes.data(), bytes.size());
+  } catch (const int7::InvalidModel& e) {
+    throw Error("InvalidArtifact", subject, e.found, e.wanted);
+  } catch (const Error& e) {
+    throw Error("InvalidArtifact", subject + ": " + e.subject, e.found, e.allowed);
+  }
+}
+
+// The runtime that plans it.
+std::unique_ptr<Model> plan_file(int7::Network network, int threads, Isa isa, const std::string& subject) {
+  const uint64_t most = available_memory().value_or(INT64_MAX);
+  try {
+    return make_int7_model(std::move(network), threads, isa, static_cast<int64_t>(std::min<uint64_t>(most, INT64_MAX)));
+  } catch (const int7::ModelTooLarge& e) {
+    throw Error("InsufficientMemory", subject, e.found, e.wanted + ", which are available");
+  } catch (const int7::InvalidModel& e) {
+    throw Error("InvalidArtifact", subject, e.found, e.wanted);
+  } catch (const Error& e) {
+    throw Error("InvalidArtifact", subject + ": " + e.subject, e.found, e.allowed);
+  }
+}
+
+Napi::Array outputs_to(Napi::Env env, const std::vector<int7::OnnxModel::Output>& outputs) {
+  Napi::Array result = Napi::Array::New(env, outputs.size());
+  for (uint32_t i = 0; i < outputs.size(); ++i) {
+    Napi::Array dims = Napi::Array::New(env, outputs[i].dims.size());
+    for (uint32_t d = 0; d < outputs[i].dims.size(); ++d) dims.Set(d, static_cast<double>(outputs[i].dims[d]));
+    Napi::Object output = Napi::Object::New(env);
+    output.Set("name", outputs[i].name);
+    output.Set("dims", dims);
+    result.Set(i, output);
+  }
+  return result;
+}
+
+// A network on a worker thread: of a file; else in integers if open() gets scales, otherwise in FP32.
 class LayerNetwork : public Napi::ObjectWrap<LayerNetwork> {
  public:
   static void add_to(Napi::Env env, Napi::Object exports) {
-    exports.Set("LayerNetwork",
-                DefineClass(env, "LayerNetwork",
-                            {InstanceMethod<&LayerNetwork::open>("open"), InstanceMethod<&LayerNetwork::embed>("embed"),
-                             InstanceMethod<&LayerNetwork::run_layers>("runLayers"),
-                             InstanceMethod<&LayerNetwork::time_layers>("timeLayers"),
-                             InstanceMethod<&LayerNetwork::close>("close")}));
+    exports.Set(
+        "LayerNetwork",
+        DefineClass(
+            env, "LayerNetwork",
+            {InstanceMethod<&LayerNetwork::open>("open"), InstanceMethod<&LayerNetwork::open_file>("openFile"),
+             InstanceMethod<&LayerNetwork::embed>("embed"), InstanceMethod<&LayerNetwork::run_layers>("runLayers"),
+             InstanceMethod<&LayerNetwork::time_layers>("timeLayers"), InstanceMethod<&LayerNetwork::close>("close")}));
   }
 
   explicit LayerNetwork(const Napi::CallbackInfo& info)
@@ -441,10 +483,36 @@ class LayerNetwork : public Napi::ObjectWrap<LayerNetwork> {
       } else {
         state->scales = resolve_scales(*state->graph, named);
         state->model = part ? make_partly_quantized_model(*state->graph, state->scales, *part, threads)
-                            : make_int7_model(state->graph, state->scales, threads, isa);
+                            : make_int7_model(*state->graph, state->scales, threads, isa);
       }
       return Worker::Reply();
     });
+  }
+
+  // openFile(bytes, subject, computeThreads, instruction set) -> {input: {name, channels, height, width}, outputs:
+  // [{name, dims}]}
+  Napi::Value open_file(const Napi::CallbackInfo& info) {
+    return worker_->post(
+        info.Env(),
+        [state = state_, bytes = vector_from<Napi::Uint8Array>(info[0]),
+         subject = info[1].As<Napi::String>().Utf8Value(), threads = info[2].As<Napi::Number>().Int32Value(),
+         isa = isa_from(info[3])]() -> Worker::Reply {
+          int7::OnnxModel file = read_file(bytes, subject);
+          const int7::TensorSpec picture = file.network.tensors[0];
+          state->model = plan_file(std::move(file.network), threads, isa, subject);
+          state->pool = std::make_unique<ThreadPool>(threads);
+          return
+              [picture, name = std::move(file.input), outputs = std::move(file.outputs)](Napi::Env env) -> Napi::Value {
+                Napi::Object input = Napi::Object::New(env), result = Napi::Object::New(env);
+                input.Set("name", name);
+                input.Set("channels", picture.channels);
+                input.Set("height", picture.height);
+                input.Set("width", picture.width);
+                result.Set("input", input);
+                result.Set("outputs", outputs_to(env, outputs));
+                return result;
+              };
+        });
   }
 
   // embed(pixels, height, width, channels, flip) -> Float32Array [count, dim]

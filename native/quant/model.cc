@@ -61,7 +61,8 @@ class RealModel final : public Model {
  public:
   // `scales`: by tensor, of those that are rounded; 0 for others, and empty if there are none.
   RealModel(std::shared_ptr<const LayerGraph> graph, Scales scales, int threads)
-      : Model(std::move(graph)),
+      : Model(graph->output_size()),
+        graph_(std::move(graph)),
         plan_(*graph_),
         buffers_(make_buffers(plan_, threads)),
         scales_(std::move(scales)),
@@ -92,6 +93,7 @@ class RealModel final : public Model {
     round_to(scales_.tensors[tensor], scales_.range(tensor), values, count);
   }
 
+  std::shared_ptr<const LayerGraph> graph_;
   BufferPlan plan_;
   std::vector<Buffers> buffers_;
   Scales scales_;
@@ -100,26 +102,26 @@ class RealModel final : public Model {
 };
 
 // The network for int7/.
-int7::Network network_of(const std::shared_ptr<const LayerGraph>& graph, const Scales& scales) {
+int7::Network network_of(const LayerGraph& graph, const Scales& scales) {
   using Kind = int7::LayerSpec::Kind;
   int7::Network network;
-  network.outputs = graph->outputs;
-  if (graph->quantized(0)) {
-    network.pixels = pixel_integers(*graph, scales);
+  network.outputs = graph.outputs;
+  if (graph.quantized(0)) {
+    network.pixels = pixel_integers(graph, scales);
   } else {
-    network.real_pixels = pixel_values(*graph);
+    network.real_pixels = pixel_values(graph);
   }
-  for (int t = 0; t < static_cast<int>(graph->tensors.size()); ++t) {
-    const Tensor& from = graph->tensors[t];
+  for (int t = 0; t < static_cast<int>(graph.tensors.size()); ++t) {
+    const Tensor& from = graph.tensors[t];
     network.tensors.push_back({.channels = from.channels,
                                .height = from.height,
                                .width = from.width,
                                .scale = scales.tensors[t],
                                .range = scales.range(t),
-                               .real = !graph->quantized(t)});
+                               .real = !graph.quantized(t)});
   }
-  for (int l = 0; l < static_cast<int>(graph->layers.size()); ++l) {
-    const Layer& from = graph->layers[l];
+  for (int l = 0; l < static_cast<int>(graph.layers.size()); ++l) {
+    const Layer& from = graph.layers[l];
     int7::LayerSpec layer;
     layer.name = from.name;
     layer.inputs = from.inputs;
@@ -156,25 +158,26 @@ int7::Network network_of(const std::shared_ptr<const LayerGraph>& graph, const S
 
 class Int7Model final : public Model {
  public:
-  Int7Model(std::shared_ptr<const LayerGraph> graph, const Scales& scales, int threads, Isa isa)
-      : Model(std::move(graph)), runtime_(network_of(graph_, scales), isa) {
-    for (int thread = 0; thread < threads; ++thread) contexts_.emplace_back(runtime_, thread == 0 ? threads : 1);
+  Int7Model(std::unique_ptr<const int7::Runtime> runtime, int threads, int64_t largest_memory)
+      : Model(runtime->output_size()), runtime_(std::move(runtime)) {
+    int7::check_memory(runtime_->context_bytes(threads) + (threads - 1) * runtime_->context_bytes(1), largest_memory);
+    for (int thread = 0; thread < threads; ++thread) contexts_.emplace_back(*runtime_, thread == 0 ? threads : 1);
   }
 
   void embed(const uint8_t* picture, float* embedding, int thread) override {
-    runtime_.run(contexts_[thread], picture, embedding);
+    runtime_->run(contexts_[thread], picture, embedding);
   }
   bool shares_picture() const override { return true; }
   void embed_alone(const uint8_t* picture, float* embedding, ThreadPool& pool) override {
-    runtime_.run(contexts_[0], picture, embedding, pool);
+    runtime_->run(contexts_[0], picture, embedding, pool);
   }
   std::vector<int7::Runtime::StepTime> time_layers(const uint8_t* picture) override {
     std::vector<float> embedding(dim());
-    return runtime_.run_timed(contexts_[0], picture, embedding.data());
+    return runtime_->run_timed(contexts_[0], picture, embedding.data());
   }
 
  private:
-  int7::Runtime runtime_;
+  std::unique_ptr<const int7::Runtime> runtime_;
   std::vector<int7::Runtime::Context> contexts_;
 };
 
@@ -226,9 +229,13 @@ std::unique_ptr<Model> make_partly_quantized_model(const LayerGraph& graph, cons
   return std::make_unique<RealModel>(std::move(partly), std::move(rounded), threads);
 }
 
-std::unique_ptr<Model> make_int7_model(std::shared_ptr<const LayerGraph> graph, const Scales& scales, int threads,
-                                       Isa isa) {
-  return std::make_unique<Int7Model>(std::move(graph), scales, threads, isa);
+std::unique_ptr<Model> make_int7_model(const LayerGraph& graph, const Scales& scales, int threads, Isa isa) {
+  return make_int7_model(network_of(graph, scales), threads, isa, INT64_MAX);
+}
+
+std::unique_ptr<Model> make_int7_model(int7::Network network, int threads, Isa isa, int64_t largest_memory) {
+  auto runtime = std::make_unique<const int7::Runtime>(std::move(network), isa, largest_memory);
+  return std::make_unique<Int7Model>(std::move(runtime), threads, largest_memory);
 }
 
 void embed_pictures(Model& model, ThreadPool& pool, const PictureView& pictures, bool flip, float* embeddings,

@@ -43,9 +43,8 @@ void to_channels_first(const Tensor& tensor, const float* x, float* y);
 class Model {
  public:
   virtual ~Model() = default;
-  // Numbers of all outputs of the graph.
-  int64_t dim() const { return graph_->output_size(); }
-  const LayerGraph& graph() const { return *graph_; }
+  // Numbers of all outputs.
+  int64_t dim() const { return dim_; }
   // Embeds one picture: `embedding` [dim()], the outputs one after the other, each in ONNX's order. `thread`, below the
   // number the model was made for, selects the buffers: calls with the same one must not overlap.
   virtual void embed(const uint8_t* picture, float* embedding, int thread) = 0;
@@ -57,8 +56,10 @@ class Model {
   virtual std::vector<int7::Runtime::StepTime> time_layers(const uint8_t*) { return {}; }
 
  protected:
-  explicit Model(std::shared_ptr<const LayerGraph> graph) : graph_(std::move(graph)) {}
-  std::shared_ptr<const LayerGraph> graph_;
+  explicit Model(int64_t dim) : dim_(dim) {}
+
+ private:
+  int64_t dim_;
 };
 
 // In FP32.
@@ -73,8 +74,11 @@ enum class QuantizedPart {
 std::unique_ptr<Model> make_partly_quantized_model(const LayerGraph& graph, const Scales& scales, QuantizedPart part,
                                                    int threads);
 // In integers, by the runtime of int7/. `scales` must fit the graph (see resolve_scales).
-std::unique_ptr<Model> make_int7_model(std::shared_ptr<const LayerGraph> graph, const Scales& scales, int threads,
+std::unique_ptr<Model> make_int7_model(const LayerGraph& graph, const Scales& scales, int threads,
                                        Isa isa = best_isa());
+// The same of a file, which is not trusted: what it takes is compared with `largest_memory`, in bytes. Throws as
+// int7::Runtime.
+std::unique_ptr<Model> make_int7_model(int7::Network network, int threads, Isa isa, int64_t largest_memory);
 
 // Embeds all pictures on the pool's threads, or, where there are fewer pictures than threads and the model can share
 // one, each on all threads: embeddings [count, dim]. With `flip`, an embedding is the sum of the embeddings of the

@@ -279,8 +279,7 @@ void test_network_equals_reference(const std::string& tail) {
     }
   }
   CHECK(actual == expected);
-  const auto shared = std::make_shared<const LayerGraph>(graph);
-  const auto model = make_int7_model(shared, scales, 2);
+  const auto model = make_int7_model(graph, scales, 2);
   const auto embeddings = embed(*model, pictures);
   CHECK(std::equal(embedding.begin(), embedding.end(), embeddings.begin() + 16));
   // With flip, an embedding is the sum of the picture's and its mirror image's.
@@ -297,7 +296,7 @@ void test_network_equals_reference(const std::string& tail) {
 void test_few_pictures() {
   class Counted final : public Model {
    public:
-    Counted(const std::shared_ptr<const LayerGraph>& graph, bool shares) : Model(graph), shares_(shares) {}
+    Counted(int64_t dim, bool shares) : Model(dim), shares_(shares) {}
     void embed(const uint8_t*, float*, int) override { ++single; }
     bool shares_picture() const override { return shares_; }
     void embed_alone(const uint8_t*, float*, ThreadPool&) override { ++together; }
@@ -311,7 +310,7 @@ void test_few_pictures() {
   auto pixels = Builder(2).pictures(2, 12, 12);
   ThreadPool pool(3);
   for (const bool shares : {false, true}) {
-    Counted model(graph, shares);
+    Counted model(graph->output_size(), shares);
     std::vector<float> embeddings(2 * model.dim());
     embed_pictures(model, pool, {pixels.data(), 2, 12, 12}, false, embeddings.data(), kNever);
     CHECK_EQ(model.single.load(), shares ? 0 : 2);
@@ -555,7 +554,7 @@ void test_nodes() {
   LayerGraph searched = network_of_nodes(41);
   const auto found = run_search(searched, pictures, kOptions);
   CHECK_EQ(found.scales.tensors[tensor("m1").scale_of], found.scales.tensors[tensor("c1").scale_of]);
-  const auto model = make_int7_model(std::make_shared<const LayerGraph>(searched), found.scales, 2);
+  const auto model = make_int7_model(searched, found.scales, 2);
   CHECK(relative_difference(reference, embed(*model, pictures)) < 0.2);
   for (const auto& layer : found.layers) CHECK(layer.cosine > 0.95);
 }

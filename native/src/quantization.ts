@@ -6,7 +6,7 @@ import type { Pictures } from './data.ts';
 import type { Embedder } from './embedder.ts';
 import { checkPictures, embedInBatches } from './model.ts';
 import { translateErrors } from './native-errors.ts';
-import type { Layer, LayerGraph, Scales } from './types.ts';
+import type { Graph, GraphOutput, Layer, LayerGraph, Scales } from './types.ts';
 
 /** Options of native/quant/search.h; their defaults are in api/src/shared-defaults.ts. */
 export interface SearchOptions {
@@ -80,6 +80,12 @@ export interface LayerTime {
   seconds: number;
 }
 
+/** What an INT7 file says of itself. */
+export interface Int7FileFacts {
+  input: Pick<Graph['input'], 'name' | 'channels' | 'height' | 'width'>;
+  outputs: GraphOutput[];
+}
+
 interface NativeNetwork {
   open(
     graph: LayerGraph,
@@ -88,6 +94,12 @@ interface NativeNetwork {
     isa: InstructionSet | 'auto',
     part: QuantizedPart | null,
   ): Promise<void>;
+  openFile(
+    bytes: Uint8Array,
+    subject: string,
+    computeThreads: number,
+    isa: InstructionSet | 'auto',
+  ): Promise<Int7FileFacts>;
   embed(pixels: Uint8Array, height: number, width: number, channels: number, flip: boolean): Promise<Float32Array>;
   runLayers(pixels: Uint8Array): Promise<Record<string, Int8Array>>;
   timeLayers(pixels: Uint8Array): Promise<LayerTime[]>;
@@ -181,7 +193,7 @@ export async function searchScales(
 const LUMA = [299, 587, 114] as const;
 
 /** The bytes of pictures, gray if the graph reads one channel. */
-function inChannelsOf({ input }: Pick<LayerGraph, 'input'>, { channelOrder, data }: Pictures): Uint8Array {
+function inChannelsOf({ input }: Pick<Int7FileFacts, 'input'>, { channelOrder, data }: Pictures): Uint8Array {
   if (input.channels !== 1) return data;
   const [first, second, third] = channelOrder === 'bgr' ? LUMA.toReversed() : LUMA;
   return Uint8Array.from({ length: data.length / 3 }, (_, i) =>
@@ -290,3 +302,77 @@ export class Int7Model extends LayerNetwork {
     return translateErrors(() => this.network.runLayers(data));
   }
 }
+
+export interface Int7FileOptions {
+  /** The file's name, for messages. */
+  subject: string;
+  computeThreads: number;
+  isa?: InstructionSet | 'auto';
+  /** The only output to give; absent or null: all, one behind the other. */
+  output?: string | null | undefined;
+}
+
+/** A model.int7.onnx in the INT7 runtime: by the reader of the C library (native/int7/onnx_reader.h). */
+export class Int7FileModel implements Embedder {
+  readonly dim: number;
+  readonly input: Int7FileFacts['input'];
+  readonly outputs: GraphOutput[];
+  readonly #network: NativeNetwork;
+  /** Of an embedding, in all outputs of the file. */
+  readonly #first: number;
+  readonly #fileDim: number;
+
+  private constructor(network: NativeNetwork, { input, outputs }: Int7FileFacts, chosen: GraphOutput[]) {
+    this.#network = network;
+    this.input = input;
+    this.outputs = chosen;
+    this.dim = numbersOf(chosen);
+    this.#first = numbersOf(outputs.slice(0, outputs.indexOf(chosen[0]!)));
+    this.#fileDim = numbersOf(outputs);
+  }
+
+  /**
+   * @param bytes the file
+   * @throws FacetrainError InvalidArtifact for what is no model.int7.onnx, or of a newer format; InsufficientMemory;
+   *   InvalidModel for an output that it has not
+   */
+  static async open(bytes: Uint8Array, options: Int7FileOptions): Promise<Int7FileModel> {
+    const { subject, computeThreads, isa = 'auto', output = null } = options;
+    const network = new addon.LayerNetwork();
+    try {
+      const facts = await translateErrors(() => network.openFile(bytes, subject, computeThreads, isa));
+      const chosen = facts.outputs.filter(({ name }) => output === null || name === output);
+      if (chosen.length > 0) return new Int7FileModel(network, facts, chosen);
+      throw new FacetrainError({
+        code: 'InvalidModel',
+        subject,
+        found: `has no output "${output}"`,
+        allowed: `one of its outputs: ${facts.outputs.map(({ name }) => `"${name}"`).join(', ')}`,
+      });
+    } catch (error) {
+      await network.close();
+      throw error;
+    }
+  }
+
+  /** @throws FacetrainError InvalidArgument when the pictures are not of the model's size */
+  async embed(pictures: Pictures, options: Parameters<Embedder['embed']>[1] = {}): Promise<Float32Array> {
+    const data = inChannelsOf(this, pictures);
+    const file = { input: this.input, output: { name: '', dim: this.#fileDim } };
+    const rows = await embedInBatches(this.#network, file, { ...pictures, data }, options);
+    if (this.dim === this.#fileDim) return rows;
+    const chosen = new Float32Array(pictures.count * this.dim);
+    for (let row = 0; row < pictures.count; row++) {
+      const first = row * this.#fileDim + this.#first;
+      chosen.set(rows.subarray(first, first + this.dim), row * this.dim);
+    }
+    return chosen;
+  }
+
+  close(): Promise<void> {
+    return this.#network.close();
+  }
+}
+
+const numbersOf = (outputs: readonly GraphOutput[]) =>
+  outputs.reduce((sum, { dims }) => sum + dims.reduce((product, dim) => product * dim, 1), 0);

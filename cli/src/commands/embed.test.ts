@@ -4,7 +4,11 @@ import { tmpdir } from 'node:os';
 import { join } from 'node:path';
 import { after, before, test } from 'node:test';
 import { FacetrainError } from '@facetrain/api';
+import type { Graph } from '@facetrain/native';
 import { encodeOnnx } from '@facetrain/trainer/onnx/write';
+import { fold } from '@facetrain/trainer/quantize/fold';
+import { encodeInt7 } from '@facetrain/trainer/quantize/qdq';
+import { GraphBuilder, plainScales } from '@facetrain/trainer/testing/graph-fixtures';
 import { StatusLine } from '../terminal-output.ts';
 import { facetrain } from '../testing/run-cli.ts';
 import { type EmbedOptions, embed } from './embed.ts';
@@ -144,6 +148,28 @@ test('embed prints all outputs of an FP32 model, and compares by one that is nam
   );
   const named = await run([], { model: several, pairs: [red, blue], output: 'embedding' });
   assert.equal(named.json.pairs[0]!.cosine.toFixed(6), '-0.333333');
+});
+
+test('embed reads an INT7 model as the C library does', async () => {
+  const int7 = join(folder, 'model.int7.onnx');
+  const write = async (graph: Graph, more: Record<string, string> = {}) => {
+    const layers = fold(graph);
+    const metadata = { 'facetrain.format': 'int7', 'facetrain.channelOrder': 'rgb', ...more };
+    await writeFile(int7, encodeOnnx(encodeInt7(layers, plainScales(layers)), { metadata }));
+  };
+  const b = new GraphBuilder({ height: 2, width: 2 });
+  const graph = b.graph(b.flatten(b.conv('data', 3, 4, 1)));
+  await write(graph);
+  const { json } = await run([red], { model: int7 });
+  assert.equal(json.runtime, 'int7');
+  assert.deepEqual(json.images[0]!.outputs[0]!.dims, [16]);
+  await assert.rejects(
+    run([red], { model: int7, inputRange: '0..255' }),
+    /the range of the input of \S*model\.int7\.onnx: given for an INT7 model; none: the file says it/,
+  );
+  // What TypeScript's reader alone would take.
+  await write(graph, { 'facetrain.format': 'other' });
+  await assert.rejects(run([red], { model: int7 }), /model\.int7\.onnx: in another form; a model\.int7\.onnx of /);
 });
 
 test('facetrain embed is a command', async () => {

@@ -57,7 +57,10 @@ export async function embed(images: string[], options: EmbedOptions, line: Statu
     });
   const runtime = runtimeOf(graph, options.runtime);
   const files = [...images, ...pairs];
-  const embedder = await openEmbedder(file, { ...read, graph }, runtime, { computeThreads: threads, device });
+  const embedder = await openEmbedder(file, { ...read, graph }, runtime, {
+    ...{ computeThreads: threads, device },
+    output: options.output,
+  });
   try {
     const { height, width } = graph.input;
     const decode = (path: string) => decodeFile(path, { channelOrder, height, width, signal });

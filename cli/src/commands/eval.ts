@@ -80,7 +80,7 @@ export async function openForEvaluation({
   const model = { ...read, graph };
   const kind = runtimeOf(model.graph, runtime);
   const place = { computeThreads: threads, device };
-  const embedder = await openEmbedder(file, model, kind, place);
+  const embedder = await openEmbedder(file, model, kind, { ...place, output });
   return { embedder, graph, range, kind, channelOrder, place };
 }
 

@@ -17,9 +17,8 @@ import { describeModel } from '@facetrain/trainer/onnx/describe';
 import { type FoundRange, withInputRange } from '@facetrain/trainer/onnx/input-range';
 import { checkEmbeddingMemory } from '@facetrain/trainer/onnx/memory';
 import { type OnnxModel, readOnnx } from '@facetrain/trainer/onnx/read';
-import { withSubject } from '@facetrain/trainer/onnx/with-subject';
 import { fold } from '@facetrain/trainer/quantize/fold';
-import { decodeInt7, isQuantized } from '@facetrain/trainer/quantize/qdq';
+import { isQuantized } from '@facetrain/trainer/quantize/qdq';
 import { bytes, table } from '../terminal-output.ts';
 import { inputText } from './input-range.ts';
 import { metricsRows } from './metrics-rows.ts';
@@ -60,15 +59,13 @@ function withRange(model: OnnxModel, subject: string): { graph: Graph; range: Fo
  * @returns whether it can be quantized; if not, why
  */
 async function checkModel(graph: Graph, file: string): Promise<true | string> {
+  // The addon loads slowly, so only when it is needed.
   if (isQuantized(graph)) {
-    try {
-      decodeInt7(graph);
-    } catch (error) {
-      throw withSubject(file, error);
-    }
+    const { openInt7 } = await import('./open-embedder.ts');
+    const model = await openInt7(file, { subject: file, computeThreads: 1 });
+    await model.close();
     return 'it is quantized';
   }
-  // The addon loads slowly, so only when it is needed.
   const [{ EMBEDDING_BATCH }, { openModel }] = await Promise.all([
     import('@facetrain/native'),
     import('@facetrain/trainer/onnx/open-model'),

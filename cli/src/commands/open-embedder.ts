@@ -1,4 +1,5 @@
 /** Opens a model file for the commands that embed pictures. */
+import { readFile } from 'node:fs/promises';
 import { FacetrainError } from '@facetrain/api';
 import {
   capabilities,
@@ -6,16 +7,18 @@ import {
   EMBEDDING_BATCH,
   type Embedder,
   type Graph,
-  Int7Model,
+  Int7FileModel,
+  type Int7FileOptions,
   LayerModel,
   type ModelOptions,
 } from '@facetrain/native';
 import { checkEmbeddingMemory } from '@facetrain/trainer/onnx/memory';
+import { readError } from '@facetrain/trainer/onnx/model-file';
 import { openModel } from '@facetrain/trainer/onnx/open-model';
-import type { OnnxModel } from '@facetrain/trainer/onnx/read';
+import type { ModelFiles, OnnxModel } from '@facetrain/trainer/onnx/read';
 import { withSubject } from '@facetrain/trainer/onnx/with-subject';
 import { fold } from '@facetrain/trainer/quantize/fold';
-import { decodeInt7, isQuantized } from '@facetrain/trainer/quantize/qdq';
+import { isQuantized } from '@facetrain/trainer/quantize/qdq';
 
 export type Runtime = 'fp32' | 'int7';
 
@@ -37,29 +40,32 @@ export function checkDevice(device: Device | 'auto'): void {
 
 /**
  * A model of several outputs runs on the CPU, as the quantizer's layers in FP32: the executor of trainings knows one.
+ * An INT7 model is read a second time, by the reader of the C library.
+ * @param path as the user gave it, for messages
+ * @param output the name of the only output that is wanted, which `model` was read with
  * @throws FacetrainError InvalidModel when the model is not of the kind that `runtime` runs; InvalidArgument for an
  * INT7 model, or one of several outputs, on a GPU
  */
 export async function openEmbedder(
-  file: string,
-  model: Pick<OnnxModel, 'graph'>,
+  path: string,
+  model: Pick<OnnxModel & ModelFiles, 'graph' | 'file'>,
   runtime: Runtime,
-  place: ModelOptions,
+  { output, ...place }: ModelOptions & { output?: string | undefined },
 ): Promise<Embedder> {
-  const quantized = isQuantized(model.graph);
+  const { graph, file } = model;
+  const quantized = isQuantized(graph);
   if (quantized !== (runtime === 'int7')) {
     const [found, other] = quantized ? ['an INT7 model', 'int7'] : ['an FP32 model', 'fp32'];
     throw new FacetrainError({
       code: 'InvalidModel',
-      subject: file,
+      subject: path,
       found,
       allowed: `--runtime ${other}, or another model`,
     });
   }
-  const { graph } = model;
-  if (runtime === 'fp32' && !graph.outputs) {
-    checkEmbeddingMemory(graph, file, EMBEDDING_BATCH);
-    return openModel(graph, file, place);
+  if (!quantized && !graph.outputs) {
+    checkEmbeddingMemory(graph, path, EMBEDDING_BATCH);
+    return openModel(graph, path, place);
   }
   const { computeThreads, device } = place;
   if (device === 'cuda') {
@@ -67,17 +73,24 @@ export async function openEmbedder(
     throw new FacetrainError({
       code: 'InvalidArgument',
       subject: '--device',
-      found: `cuda, and ${file} is ${kind}`,
+      found: `cuda, and ${path} is ${kind}`,
       allowed: `cpu or auto: ${what} run on the CPU`,
     });
   }
-  // One picture for each thread; the check counts floats, and integers are of a byte.
-  checkEmbeddingMemory(graph, file, quantized ? Math.ceil(computeThreads / 4) : computeThreads);
+  if (quantized) return openInt7(file, { subject: path, computeThreads, output });
+  // One picture for each thread.
+  checkEmbeddingMemory(graph, path, computeThreads);
   try {
-    if (!quantized) return await LayerModel.open(fold(graph), { computeThreads });
-    const { layers, scales } = decodeInt7(graph);
-    return await Int7Model.open(layers, scales, { computeThreads });
+    return await LayerModel.open(fold(graph), { computeThreads });
   } catch (error) {
-    throw withSubject(file, error);
+    throw withSubject(path, error);
   }
+}
+
+/** @throws FacetrainError StorageFailed, and as Int7FileModel.open */
+export async function openInt7(file: string, options: Int7FileOptions): Promise<Int7FileModel> {
+  const bytes = await readFile(file).catch((error: unknown) => {
+    throw readError(file, error, 'a model.int7.onnx');
+  });
+  return Int7FileModel.open(bytes, options);
 }

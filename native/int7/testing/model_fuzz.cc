@@ -45,7 +45,7 @@ std::optional<std::vector<float>> compute(const Network& network, Isa isa, const
       runtime.run(context, picture.data(), output.data());
     }
     return output;
-  } catch (const std::invalid_argument&) {
+  } catch (const InvalidModel&) {
     return std::nullopt;
   } catch (const Error&) {
     return std::nullopt;
@@ -190,7 +190,7 @@ extern "C" int LLVMFuzzerTestOneInput(const uint8_t* data, size_t size) {
   const std::vector<uint8_t> bytes(data, data + size);
   try {
     check(read_onnx(bytes.data(), bytes.size()).network);
-  } catch (const std::invalid_argument&) {
+  } catch (const InvalidModel&) {
   } catch (const Error&) {
   }
   return 0;

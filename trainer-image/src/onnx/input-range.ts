@@ -11,6 +11,7 @@
 import { FacetrainError, INPUT_RANGES, rangeBehind } from '@facetrain/api';
 import type { Graph, GraphInput, GraphNode, InputRange, Tensor } from '@facetrain/native';
 import { arithmeticMap, batchNormMap, type ChannelMap } from './channel-map.ts';
+import { FORMAT_METADATA } from './read.ts';
 import { UniqueNames } from './unique-names.ts';
 
 /**
@@ -45,8 +46,8 @@ interface Head {
 /**
  * Takes the head out of the graph, and says what the file's input is.
  * @returns the graph, whose input has `mean`, `std` and `file`; and the range of the file's input
- * @throws FacetrainError InvalidArgument when the range does not fit the channels or the bytes; InvalidModel when it
- *   has a head and it is not clear for which range it was made
+ * @throws FacetrainError InvalidArgument when the range does not fit the channels or the bytes, or is given for an INT7
+ *   file; InvalidModel when it has a head and it is not clear for which range it was made
  */
 export function withInputRange(
   { graph, metadata }: { graph: Graph; metadata: Record<string, string> },
@@ -72,6 +73,13 @@ function findRange(
   subject: string,
 ): FoundRange {
   if (elementType === 'uint8') return rangeOfBytes(given, metadata, channels, subject);
+  if (given && metadata[FORMAT_METADATA] !== undefined)
+    throw new FacetrainError({
+      code: 'InvalidArgument',
+      subject: `the range of the input of ${subject}`,
+      found: 'given for an INT7 model',
+      allowed: 'none: the file says it, and its scales are for that range',
+    });
   if (given) return { ...forChannels(given, channels, subject), source: 'given' };
   const written = fromMetadata(metadata, channels);
   if (written) return { ...written, source: 'metadata' };

@@ -8,7 +8,7 @@ import { tmpdir } from 'node:os';
 import { join } from 'node:path';
 import { after, before, test } from 'node:test';
 import { DEFAULT_SEARCH, QuantizeConfig, type QuantizeReport } from '@facetrain/api';
-import { Int7Model, LayerModel, Model, type Pictures, readPictures } from '@facetrain/native';
+import { Int7FileModel, LayerModel, Model, type Pictures, readPictures } from '@facetrain/native';
 import { pino } from 'pino';
 import { sampleIndices } from '../dataset/sample-indices.ts';
 import { readOnnx } from '../onnx/read.ts';
@@ -19,7 +19,6 @@ import { CREDENTIALS, type S3Server, startS3Server } from '../testing/s3-server.
 import { cosines } from './compare.ts';
 import { fold } from './fold.ts';
 import { layersToOnnx } from './layers-to-onnx.ts';
-import { decodeInt7 } from './qdq.ts';
 import { runQuantize } from './run-quantize.ts';
 
 const LFW = process.env.FACETRAIN_LFW ?? join(import.meta.dirname, '../../../../shared/data/lfw');
@@ -109,10 +108,10 @@ test('the published model has close results in ONNX Runtime and in our runtime',
   ]);
 
   const pictures = await readPictures(LFW, sampleIndices(PICTURES, 40, 5), { channelOrder: 'bgr' });
-  const [theirs] = await runOrt(await readFile(join(to, 'model.int7.onnx')), planes(pictures));
-  const { layers, scales } = decodeInt7((await readOnnx(join(to, 'model.int7.onnx'))).graph);
+  const bytes = await readFile(join(to, 'model.int7.onnx'));
+  const [theirs] = await runOrt(bytes, planes(pictures));
   const models = [
-    await Int7Model.open(layers, scales, { computeThreads: 2 }),
+    await Int7FileModel.open(bytes, { subject: 'model.int7.onnx', computeThreads: 2 }),
     await LayerModel.open(fold((await readOnnx(MOBILEFACENET)).graph), { computeThreads: 2 }),
   ];
   const [ours, fp32] = (await Promise.all(models.map((model) => model.embed(pictures)))) as [

@@ -85,16 +85,24 @@ export function writeLayers(graph: LayerGraph): WrittenLayers {
   const asDims = (tensor: string, dims: number[]): string =>
     others.has(tensor) ? tensor : dims.length === 2 ? asVector(tensor) : asMap(tensor);
 
+  /** What a layer computes that has no vector as its output: of an embedding, a value that is flattened. */
+  const computedAs = (output: string): string =>
+    !graph.outputs && output === graph.output.name ? names.take(`${output}.map`) : output;
+  const flattenEnd = (output: string, computed: string): void => {
+    if (computed !== output) flatten(names.take(`${output}.flat`), computed, output);
+  };
+
   const writeNode = (layer: NodeLayer): void => {
     const { name, inputs, output, inputDims, outputDims, steps } = layer;
     const read = inputs.map((tensor, i) => asDims(tensor, inputDims[i]!));
     if (layer.real) real.add(name);
     if (outputDims.length === 2 && outputDims[0] === 1) vectors.add(output);
     else if (outputDims.length !== 4 || outputDims[0] !== 1) others.add(output);
+    const last = vectors.has(output) ? output : computedAs(output);
     const values: string[] = [];
     steps.forEach(({ op, attributes, operands }, i) => {
       const isLast = i === steps.length - 1;
-      const value = isLast ? output : names.take(`${name}.${i}`);
+      const value = isLast ? last : names.take(`${name}.${i}`);
       if (!isLast) inner.add(value);
       values.push(value);
       const constants = operands.map((operand, k) => {
@@ -104,6 +112,7 @@ export function writeLayers(graph: LayerGraph): WrittenLayers {
       });
       nodes.push({ name: isLast ? name : value, op, inputs: constants, outputs: [value], attributes });
     });
+    flattenEnd(output, last);
   };
 
   for (const layer of graph.layers) {
@@ -115,13 +124,12 @@ export function writeLayers(graph: LayerGraph): WrittenLayers {
     const isVector = layer.kind === 'fc' || (!readsMaps && inputsOf(layer).some((input) => vectors.has(input)));
     if (isVector) vectors.add(layer.output);
     const inputs = inputsOf(layer).map((input) => (isVector ? asVector(input) : asMap(input)));
-    const endsWithMap = !graph.outputs && layer.output === graph.output.name && !isVector;
-    const output = endsWithMap ? names.take(`${layer.output}.map`) : layer.output;
+    const output = isVector ? layer.output : computedAs(layer.output);
 
     const { op, constants = {}, attributes = {} } = operatorOf(layer, isVector);
     for (const [suffix, tensor] of Object.entries(constants)) inputs.push(constant(`${layer.name}.${suffix}`, tensor));
     nodes.push({ name: layer.name, op, inputs, outputs: [output], attributes });
-    if (endsWithMap) flatten(names.take(`${layer.output}.flat`), output, layer.output);
+    flattenEnd(layer.output, output);
   }
   const { input, output, outputs } = graph;
   const written = { input: { ...input }, output: { ...output }, ...(outputs && { outputs }), nodes, initializers };

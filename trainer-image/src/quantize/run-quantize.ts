@@ -19,6 +19,7 @@ import {
 } from '@facetrain/api';
 import {
   addonDigest,
+  Int7FileModel,
   Int7Model,
   type LayerGraph,
   LayerModel,
@@ -28,8 +29,6 @@ import {
   searchScales,
 } from '@facetrain/native';
 import { countParameters } from '../onnx/describe.ts';
-import { withInputRange } from '../onnx/input-range.ts';
-import { parseOnnx } from '../onnx/read.ts';
 import { withSubject } from '../onnx/with-subject.ts';
 import type { Program } from '../program/program.ts';
 import { isStop } from '../program/stop-signal.ts';
@@ -56,7 +55,6 @@ import {
 } from './inputs.ts';
 import { onnxToLayers } from './onnx-to-layers.ts';
 import { predictedLatency } from './predicted-latency.ts';
-import { decodeInt7 } from './qdq.ts';
 import { SearchJournal, searchKey } from './search-journal.ts';
 import { StoredJournal } from './stored-journal.ts';
 import { TimeLeft } from './time-left.ts';
@@ -191,9 +189,9 @@ async function quantizeInto(
   };
   const modelBytes = modelFile(found.graph, found.scales, origin);
 
-  // ---- Check and comparison, of the model that is read back from its file's bytes ----
+  // ---- Check and comparison, of the model as the C library reads it from its file's bytes ----
   progress.update({ stage: 'Comparing', step: 0, totalSteps: 0, etaSeconds: null });
-  await using int7 = disposable(await openInt7(modelBytes, computeThreads));
+  await using int7 = disposable(await Int7FileModel.open(modelBytes, { subject: ARTIFACT.model, computeThreads }));
   await checkWritten(ARTIFACT.model, int7.model, found, pictures, { computeThreads, signal });
   const { metrics, scores, sources } =
     sets.length > 0
@@ -389,13 +387,6 @@ async function search(
   } finally {
     await journal?.close();
   }
-}
-
-/** Opens the INT7 model from its file's bytes, as its users do. */
-async function openInt7(bytes: Uint8Array, computeThreads: number): Promise<Int7Model> {
-  const subject = ARTIFACT.model;
-  const { layers, scales } = decodeInt7(withInputRange(parseOnnx(bytes, subject, { every: true }), { subject }).graph);
-  return Int7Model.open(layers, scales, { computeThreads });
 }
 
 /** Publishes files of a folder. */
