@@ -24,7 +24,7 @@ import { eventsOf } from './job-events.ts';
 import type { JobKind } from './names.ts';
 import type { JobIdentity, ObservedQueue } from './observed.ts';
 import type { Action, Plan } from './plan.ts';
-import { awaitAdmission, isForOtherPods, queueBlocker } from './queue.ts';
+import { awaitAdmission, isForOtherPods, labelBlocker, queueBlocker } from './queue.ts';
 import { ConditionType, Reason } from './reasons.ts';
 import type { Stage } from './stage.ts';
 import {
@@ -71,7 +71,7 @@ export function managedStage({ spec, queue }: ManagedJob, view: JobView, gang: (
     maySend && (holds(workload, 'Evicted') || holds(workload, 'Admitted') || workload.checks.some(isReady));
   if (isSent || (workload && holds(workload, 'Finished'))) return null;
   const wanted = gang();
-  const blocker = queueBlocker(wanted, queue);
+  const blocker = labelBlocker(view, wanted?.queue, queue) ?? queueBlocker(wanted, queue);
   if (blocker) return blockedBy(blocker);
   const wait = awaitAdmission(view, wanted, queue);
   return wait?.name === 'Queued' ? { ...wait, actions: [] } : wait;

@@ -221,6 +221,8 @@ export interface ObservedQueue {
    */
   workloads: 'Listed' | 'NotListed' | 'NotServed';
   workload?: ObservedWorkload;
+  /** The queue that Kueue's label on the job names (QUEUE_LABEL in queue.ts). */
+  label?: string;
   /** Name of the Workload that MultiKueue makes for the job: then the operator makes none, and keeps it to the end. */
   prebuilt?: string;
   /** Further Workloads of an elastic gang: for pods that it lacks, or has gained since it was admitted. */

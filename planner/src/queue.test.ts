@@ -158,6 +158,37 @@ test('what a job in a queue waits for is in its status, in Kueue’s words', () 
   }
 });
 
+test('a job whose label names a queue, and whose spec names none, does not start past its quota', () => {
+  const labelled: ObservedQueue = { ...NO_WORKLOAD, label: 'team' };
+  const plans = {
+    training: plan(makeJob().observe({}, [], { queue: labelled })),
+    quantization: planQuantizeJob(makeQuantizeJob().observe({}, [], { queue: labelled }), after(100), testEnvironment),
+    'on the manager of MultiKueue': plan(
+      makeJob().with({ managedBy: 'kueue.x-k8s.io/multikueue' }).observe({}, [], { queue: labelled }),
+    ),
+  };
+  for (const [name, { actions, status, events }] of Object.entries(plans)) {
+    assert.deepEqual(actions, [], name);
+    const stalled = status.conditions!.find(({ type }) => type === 'Stalled')!;
+    assert.deepEqual([stalled.status, stalled.reason], ['True', 'QueueNotSet'], name);
+    assert.match(stalled.message, /^label kueue\.x-k8s\.io\/queue-name: team; a queue is set by spec\.queue\.name/);
+    assert.deepEqual(
+      events.map(({ type, reason }) => [type, reason]),
+      [['Warning', 'Stalled']],
+      name,
+    );
+  }
+  // Without Kueue the label says nothing; spec.queue decides; and a gang that runs goes on.
+  for (const [made, status, pods, queue] of [
+    [makeJob(), {}, [], { workloads: 'NotServed', flavors: {}, label: 'team' }],
+    [job(), {}, [], { ...NO_WORKLOAD, label: 'other' }],
+    [makeJob(), STARTED, RUNNING, labelled],
+  ] as const) {
+    const { conditions = [] } = plan(made.observe(status, [...pods], { queue })).status;
+    assert(conditions.every(({ reason }) => reason !== 'QueueNotSet'));
+  }
+});
+
 test('no deadline runs in a queue', () => {
   const observed = job()
     .with({ activeDeadlineSeconds: 10, pendingDeadlineSeconds: 10 })

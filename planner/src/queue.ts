@@ -213,6 +213,28 @@ export function queueBlocker(gang: QueuedGang | null, observed: ObservedQueue | 
   return { reason, message: `spec.queue: ${queue.name}; ${problem}`, ...(temporary && { temporary }) };
 }
 
+/** By this label Kueue knows the queue of jobs of other kinds. */
+export const QUEUE_LABEL = 'kueue.x-k8s.io/queue-name';
+
+/**
+ * Why a job without `spec.queue` does not start: its label says that it shall wait for quota, and nothing would keep it
+ * from starting past that. Null for a job that has begun, and where there is no Kueue.
+ */
+export function labelBlocker(
+  view: JobView,
+  queue: Queue | undefined,
+  observed: ObservedQueue | undefined,
+): Blocker | null {
+  if (queue !== undefined || observed?.label === undefined || observed.workloads === 'NotServed' || hasBegun(view))
+    return null;
+  return {
+    reason: Reason.queueNotSet,
+    message:
+      `label ${QUEUE_LABEL}: ${observed.label}; a queue is set by spec.queue.name, which can change while the job is ` +
+      'suspended; without a queue, remove the label',
+  };
+}
+
 /** A flavor of the assignments that says where pods belong, and was not read. */
 const unreadFlavor = (observed: ObservedQueue): string | undefined =>
   lentBy(observed)

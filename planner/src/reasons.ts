@@ -53,6 +53,8 @@ export const Reason = {
   gangUnavailable: 'GangUnavailable',
   /** spec.queue names a queue, and the cluster serves no Workload, or an object of Kueue's cannot be read. */
   queueUnavailable: 'QueueUnavailable',
+  /** Kueue's label names a queue, and the spec none. */
+  queueNotSet: 'QueueNotSet',
   /** An object of another owner has the name of a child. */
   nameTaken: 'NameTaken',
   /** A ResourceQuota refuses a child. It ends by itself, when other objects of the namespace do. */

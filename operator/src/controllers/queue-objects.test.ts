@@ -43,10 +43,10 @@ test('flavors are read while pods may be made: without any, and while an elastic
 });
 
 test('while Workloads have not been listed, none counts as deleted', async () => {
-  const job: JobObject = { metadata, spec: {} };
+  const job: JobObject = { metadata: { ...metadata, labels: { 'kueue.x-k8s.io/queue-name': 'team' } }, spec: {} };
   const unread = { Workload: { isSynced: false, indexed: () => [] } as never };
-  const { workloads, workload } = observeQueue(unread, 'FaceTrainJob', job, { flavors: {} });
-  assert.deepEqual([workloads, workload], ['NotListed', undefined]);
+  const { workloads, workload, label } = observeQueue(unread, 'FaceTrainJob', job, { flavors: {} });
+  assert.deepEqual([workloads, workload, label], ['NotListed', undefined, 'team']);
   // Nor is anything else of Kueue's asked for: it may fail as well.
   const fail = { get: () => assert.fail('a read') };
   const spec = { queue: { name: 'team', priorityClassName: 'high' } };

@@ -9,6 +9,7 @@ import type { FaceTrainJobSpec, Queue } from '@facetrain/api';
 import { MULTIKUEUE, PREBUILT_LABEL } from '@facetrain/planner/multikueue';
 import { firstPodOf, type JobKind, Label, workloadName } from '@facetrain/planner/names';
 import type { ObservedQueue, ObservedWorkload, Placement } from '@facetrain/planner/observed';
+import { QUEUE_LABEL } from '@facetrain/planner/queue';
 import { WORKLOAD_FINALIZER } from '@facetrain/planner/workload';
 import type { Logger } from 'pino';
 import { ApiError, isApiError } from '../runtime/api-error.ts';
@@ -100,15 +101,16 @@ export function observeQueue(
   job: JobObject,
   references: QueueReferences,
 ): ObservedQueue {
+  const { [PREBUILT_LABEL]: prebuilt, [QUEUE_LABEL]: label } = job.metadata.labels ?? {};
   // Without the list, the Workload of a gang that runs would be taken for a deleted one.
-  if (isUnread(caches)) return { workloads: 'NotListed', flavors: {} };
+  if (isUnread(caches)) return { workloads: 'NotListed', flavors: {}, ...(label !== undefined && { label }) };
   const made = workloadsOf(caches, kind, job).map(observeWorkload);
   const workload = made.find(({ first }) => first === 0);
-  const prebuilt = job.metadata.labels?.[PREBUILT_LABEL];
   const growth = made.filter(({ first }) => first > 0);
   return {
     workloads: caches.Workload === undefined ? 'NotServed' : 'Listed',
     ...references,
+    ...(label !== undefined && { label }),
     ...(prebuilt !== undefined && { prebuilt }),
     ...(workload && { workload }),
     ...(growth.length > 0 && { growth }),

@@ -27,6 +27,7 @@ import {
   awaitAdmission,
   evicted,
   growthWorkload,
+  labelBlocker,
   placementOf,
   queueBlocker,
   quotaFor,
@@ -210,6 +211,7 @@ function active(observed: ObservedFaceTrainJob, view: JobView, environment: Envi
       jobsBefore: hasBegun(view) ? [] : jobsBefore,
       findConflict: () => findConflict(attempt),
     }) ??
+    labelBlocker(view, spec.queue, queue) ??
     queueBlocker(queued, queue) ??
     (create.length > 0 ? quotaBlocker(view, quotaRivals) : null);
   if (blocker) {

@@ -18,7 +18,15 @@ import type { ObservedQuantizeJob } from '../observed.ts';
 import { compact } from '../plain-data.ts';
 import type { PlanQuantizeJob } from '../plan.ts';
 import { toleratesNodeLoss } from '../pod.ts';
-import { awaitAdmission, evicted, placementOf, queueBlocker, workloadChildren, workloadUpdates } from '../queue.ts';
+import {
+  awaitAdmission,
+  evicted,
+  labelBlocker,
+  placementOf,
+  queueBlocker,
+  workloadChildren,
+  workloadUpdates,
+} from '../queue.ts';
 import { Reason } from '../reasons.ts';
 import { secondsToNextPlan } from '../requeue.ts';
 import {
@@ -110,7 +118,9 @@ function active(
       predecessorPods,
       jobsBefore: hasBegun(view) ? [] : jobsBefore,
       findConflict: () => findConflict(attempt),
-    }) ?? queueBlocker(gang, queue);
+    }) ??
+    labelBlocker(view, spec.queue, queue) ??
+    queueBlocker(gang, queue);
   if (blocker) return blockedBy(blocker);
   return awaitAdmission(view, gang, queue) ?? { name: 'Active', create: create.map(({ make }) => make()) };
 }
