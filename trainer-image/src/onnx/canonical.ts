@@ -103,9 +103,9 @@ export class Canonicalizer {
   visit(node: GraphNode): void {
     if (this.rewrite(node)) return;
     // A choice of channels, a Pad or a mean that it does not take over is written. Then it may be rewritten after all,
-    // as it will be when the graph is read again.
+    // as it will be when the graph is read again. An order with channels last stays a view: it may cancel out.
     const pending = node.inputs.filter((name) => isPending(this.views.get(name)));
-    for (const name of pending) this.materialise(name, node);
+    for (const name of new Set(pending)) this.writePending(name, this.views.get(name)!, node);
     if (pending.length === 0 || !this.rewrite(node)) this.copy(node);
   }
 
@@ -202,8 +202,8 @@ export class Canonicalizer {
     if (!view) return name;
     this.writePending(name, view, reader);
     const settled = this.views.get(name)!;
-    if (settled.channelsLast) this.transposeBase(name, settled);
-    const { base, shape } = this.views.get(name)!;
+    const { shape } = settled;
+    const base = settled.channelsLast ? this.channelsLastBase(name, settled) : settled.base;
     if (same(this.shapes.get(base)!, shape)) return base;
     const key = JSON.stringify([base, shape]);
     const existing = this.reshaped.get(key);
@@ -225,8 +225,11 @@ export class Canonicalizer {
     return output;
   }
 
-  /** Makes a view of channels last one of a value that is computed in this order. */
-  private transposeBase(name: string, { base, shape, node, origin }: View): void {
+  /**
+   * The base of a view of channels last in this order: a Transpose, written once. The view stays as it is, so that all
+   * that read it are written in the same way.
+   */
+  private channelsLastBase(name: string, { base, origin }: View): string {
     const [channels, height, width] = this.shapes.get(base) as [number, number, number];
     const last = [height, width, channels];
     const key = JSON.stringify([base, 'channels last']);
@@ -238,7 +241,7 @@ export class Canonicalizer {
       this.emit({ ...written, attributes: { perm: TO_CHANNELS_LAST } }, transposed, last);
       this.reshaped.set(key, transposed);
     }
-    this.views.set(name, { base: transposed, shape, ...(node && { node }), origin });
+    return transposed;
   }
 
   /**

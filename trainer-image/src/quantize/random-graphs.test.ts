@@ -276,6 +276,18 @@ const FAILED: Record<string, Recipe> = {
     [{ op: 'pad', pads: [0, 0, 0, 1], form: 16 }, { op: 'channelsLast', form: 1 }, { op: 'conv' }],
     { channels: 1 },
   ),
+  'two outputs of rows of the picture, of one Transpose': recipe(
+    [
+      { op: 'rows', form: 1 },
+      { op: 'rows', form: 2 },
+    ],
+    { outputs: [1] },
+  ),
+  'an Add of a part of the channels, channels last before and not behind': recipe([
+    { op: 'choice', form: 2 },
+    { op: 'channelsLast', form: 1 },
+    { op: 'concat', form: 1 },
+  ]),
 };
 const PLAIN: Search = { rounds: 0, zeroPoints: false, equalize: false, biasCorrection: false, budget: 0 };
 
