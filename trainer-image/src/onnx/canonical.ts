@@ -430,9 +430,11 @@ export class Canonicalizer {
     if (combined.order[0] === 0 && isPlain && !isMixed && this.reshape(node, source, shape)) return true;
     if (this.shuffle(node, view, shape, order)) return true;
     if (view.averaged || view.shape.length !== 3) return false;
-    const isWhole = view.channels || view.pads || same(view.shape, this.shapes.get(view.base)!);
-    if (view.channelsLast ? !same(order, TO_CHANNELS_FIRST) : !(same(order, TO_CHANNELS_LAST) && isWhole)) return false;
-    this.views.set(output, { ...view, shape, channelsLast: !view.channelsLast, node, origin: node });
+    if (!same(order, view.channelsLast ? TO_CHANNELS_FIRST : TO_CHANNELS_LAST)) return false;
+    const map = this.context.keepsAll ? this.asMap(node, view) : view;
+    const isWhole = map.channelsLast || map.channels || map.pads || same(map.shape, this.shapes.get(map.base)!);
+    if (!isWhole) return false;
+    this.views.set(output, { ...map, shape, channelsLast: !map.channelsLast, node, origin: node });
     return true;
   }
 
@@ -656,15 +658,21 @@ export class Canonicalizer {
 
   /** The mean over all but the channels. */
   private average(node: GraphNode, view: View, shape: number[]): boolean {
-    const baseShape = this.shapes.get(view.base)!;
-    if (view.channels || view.pads || view.averaged || view.shape[0] !== baseShape[0]) return false;
+    if (view.channels || view.pads || view.averaged) return false;
+    const hasOthers = () => view.shape[0] !== this.shapes.get(base)![0];
+    let { base } = view;
+    const isOperand = this.views.get(node.inputs[0]!) === view;
+    if (hasOthers() && this.context.keepsAll && view.shape.length === 3 && isOperand)
+      ({ base } = this.asMap(node, view));
+    if (hasOthers()) return false;
     if (product(view.shape) === view.shape[0]) {
-      this.views.set(node.outputs[0]!, { base: view.base, shape, node, origin: node });
+      this.views.set(node.outputs[0]!, { base, shape, node, origin: node });
       return true;
     }
+    const baseShape = this.shapes.get(base)!;
     if (baseShape.length !== 3) return false;
     const pooled = { ...node, op: 'GlobalAveragePool', attributes: {} };
-    this.define(pooled, [view.base], [baseShape[0]!, 1, 1], { shape });
+    this.define(pooled, [base], [baseShape[0]!, 1, 1], { shape });
     return true;
   }
 

@@ -166,6 +166,15 @@ describe('the folded layers are the same function', () => {
   });
 });
 
+test('the mean of a map that a Reshape makes is the pool that it is when the INT7 file is read back', () => {
+  const b = new GraphBuilder();
+  const target = { dims: [4], data: BigInt64Array.of(0n, 8n, 4n, 8n) };
+  const map = b.node('Reshape', [b.conv('data', 3, 4, 1), target]);
+  const graph = b.graph(b.flatten(b.conv(b.node('ReduceMean', [map], { axes: [2, 3], keepdims: 1 }), 8, 5, 1)));
+  const read = parseOnnx(encodeOnnx(graph), 'model.onnx', { every: true });
+  assert.equal(kinds(fold(read.graph)), 'conv node pool conv');
+});
+
 test('each folded node is named, with what takes it in', () => {
   const b = new GraphBuilder({ height: 8, width: 8 });
   const stem = b.batchNorm(b.conv('data', 3, 6, 1), 6);

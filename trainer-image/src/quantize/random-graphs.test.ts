@@ -288,6 +288,10 @@ const FAILED: Record<string, Recipe> = {
     { op: 'channelsLast', form: 1 },
     { op: 'concat', form: 1 },
   ]),
+  'an Add of a map of other channels, channels last before and not behind': recipe(
+    [{ op: 'regroup' }, { op: 'channelsLast', form: 1 }, { op: 'concat', form: 1 }, { op: 'conv' }],
+    { height: 8 },
+  ),
 };
 const PLAIN: Search = { rounds: 0, zeroPoints: false, equalize: false, biasCorrection: false, budget: 0 };
 
