@@ -212,9 +212,11 @@ function translateAll(
     }
     for (const inference of context.batches) inference.visit(node);
     if (!isIdentity(node, context)) translated.push(node);
-    // The output keeps its name, and with it a node.
-    else if (outputs.includes(output)) translated.push(identity(node, node.inputs[0]!));
-    else aliases.set(output, node.inputs[0]!);
+    else {
+      // An output keeps its name, and with it a node. Others read what is in front of it.
+      if (outputs.includes(output)) translated.push(identity(node, node.inputs[0]!));
+      aliases.set(output, node.inputs[0]!);
+    }
   }
   return translated;
 }

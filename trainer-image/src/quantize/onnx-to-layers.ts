@@ -268,7 +268,9 @@ class OnnxReader {
       if (!value || elementCount(value.shape) !== dims.reduce((count, dim) => count * dim, 1)) throw this.noLayer(name);
       const { tensor } = value;
       const isRead = operations.some((operation) => operandsOf(operation).includes(tensor));
-      const isOutput = this.graph.outputs!.some((other) => other.name === tensor && other.name !== name);
+      const isOutput = this.graph.outputs!.some(
+        (other) => other.name !== name && (other.name === tensor || this.operands.find(other.name)?.tensor === tensor),
+      );
       const isMade = operations.some(({ output }) => output === tensor);
       const own = [1, ...dims];
       const isVector = value.flat && elementCount(value.shape) === value.shape[0];

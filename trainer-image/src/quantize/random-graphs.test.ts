@@ -292,6 +292,14 @@ const FAILED: Record<string, Recipe> = {
     [{ op: 'regroup' }, { op: 'channelsLast', form: 1 }, { op: 'concat', form: 1 }, { op: 'conv' }],
     { height: 8 },
   ),
+  'a map of one pixel and its vector are outputs': recipe(
+    [{ op: 'head', form: 43 }, { op: 'asMap' }, { op: 'globalPool', form: 4 }],
+    { outputs: [2] },
+  ),
+  'an output that an Identity makes, and a convolution reads': recipe(
+    [{ op: 'resize', form: 1, other: 1 }, { op: 'activation', form: 27 }, { op: 'conv' }, { op: 'conv' }],
+    { outputs: [2] },
+  ),
 };
 const PLAIN: Search = { rounds: 0, zeroPoints: false, equalize: false, biasCorrection: false, budget: 0 };
 
