@@ -171,6 +171,7 @@ class Walk {
 // ---- Functions of single numbers ----
 
 float rounded(double value) { return static_cast<float>(value); }
+float of(bool value) { return value ? 1.0f : 0.0f; }
 
 template <typename Function>
 Planned map(const Call& call, Function function) {
@@ -199,6 +200,29 @@ Planned clip(const Call& call) {
             const float* from = x[0];
             for (int64_t i = 0; i < count; ++i) y[i] = std::min(std::max(from[i], low), high);
           }};
+}
+
+// Functions of one number, likewise.
+using Function1 = float (*)(float);
+
+// Booleans and integers are numbers here as well.
+Planned cast(const Call& call) {
+  constexpr int64_t kToFloat = 1, kToInt32 = 6, kToInt64 = 7, kToBool = 9;  // TensorProto.DataType
+  Function1 function = nullptr;
+  switch (const int64_t to = call.integer("to", 0)) {
+    case kToFloat:
+      return copied(call, call[0]);
+    case kToBool:
+      function = [](float x) { return of(x != 0); };
+      break;
+    case kToInt32:
+    case kToInt64:
+      function = [](float x) { return std::trunc(x); };
+      break;
+    default:
+      call.refuse("type " + std::to_string(to), "float, int32, int64 or bool");
+  }
+  return map(call, function);
 }
 
 Planned hard_sigmoid(const Call& call) {
@@ -278,6 +302,24 @@ Planned binary_chain(const Call& call, Function function) {
             }
           },
           walks.size() > 1 ? 2 * largest : 0};
+}
+
+// Functions of two numbers that are called by their address: one copy of the loops for all of them.
+using Function2 = float (*)(float, float);
+
+Planned where(const Call& call) {
+  const Dims dims = broadcast_dims(call, broadcast_dims(call, call[0], call[1]), call[2]);
+  const size_t rank = dims.size();
+  const Walk<3> walk(
+      dims, {broadcast_strides(call[0], rank), broadcast_strides(call[1], rank), broadcast_strides(call[2], rank)});
+  return {dims, [=](Operands x, float* y, float*) {
+            walk.run([&](int64_t out, const std::array<int64_t, 3>& at) {
+              for (int64_t i = 0; i < walk.length(); ++i) {
+                const int chosen = x[0][at[0] + i * walk.stride(0)] != 0 ? 1 : 2;
+                y[out + i] = x[chosen][at[chosen] + i * walk.stride(chosen)];
+              }
+            });
+          }};
 }
 
 // ---- Over axes ----
@@ -360,6 +402,29 @@ Planned reduce(const Call& call, double start, Add add, Finish finish) {
 template <typename Add>
 Planned reduce(const Call& call, double start, Add add) {
   return reduce(call, start, add, [](double sum, double) { return sum; });
+}
+
+// The index of the largest (sign 1) or the least (-1) number along an axis; the first of several.
+Planned arg(const Call& call, float sign) {
+  const size_t axis = call.axis(call.integer("axis", 0), call[0].size());
+  const Lanes lanes(checked(call, call[0]), axis);
+  Dims dims = call[0];
+  dims[axis] = 1;
+  if (call.number("keepdims", 1) == 0) dims.erase(dims.begin() + static_cast<int64_t>(axis));
+  const bool last = call.number("select_last_index", 0) != 0;
+  return {checked(call, dims), [=](Operands x, float* y, float*) {
+            for (int64_t o = 0; o < lanes.outer; ++o) {
+              for (int64_t i = 0; i < lanes.inner; ++i) {
+                const float* from = x[0] + o * lanes.length * lanes.inner + i;
+                int64_t best = 0;
+                for (int64_t k = 1; k < lanes.length; ++k) {
+                  const float difference = sign * (from[k * lanes.inner] - from[best * lanes.inner]);
+                  if (difference > 0 || (last && difference == 0)) best = k;
+                }
+                *y++ = static_cast<float>(best);
+              }
+            }
+          }};
 }
 
 Planned batch_norm(const Call& call) {
@@ -1092,16 +1157,16 @@ const std::map<std::string, Operator>& operators() {
   static const std::map<std::string, Operator> table{
       // Of each number by itself.
       {"Abs", [](const Call& c) { return map(c, [](float x) { return std::abs(x); }); }},
-      {"Ceil", [](const Call& c) { return map(c, [](float x) { return std::ceil(x); }); }},
+      {"Ceil", [](const Call& c) { return map<Function1>(c, [](float x) { return std::ceil(x); }); }},
       {"Clip", clip},
       {"Elu",
        [](const Call& c) {
          const double alpha = c.real("alpha", 1);
          return map(c, [=](float x) { return x > 0 ? x : rounded(alpha * (std::exp(double{x}) - 1)); });
        }},
-      {"Erf", [](const Call& c) { return map(c, [](float x) { return rounded(std::erf(double{x})); }); }},
-      {"Exp", [](const Call& c) { return map(c, [](float x) { return rounded(std::exp(double{x})); }); }},
-      {"Floor", [](const Call& c) { return map(c, [](float x) { return std::floor(x); }); }},
+      {"Erf", [](const Call& c) { return map<Function1>(c, [](float x) { return rounded(std::erf(double{x})); }); }},
+      {"Exp", [](const Call& c) { return map<Function1>(c, [](float x) { return rounded(std::exp(double{x})); }); }},
+      {"Floor", [](const Call& c) { return map<Function1>(c, [](float x) { return std::floor(x); }); }},
       {"HardSigmoid", hard_sigmoid},
       {"HardSwish",
        [](const Call& c) {
@@ -1113,20 +1178,24 @@ const std::map<std::string, Operator>& operators() {
          const float alpha = c.real("alpha", 0.01);
          return map(c, [=](float x) { return x >= 0 ? x : alpha * x; });
        }},
-      {"Log", [](const Call& c) { return map(c, [](float x) { return rounded(std::log(double{x})); }); }},
+      {"Log", [](const Call& c) { return map<Function1>(c, [](float x) { return rounded(std::log(double{x})); }); }},
       {"Neg", [](const Call& c) { return map(c, [](float x) { return -x; }); }},
       {"Reciprocal", [](const Call& c) { return map(c, [](float x) { return 1 / x; }); }},
       {"Relu", [](const Call& c) { return map(c, [](float x) { return std::max(x, 0.0f); }); }},
-      {"Round", [](const Call& c) { return map(c, [](float x) { return std::nearbyint(x); }); }},
+      {"Round", [](const Call& c) { return map<Function1>(c, [](float x) { return std::nearbyint(x); }); }},
       {"Sigmoid",
-       [](const Call& c) { return map(c, [](float x) { return rounded(1.0 / (1.0 + std::exp(-double{x}))); }); }},
-      {"Sign", [](const Call& c) { return map(c, [](float x) { return static_cast<float>((x > 0) - (x < 0)); }); }},
+       [](const Call& c) {
+         return map<Function1>(c, [](float x) { return rounded(1.0 / (1.0 + std::exp(-double{x}))); });
+       }},
+      {"Sign",
+       [](const Call& c) { return map<Function1>(c, [](float x) { return static_cast<float>((x > 0) - (x < 0)); }); }},
       {"Softplus",
        [](const Call& c) {
-         return map(c, [](float x) { return rounded(std::max(x, 0.0f) + std::log1p(std::exp(-std::abs(double{x})))); });
+         return map<Function1>(
+             c, [](float x) { return rounded(std::max(x, 0.0f) + std::log1p(std::exp(-std::abs(double{x})))); });
        }},
       {"Sqrt", [](const Call& c) { return map(c, [](float x) { return std::sqrt(x); }); }},
-      {"Tanh", [](const Call& c) { return map(c, [](float x) { return rounded(std::tanh(double{x})); }); }},
+      {"Tanh", [](const Call& c) { return map<Function1>(c, [](float x) { return rounded(std::tanh(double{x})); }); }},
       {"ThresholdedRelu",
        [](const Call& c) {
          const float alpha = c.real("alpha", 1);
@@ -1141,11 +1210,26 @@ const std::map<std::string, Operator>& operators() {
       {"PRelu", [](const Call& c) { return binary(c, [](float a, float b) { return a > 0 ? a : a * b; }); }},
       {"Pow",
        [](const Call& c) {
-         return binary(c, [](float a, float b) { return rounded(std::pow(double{a}, double{b})); });
+         return binary<Function2>(c, [](float a, float b) { return rounded(std::pow(double{a}, double{b})); });
        }},
       {"Sub", [](const Call& c) { return binary(c, [](float a, float b) { return a - b; }); }},
       {"Sum", [](const Call& c) { return binary_chain(c, [](float a, float b) { return a + b; }); }},
+      // Of booleans and integers, which are float32 here as well.
+      {"And",
+       [](const Call& c) { return binary<Function2>(c, [](float a, float b) { return of(a != 0 && b != 0); }); }},
+      {"Cast", cast},
+      {"Equal", [](const Call& c) { return binary<Function2>(c, [](float a, float b) { return of(a == b); }); }},
+      {"Greater", [](const Call& c) { return binary<Function2>(c, [](float a, float b) { return of(a > b); }); }},
+      {"GreaterOrEqual",
+       [](const Call& c) { return binary<Function2>(c, [](float a, float b) { return of(a >= b); }); }},
+      {"Less", [](const Call& c) { return binary<Function2>(c, [](float a, float b) { return of(a < b); }); }},
+      {"LessOrEqual", [](const Call& c) { return binary<Function2>(c, [](float a, float b) { return of(a <= b); }); }},
+      {"Not", [](const Call& c) { return map<Function1>(c, [](float x) { return of(x == 0); }); }},
+      {"Or", [](const Call& c) { return binary<Function2>(c, [](float a, float b) { return of(a != 0 || b != 0); }); }},
+      {"Where", where},
       // Over axes.
+      {"ArgMax", [](const Call& c) { return arg(c, 1); }},
+      {"ArgMin", [](const Call& c) { return arg(c, -1); }},
       {"BatchNormalization", batch_norm},
       {"LRN", local_response_norm},
       {"LayerNormalization", layer_norm},
@@ -1197,35 +1281,26 @@ const std::map<std::string, Operator>& operators() {
   return table;
 }
 
-const std::set<std::string> kElementwise{"Abs",
-                                         "Add",
-                                         "Ceil",
-                                         "Clip",
-                                         "Div",
-                                         "Elu",
-                                         "Erf",
-                                         "Exp",
-                                         "Floor",
-                                         "HardSigmoid",
-                                         "HardSwish",
-                                         "Identity",
-                                         "LeakyRelu",
-                                         "Log",
-                                         "Max",
-                                         "Min",
-                                         "Mul",
-                                         "Neg",
-                                         "Pow",
-                                         "Reciprocal",
-                                         "Relu",
-                                         "Round",
-                                         "Sigmoid",
-                                         "Sign",
-                                         "Softplus",
-                                         "Sqrt",
-                                         "Sub",
-                                         "Tanh",
-                                         "ThresholdedRelu"};
+const std::set<std::string> kElementwise{"Abs",         "Add",
+                                         "And",         "Cast",
+                                         "Ceil",        "Clip",
+                                         "Div",         "Elu",
+                                         "Equal",       "Erf",
+                                         "Exp",         "Floor",
+                                         "Greater",     "GreaterOrEqual",
+                                         "HardSigmoid", "HardSwish",
+                                         "Identity",    "LeakyRelu",
+                                         "Less",        "LessOrEqual",
+                                         "Log",         "Max",
+                                         "Min",         "Mul",
+                                         "Neg",         "Not",
+                                         "Or",          "Pow",
+                                         "Reciprocal",  "Relu",
+                                         "Round",       "Sigmoid",
+                                         "Sign",        "Softplus",
+                                         "Sqrt",        "Sub",
+                                         "Tanh",        "ThresholdedRelu",
+                                         "Where"};
 
 // The operands of a step alone, of which the first is computed.
 std::vector<Known> knowns_of(const FloatStep& step, const Dims& input) {

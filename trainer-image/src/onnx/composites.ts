@@ -22,7 +22,7 @@ interface Writer {
 
 /**
  * The nodes that compute a composite operator, the last with its name and output.
- * @returns undefined for other operators, and for a composite of an input of unknown shape
+ * @returns undefined for other operators, for forms that the quantizer has, and for an input of unknown shape
  * @throws FacetrainError UnsupportedOperator
  */
 export function composite(
@@ -46,7 +46,8 @@ export function composite(
     integers: (values) =>
       context.constant(`${node.name}.integers`, { dims: [values.length], data: BigInt64Array.from(values, BigInt) }),
   });
-  const last = nodes.at(-1)!;
+  const last = nodes.at(-1);
+  if (!last) return undefined;
   return [...nodes.slice(0, -1), { ...last, name: node.name, outputs: node.outputs.slice(0, 1) }];
 }
 
@@ -87,6 +88,14 @@ const COMPOSITES: Record<string, (writer: Writer) => void> = {
     const sum = w.add('ReduceSum', [w.add('Exp', [below]), w.integers([axis])], { keepdims: 1 });
     w.add('Sub', [below, w.add('Log', [sum])]);
   },
+  /** Of an operator set before 13, where it normalizes all axes from `axis` on together (translate-node.ts). */
+  Softmax: (w) => {
+    const axis = axisIndex(intAttribute(w.node, 'axis', 1), w.dims.length);
+    if (w.context.opset >= 13 || w.dims.filter((dim, i) => i >= axis && dim !== 1).length < 2) return;
+    const [outer, inner] = [product(w.dims.slice(1, axis)), product(w.dims.slice(axis))];
+    const rows = w.add('Reshape', [w.x, w.integers([0, outer, inner])]);
+    w.add('Reshape', [w.add('Softmax', [rows], { axis: 2 }), w.integers([0, ...w.dims.slice(1)])]);
+  },
   LpNormalization: (w) => {
     const axis = axisIndex(intAttribute(w.node, 'axis', -1), w.dims.length);
     const norm =
@@ -102,6 +111,9 @@ const COMPOSITES: Record<string, (writer: Writer) => void> = {
     const count = w.node.inputs.length;
     w.add('Mul', [w.add('Sum', w.node.inputs), w.number(1 / count)]);
   },
+
+  ReduceLogSum: (w) => w.add('Log', [w.add('ReduceSum', [w.x, ...reducedAxes(w)], keepdims(w))]),
+  ReduceLogSumExp: (w) => w.add('Log', [w.add('ReduceSum', [w.add('Exp', [w.x]), ...reducedAxes(w)], keepdims(w))]),
 
   // ---- Normalizations ----
   InstanceNormalization: (w) => {

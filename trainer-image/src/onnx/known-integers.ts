@@ -40,7 +40,7 @@ export function computedIntegers(
 ): number[] | undefined {
   if (node.op === 'Shape') return shape?.slice(intAttribute(node, 'start', 0), intAttribute(node, 'end', shape.length));
   const [x, y] = inputs;
-  if (!x) return undefined;
+  if (!x || (inputs.length > 2 && ['Max', 'Min'].includes(node.op))) return undefined;
   switch (node.op) {
     case 'Cast':
     case 'Identity':

@@ -16,6 +16,7 @@ import type { Branch, Branches } from './branches.ts';
 import { Canonicalizer } from './canonical.ts';
 import { composite } from './composites.ts';
 import { foldConstants, MAX_FOLDED_ELEMENTS } from './constant-folding.ts';
+import { computesFloats } from './element-types.ts';
 import { normalisationsAtEnd } from './embedding-norm.ts';
 import { inferShapes, ShapeInference } from './infer-shapes.ts';
 import { dataTypeNumber } from './proto.ts';
@@ -72,6 +73,7 @@ export function normalize(
         found: `node "${node.name}" (${node.op}) ${found}`,
         allowed,
       }),
+    keepsAll: kept !== undefined,
     isConstant: (name) => initializers.has(name),
     constant: (name, tensor) => {
       const unique = names.take(name);
@@ -89,7 +91,6 @@ export function normalize(
     branches,
     freshName: (name) => names.take(name),
     outputs,
-    expands: kept !== undefined,
   });
   const live = liveNodes(translated, outputs);
   // One vector is an embedding; of others, nothing is known.
@@ -151,15 +152,16 @@ interface Translation {
   branches: Map<string, Branches>;
   freshName: (name: string) => string;
   outputs: string[];
-  /** Whether operators that others can compute are written with those (composites.ts). */
-  expands: boolean;
 }
 
-/** The nodes that depend on the picture, in the form of operator set 17. */
+/**
+ * The nodes that depend on the picture, in the form of operator set 17. Where all is kept, operators that others can
+ * compute are written with those (composites.ts).
+ */
 function translateAll(
   graph: Graph,
   context: Context,
-  { initializers, define, branches, freshName, outputs, expands }: Translation,
+  { initializers, define, branches, freshName, outputs }: Translation,
 ): GraphNode[] {
   /** Values that a branch may read. */
   const known = new Set([graph.input.name]);
@@ -168,6 +170,12 @@ function translateAll(
   const translated: GraphNode[] = [];
   /** Parts of composites, which have the form of operator set 17. */
   const written = new Set<GraphNode>();
+  /** Computed values that are no floats. */
+  const others = new Set<string>();
+  const isFloat = (name: string) => {
+    const constant = initializers.get(name);
+    return constant ? constant.data instanceof Float32Array : !others.has(name);
+  };
   let folded = 0;
   for (let original = nodes.pop(); original; original = nodes.pop()) {
     const node: GraphNode = {
@@ -186,7 +194,8 @@ function translateAll(
     for (const name of node.outputs) known.add(name);
     if (!written.has(original)) {
       translateNode(node, context);
-      const parts = expands ? composite(node, context, freshName) : undefined;
+      if (context.keepsAll) makeIntegersConstant(node, context);
+      const parts = context.keepsAll ? composite(node, context, freshName) : undefined;
       if (parts) {
         for (const part of parts) written.add(part);
         nodes.push(...parts.toReversed());
@@ -211,14 +220,92 @@ function translateAll(
       }
     }
     for (const inference of context.batches) inference.visit(node);
-    if (!isIdentity(node, context)) translated.push(node);
+    const integers = integersOf(node, context);
+    if (integers) {
+      define(output, integers);
+      continue;
+    }
+    if (!computesFloats(node, isFloat)) for (const name of node.outputs) others.add(name);
+    if (!isIdentity(node, isFloat)) translated.push(node);
     else {
       // An output keeps its name, and with it a node. Others read what is in front of it.
       if (outputs.includes(output)) translated.push(identity(node, node.inputs[0]!));
       aliases.set(output, node.inputs[0]!);
     }
   }
+  if (context.keepsAll)
+    for (const output of outputs) translated.push(...readable(output, translated, { isFloat, freshName }, context));
   return translated;
+}
+
+/** Integers that a node computes of shapes, the same for every batch. */
+function integersOf({ op, outputs }: GraphNode, { batches }: Context): Tensor | undefined {
+  const [one, two] = batches.map(({ integers }) => integers.get(outputs[0]!));
+  const isKnown = one && one.join() === two?.join() && one.every(Number.isSafeInteger);
+  // A Cast may make floats, and comparisons booleans.
+  if (!isKnown || !INTEGER_OPERATORS.has(op)) return undefined;
+  return integerTensor(one, batches[0].shapes.get(outputs[0]!));
+}
+
+/** @param dims of the value, if they are known: a scalar stays one */
+function integerTensor(values: number[], dims = [values.length]): Tensor {
+  const fits = dims.reduce((product, dim) => product * dim, 1) === values.length;
+  return { dims: fits ? dims : [values.length], data: BigInt64Array.from(values, BigInt) };
+}
+
+/** Of those of known-integers.ts. */
+const INTEGER_OPERATORS = new Set(
+  'Add Concat Div Gather Max Min Mul Shape Slice Squeeze Sub Unsqueeze Where'.split(' '),
+);
+
+/** Operators that have integers behind their first operand: places, sizes, axes. */
+const WITH_INTEGERS = new Set('Expand Gather Pad ReduceSum Resize Slice Split Squeeze Unsqueeze'.split(' '));
+
+/** Makes the integers that a node reads constants, where they are known for one picture. */
+function makeIntegersConstant(node: GraphNode, { batches, constant, isConstant }: Context): void {
+  if (!WITH_INTEGERS.has(node.op)) return;
+  const [{ integers, shapes }] = batches;
+  node.inputs = node.inputs.map((name, i) => {
+    const known = i > 0 && name !== '' && !isConstant(name) ? integers.get(name) : undefined;
+    if (!known?.every(Number.isSafeInteger)) return name;
+    return constant(`${node.name}.${i}`, integerTensor(known, shapes.get(name)));
+  });
+}
+
+/**
+ * Nodes that make an output one of floats whose first dimension is the batch: places and booleans become numbers, and
+ * rows of one picture, [n, d], become [1, n, d]. What computed it before gets another name.
+ */
+function readable(
+  output: string,
+  nodes: GraphNode[],
+  { isFloat, freshName }: { isFloat: (name: string) => boolean; freshName: (name: string) => string },
+  { batches, constant }: Context,
+): GraphNode[] {
+  const dims = batches[0].shapes.get(output);
+  const parts: Omit<GraphNode, 'inputs' | 'outputs'>[] = [];
+  if (!isFloat(output)) parts.push({ name: '', op: 'Cast', attributes: { to: dataTypeNumber('FLOAT') } });
+  if (dims && dims[0] !== 1) parts.push({ name: '', op: 'Reshape', attributes: {} });
+  if (parts.length === 0) return [];
+  let value = freshName(`${output}_value`);
+  const renamed = (name: string) => (name === output ? value : name);
+  for (const node of nodes) {
+    node.inputs = node.inputs.map(renamed);
+    node.outputs = node.outputs.map(renamed);
+  }
+  for (const { shapes } of batches) {
+    if (shapes.has(output)) shapes.set(value, shapes.get(output)!);
+    shapes.delete(output);
+  }
+  return parts.map((part, i) => {
+    const made = i + 1 < parts.length ? freshName(`${output}_number`) : output;
+    const target = part.op === 'Reshape' ? [constant(`${output}.shape`, integerTensor([1, ...dims!]))] : [];
+    const inputs = [value, ...target];
+    const node = { ...part, name: freshName(`${output}_${part.op.toLowerCase()}`), inputs, outputs: [made] };
+    for (const inference of batches) inference.visit(node);
+    value = made;
+    return node;
+  });
 }
 
 /** The condition of an If. @throws FacetrainError UnsupportedOperator when it depends on the picture or the batch */
@@ -275,11 +362,9 @@ function identity(node: GraphNode, input: string): GraphNode {
 }
 
 /** Whether a node's value is its first input. Half precision is read as float32, so a cast to it rounds nothing. */
-function isIdentity(node: GraphNode, { batches: [{ integers }] }: Context): boolean {
+function isIdentity(node: GraphNode, isFloat: (name: string) => boolean): boolean {
   if (node.op === 'Identity' || node.op === 'Dropout') return true;
-  return (
-    node.op === 'Cast' && intAttribute(node, 'to', 0) === dataTypeNumber('FLOAT') && !integers.has(node.inputs[0]!)
-  );
+  return node.op === 'Cast' && intAttribute(node, 'to', 0) === dataTypeNumber('FLOAT') && isFloat(node.inputs[0]!);
 }
 
 /** Writes a product by a constant matrix and the bias that alone reads it as one Gemm, whose bias is learned. */

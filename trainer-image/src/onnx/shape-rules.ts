@@ -128,6 +128,9 @@ const reduce: ShapeRule = (node, { shapes: [x] }) =>
 const reduceSum: ShapeRule = (node, { shapes: [x], integers: [, axes] }) =>
   x && reduced(x, axes ?? [], intAttribute(node, 'keepdims', 1) === 1);
 
+const arg: ShapeRule = (node, { shapes: [x] }) =>
+  x && reduced(x, [intAttribute(node, 'axis', 0)], intAttribute(node, 'keepdims', 1) === 1);
+
 const pad: ShapeRule = (_, { shapes: [x], integers: [, pads] }) =>
   x && pads && x.map((dim, i) => dim + (pads[i] ?? NaN) + (pads[i + x.length] ?? NaN));
 
@@ -153,9 +156,9 @@ const expand: ShapeRule = (node, { shapes: [x], integers: [, target] }) =>
 
 const constantOfShape: ShapeRule = (_, { integers: [target] }) => target;
 
-/** The length of a resized axis (ONNX, Resize). */
+/** The length of a resized axis (ONNX, Resize). A batch of 1 among the sizes is written for one picture, and kept. */
 const resize: ShapeRule = (_, { shapes: [x], integers: [, , , sizes], floats }) => {
-  if (sizes?.length) return sizes;
+  if (sizes?.length) return sizes[0] === 1 && x ? [x[0]!, ...sizes.slice(1)] : sizes;
   const scales = floats?.[2];
   return scales?.length === x?.length ? x?.map((dim, i) => Math.floor(dim * scales![i]!)) : undefined;
 };
@@ -195,13 +198,17 @@ export function splitShapes(node: GraphNode, { shapes: [x], integers: [, sizes] 
 /** Operators whose output has the shape of their first input. */
 const SHAPE_KEEPING = `
   Abs BatchNormalization Cast Ceil Clip DequantizeLinear Dropout Elu Erf Exp Floor Gelu HardSigmoid HardSwish
-  Identity InstanceNormalization LRN LayerNormalization LeakyRelu Log LogSoftmax LpNormalization Mish Neg PRelu
+  Identity InstanceNormalization LRN LayerNormalization LeakyRelu Log LogSoftmax LpNormalization Mish Neg Not PRelu
   QuantizeLinear Reciprocal Relu Round Selu Sigmoid Sign Softmax Softplus Softsign Sqrt Tanh ThresholdedRelu
 `;
 /** Operators whose inputs are broadcast to one shape. */
-const BROADCASTING = 'Add Div Max Mean Min Mul Pow Sub Sum';
+const BROADCASTING = `
+  Add And Div Equal Greater GreaterOrEqual Less LessOrEqual Max Mean Min Mul Or Pow Sub Sum Where
+`;
 /** Operators whose axes are an attribute in operator set 17. */
-const REDUCTIONS = 'ReduceL1 ReduceL2 ReduceMax ReduceMean ReduceMin ReduceSumSquare';
+const REDUCTIONS = `
+  ReduceL1 ReduceL2 ReduceLogSum ReduceLogSumExp ReduceMax ReduceMean ReduceMin ReduceSumSquare
+`;
 
 const words = (text: string) => text.trim().split(/\s+/);
 
@@ -210,6 +217,8 @@ export const SHAPE_RULES: Record<string, ShapeRule> = {
   ...Object.fromEntries(words(SHAPE_KEEPING).map((op) => [op, sameAsInput])),
   ...Object.fromEntries(words(BROADCASTING).map((op) => [op, broadcast])),
   ...Object.fromEntries(words(REDUCTIONS).map((op) => [op, reduce])),
+  ArgMax: arg,
+  ArgMin: arg,
   Conv: conv,
   AveragePool: pool,
   LpPool: pool,

@@ -23,6 +23,8 @@ export interface Context {
   refuse: (node: GraphNode, found: string, allowed: string) => FacetrainError;
   /** Adds an initializer, and returns its name: the given one, or one like it. */
   constant: (name: string, tensor: Tensor) => string;
+  /** Whether what no canonical operator computes is kept: for the quantizer, whose runtime has one picture. */
+  keepsAll: boolean;
   isConstant: (name: string) => boolean;
 }
 
@@ -70,6 +72,8 @@ export function translateNode(node: GraphNode, context: Context): void {
       break;
     case 'ReduceL1':
     case 'ReduceL2':
+    case 'ReduceLogSum':
+    case 'ReduceLogSumExp':
     case 'ReduceMax':
     case 'ReduceMean':
     case 'ReduceMin':
@@ -206,15 +210,17 @@ function axesToAttribute(node: GraphNode, { batches, refuse }: Context): void {
 }
 
 /**
- * Before operator set 13, Softmax normalized all axes from `axis` on together. Where `axis` is the last, the meaning is
- * the same.
+ * Before operator set 13, Softmax normalized all axes from `axis` on together. Where one of them alone is longer than
+ * one, that is its axis today; for the quantizer, composites.ts writes the others.
  */
-function checkSoftmaxAxis(node: GraphNode, { batches, refuse }: Context): void {
-  const rank = batches[0].shapes.get(node.inputs[0]!)?.length;
-  const axis = intAttribute(node, 'axis', 1);
-  if (axis !== -1 && axis + 1 !== rank)
+function checkSoftmaxAxis(node: GraphNode, { batches, keepsAll, refuse }: Context): void {
+  const dims = batches[0].shapes.get(node.inputs[0]!);
+  const axis = axisIndex(intAttribute(node, 'axis', 1), dims?.length ?? 0);
+  const long = dims?.flatMap((dim, i) => (i >= axis && dim !== 1 ? [i] : []));
+  if (axis === -1 || (dims && axis + 1 === dims.length)) node.attributes.axis = -1;
+  else if (keepsAll && long?.length === 1) node.attributes.axis = long[0]!;
+  else if (!keepsAll || !dims || axis < 1 || node.op !== 'Softmax')
     throw refuse(node, `normalizes over axis ${axis} and all after it`, 'the last axis alone');
-  node.attributes.axis = -1;
 }
 
 /**

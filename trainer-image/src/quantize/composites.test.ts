@@ -3,28 +3,13 @@
  * the file as it was; and the INT7 file of each in ONNX Runtime, in our runtime and in the C library.
  */
 import assert from 'node:assert/strict';
-import { execFile } from 'node:child_process';
-import { mkdtemp, rm, writeFile } from 'node:fs/promises';
-import { tmpdir } from 'node:os';
-import { join } from 'node:path';
 import { test } from 'node:test';
-import { promisify } from 'node:util';
-import { Int7Model, LayerModel, type Pictures, searchScales, type Tensor } from '@facetrain/native';
-import { build } from '../../../hack/lib/paths.mjs';
+import type { Tensor } from '@facetrain/native';
 import { COMPOSITE_OPERATORS } from '../onnx/composites.ts';
-import { withInputRange } from '../onnx/input-range.ts';
-import { decodeModel, encodeModel } from '../onnx/proto.ts';
 import { parseOnnx } from '../onnx/read.ts';
-import { encodeOnnx } from '../onnx/write.ts';
-import { GraphBuilder, QUICK_SEARCH } from '../testing/graph-fixtures.ts';
-import { largestDifference, noise, runOrt } from '../testing/onnx-oracles.ts';
-import { modelFile } from './artifact-files.ts';
-import { disposable } from './disposable.ts';
+import type { GraphBuilder } from '../testing/graph-fixtures.ts';
+import { CHANNELS, checkOperator, fileOf, type OperatorCase, SIDE } from '../testing/operator-cases.ts';
 import { fold } from './fold.ts';
-import { decodeInt7 } from './qdq.ts';
-
-const SIDE = 8;
-const CHANNELS = 6;
 
 const integers = (...values: number[]): Tensor => ({
   dims: [values.length],
@@ -32,28 +17,19 @@ const integers = (...values: number[]): Tensor => ({
 });
 const floats = (...values: number[]): Tensor => ({ dims: [values.length], data: Float32Array.from(values) });
 
-interface Case {
-  /** Operator set of the file. */
-  opset?: number;
-  /** What stands between two convolutions: of [1, 6, 8, 8]. */
-  step: (b: GraphBuilder, x: string) => string;
-  /** Channels of its output; absent: 6. */
-  channels?: number;
-}
-
 const perChannel = (b: GraphBuilder, count = CHANNELS) => [b.values([count], 0.5, 2), b.values([count])];
-const one = (op: string, attributes = {}, opset = 17): Case => ({
+const one = (op: string, attributes = {}, opset = 17): OperatorCase => ({
   opset,
   step: (b, x) => b.node(op, [x], attributes),
 });
-const scores = (op: string, attributes = {}): Case => ({
+const scores = (op: string, attributes = {}): OperatorCase => ({
   step: (b, x) => {
     const vectors = b.gemm(b.flatten(x), CHANNELS * SIDE * SIDE, CHANNELS);
     return b.node('Reshape', [b.node(op, [vectors], attributes), integers(0, CHANNELS, 1, 1)]);
   },
 });
 
-const CASES: Record<string, Case> = {
+const CASES: Record<string, OperatorCase> = {
   Celu: one('Celu', { alpha: 0.5 }),
   'Celu by default': one('Celu'),
   Gelu: one('Gelu', {}, 20),
@@ -63,6 +39,21 @@ const CASES: Record<string, Case> = {
   'Selu of other factors': one('Selu', { alpha: 1.5, gamma: 1.1 }),
   Softsign: one('Softsign'),
   LogSoftmax: scores('LogSoftmax', { axis: 1 }),
+  'Softmax of an operator set before 13, over channels and pixels': {
+    opset: 11,
+    step: (b, x) => b.node('Mul', [b.node('Softmax', [x], { axis: 1 }), floats(50)]),
+  },
+  'Softmax of an operator set before 13, of which one axis is long': {
+    opset: 11,
+    step: (b, x) => b.node('Mul', [x, b.node('Softmax', [b.node('GlobalAveragePool', [x])], { axis: 1 })]),
+  },
+  ReduceLogSum: {
+    step: (b, x) => b.node('Mul', [x, b.node('ReduceLogSum', [b.node('Exp', [x])], { axes: [1], keepdims: 1 })]),
+  },
+  'ReduceLogSumExp of operator set 18': {
+    opset: 18,
+    step: (b, x) => b.node('Mul', [x, b.node('ReduceLogSumExp', [x, integers(2, 3)], { keepdims: 1 })]),
+  },
   'LpNormalization of channels': one('LpNormalization', { axis: 1 }),
   'LpNormalization by the sum': one('LpNormalization', { axis: 1, p: 1 }),
   ReduceL1: { step: (b, x) => b.node('Mul', [x, b.node('ReduceL1', [x], { axes: [1], keepdims: 1 })]) },
@@ -102,72 +93,7 @@ const CASES: Record<string, Case> = {
   'Resize of operator set 10': { opset: 10, step: (b, x) => b.node('Resize', [x, floats(1, 1, 2, 2)]) },
 };
 
-/** A model of two convolutions with the step between them. */
-function fileOf({ opset = 17, step, channels = CHANNELS }: Case): Uint8Array {
-  const b = new GraphBuilder({ height: SIDE, width: SIDE });
-  const x = b.node('Relu', [b.conv('data', 3, CHANNELS, 3, { pad: 1 })]);
-  const map = b.node('GlobalAveragePool', [b.conv(step(b, x), channels, 5, 1)]);
-  const graph = b.graph(b.flatten(map));
-  const proto = decodeModel(encodeOnnx({ ...graph, output: { ...graph.output, dim: 5 } }));
-  proto.opsetImport = [{ domain: '', version: opset }];
-  return encodeModel(proto);
-}
-
-const COUNT = 4;
-const AREA = SIDE * SIDE;
-const PIXELS = Uint8Array.from(noise(COUNT * AREA * 3, 3), (value) => Math.round((value + 1) * 127));
-const PICTURES: Pictures = { count: COUNT, height: SIDE, width: SIDE, channelOrder: 'rgb', data: PIXELS };
-const VALUES = Array.from({ length: COUNT }, (_, picture) =>
-  Float32Array.from(
-    { length: 3 * AREA },
-    (_, at) => PIXELS[(picture * AREA + (at % AREA)) * 3 + Math.floor(at / AREA)]! / 127.5 - 1,
-  ),
-);
-
-async function inOrt(file: Uint8Array): Promise<Float32Array> {
-  const results = await runOrt(file, ...VALUES);
-  return Float32Array.from(results.flatMap(({ data }) => [...data]));
-}
-
-async function inCLibrary(file: Uint8Array): Promise<Float32Array> {
-  const folder = await mkdtemp(join(tmpdir(), 'facetrain-composites-'));
-  try {
-    const [model, pixels] = [join(folder, 'model.int7.onnx'), join(folder, 'pixels')];
-    await writeFile(model, file);
-    const rows = [];
-    for (let picture = 0; picture < COUNT; picture++) {
-      await writeFile(pixels, PIXELS.subarray(picture * AREA * 3, (picture + 1) * AREA * 3));
-      const { stdout } = await promisify(execFile)(join(build, 'int7_embed'), [model, pixels]);
-      rows.push(...stdout.trim().split('\n').map(Number));
-    }
-    return Float32Array.from(rows);
-  } finally {
-    await rm(folder, { recursive: true });
-  }
-}
-
-const largest = (values: Float32Array) => values.reduce((most, value) => Math.max(most, Math.abs(value)), 1e-6);
-
-for (const [name, given] of Object.entries(CASES))
-  test(name, async () => {
-    const file = fileOf(given);
-    const expected = await inOrt(file);
-    const subject = 'model.onnx';
-    const { graph } = withInputRange(parseOnnx(file, subject, { every: true }), { subject });
-    const layers = fold(graph);
-    await using fp32 = disposable(await LayerModel.open(layers, { computeThreads: 1 }));
-    const found = await fp32.model.embed(PICTURES);
-    assert.ok(largestDifference(found, expected) < 1e-4 * largest(expected), 'FP32 is that of ONNX Runtime');
-
-    const { graph: equal, scales } = await searchScales(layers, PICTURES, QUICK_SEARCH);
-    const written = modelFile(equal, scales, { source: '', calibration: '', channelOrder: 'rgb' });
-    const decoded = decodeInt7(withInputRange(parseOnnx(written, subject, { every: true }), { subject }).graph);
-    await using int7 = disposable(await Int7Model.open(decoded.layers, decoded.scales, { computeThreads: 1 }));
-    const ours = await int7.model.embed(PICTURES);
-    assert.deepEqual(await inCLibrary(written), ours, 'the C library computes the same, bit for bit');
-    assert.ok(largestDifference(ours, expected) < 0.15 * largest(expected), 'INT7 is close to FP32');
-    assert.ok(largestDifference(await inOrt(written), ours) < 0.1 * largest(expected), 'and ONNX Runtime to INT7');
-  });
+for (const [name, given] of Object.entries(CASES)) test(name, () => checkOperator(given));
 
 test('a function of single numbers is one layer, within which nothing is rounded', () => {
   for (const [name, opset] of Object.entries({ Celu: 17, Gelu: 20, Mish: 18, Selu: 17, Softsign: 17, Swish: 24 })) {

@@ -9,19 +9,20 @@ import type { Graph, GraphNode, NodeLayer, NodeOperand, NodeStep } from '@facetr
 
 /** Operators of native/nodes/float_steps.cc. */
 export const NODE_OPERATORS = `
-  Abs Add AveragePool BatchNormalization Ceil Clip Concat Conv ConvTranspose DepthToSpace Div Elu Erf Exp Expand
-  Flatten Floor Gather Gemm GlobalAveragePool GlobalMaxPool HardSigmoid HardSwish Identity LRN LayerNormalization
-  LeakyRelu Log LpPool MatMul Max MaxPool Min Mul Neg PRelu Pad Pow Reciprocal ReduceL2 ReduceMax ReduceMean
-  ReduceMin ReduceSum Relu Reshape Resize Round Sigmoid Sign Slice Softmax Softplus Split Sqrt Squeeze Sub Sum Tanh
-  ThresholdedRelu Transpose Unsqueeze
+  Abs Add And ArgMax ArgMin AveragePool BatchNormalization Cast Ceil Clip Concat Conv ConvTranspose DepthToSpace Div
+  Elu Equal Erf Exp Expand Flatten Floor Gather Gemm GlobalAveragePool GlobalMaxPool Greater GreaterOrEqual
+  HardSigmoid HardSwish Identity LRN LayerNormalization LeakyRelu Less LessOrEqual Log LpPool MatMul Max MaxPool Min
+  Mul Neg Not Or PRelu Pad Pow Reciprocal ReduceL2 ReduceMax ReduceMean ReduceMin ReduceSum Relu Reshape Resize Round
+  Sigmoid Sign Slice Softmax Softplus Split Sqrt Squeeze Sub Sum Tanh ThresholdedRelu Transpose Unsqueeze Where
 `
   .trim()
   .split(/\s+/);
 
 /** Functions of each number by itself, where their other operands are single numbers. */
 const ELEMENTWISE = new Set(
-  `Abs Add Ceil Clip Div Elu Erf Exp Floor HardSigmoid HardSwish LeakyRelu Log Max Min Mul Neg Pow Reciprocal
-   Relu Round Sigmoid Sign Softplus Sqrt Sub Tanh ThresholdedRelu`.split(/\s+/),
+  `Abs Add And Cast Ceil Clip Div Elu Equal Erf Exp Floor Greater GreaterOrEqual HardSigmoid HardSwish LeakyRelu Less
+   LessOrEqual Log Max Min Mul Neg Not Or Pow Reciprocal Relu Round Sigmoid Sign Softplus Sqrt Sub Tanh
+   ThresholdedRelu Where`.split(/\s+/),
 );
 /** Of these, those that are layers or affine maps of their own where one operand is computed. */
 const SIMPLE = new Set(['Add', 'Sub', 'Mul', 'Div', 'Relu', 'LeakyRelu']);
@@ -42,8 +43,13 @@ export interface FunctionRegion {
 /**
  * The functions of single numbers in a graph, by their last node.
  * @param boundaries values inside which no function may lie: those that a file quantizes
+ * @param others values that are no floats: a function may have them inside, but neither reads nor computes them
  */
-export function functionRegions(graph: Graph, boundaries: ReadonlySet<string>): Map<GraphNode, FunctionRegion> {
+export function functionRegions(
+  graph: Graph,
+  boundaries: ReadonlySet<string>,
+  others: ReadonlySet<string>,
+): Map<GraphNode, FunctionRegion> {
   const readers = new Map<string, Set<GraphNode>>();
   const producers = new Map<string, GraphNode>();
   for (const node of graph.nodes) {
@@ -54,21 +60,21 @@ export function functionRegions(graph: Graph, boundaries: ReadonlySet<string>): 
   const isConstant = (name: string) => name === '' || Object.hasOwn(graph.initializers, name);
   const isElementwise = (node: GraphNode) =>
     ELEMENTWISE.has(node.op) &&
+    !(node.op === 'Div' && others.has(node.outputs[0]!)) &&
     node.inputs.every((name) => name === '' || !isConstant(name) || graph.initializers[name]!.data.length === 1);
   const computed = (node: GraphNode) => node.inputs.filter((name) => !isConstant(name));
 
   const taken = new Set<GraphNode>();
   const regions = new Map<GraphNode, FunctionRegion>();
   for (const last of graph.nodes.toReversed()) {
-    if (taken.has(last) || !isElementwise(last)) continue;
+    if (taken.has(last) || !isElementwise(last) || others.has(last.outputs[0]!)) continue;
     const region = new Set([last]);
     let found: FunctionRegion | undefined;
     for (let grown = true; grown; ) {
       const inputs = new Set([...region].flatMap(computed).filter((name) => !region.has(producers.get(name)!)));
-      if (inputs.size === 1) {
-        const nodes = graph.nodes.filter((node) => region.has(node));
-        found = { nodes, input: [...inputs][0]! };
-      }
+      const [input] = inputs;
+      if (input !== undefined && inputs.size === 1 && !others.has(input))
+        found = { nodes: graph.nodes.filter((node) => region.has(node)), input };
       grown = false;
       for (const name of inputs) {
         const producer = producers.get(name);

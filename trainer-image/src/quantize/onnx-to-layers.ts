@@ -11,6 +11,7 @@ import { FacetrainError } from '@facetrain/api';
 import type { Graph, GraphNode, Layer, LayerGraph, NodeLayer, Tensor } from '@facetrain/native';
 import { arithmeticMap, batchNormMap } from '../onnx/channel-map.ts';
 import { COMPOSITE_OPERATORS } from '../onnx/composites.ts';
+import { otherThanFloats } from '../onnx/element-types.ts';
 import { inferShapes } from '../onnx/infer-shapes.ts';
 import { axisIndex } from '../onnx/known-integers.ts';
 import { UniqueNames } from '../onnx/unique-names.ts';
@@ -138,7 +139,7 @@ const OPERATORS: Record<string, (reader: OnnxReader, node: GraphNode) => void> =
 export const QUANTIZER_OPERATORS = [...new Set([...Object.keys(OPERATORS), ...NODE_OPERATORS])].toSorted();
 
 /** Those that a model may have: others are written with these when it is read. */
-const READ_OPERATORS = [...QUANTIZER_OPERATORS, ...COMPOSITE_OPERATORS, 'Upsample'].toSorted();
+const READ_OPERATORS = [...new Set([...QUANTIZER_OPERATORS, ...COMPOSITE_OPERATORS, 'Upsample'])].toSorted();
 
 class OnnxReader {
   readonly operands: Operands;
@@ -146,16 +147,19 @@ class OnnxReader {
   private readonly options: ReadLayersOptions;
   private readonly operations: Operation[] = [];
   private readonly shapes: Map<string, number[]>;
+  /** Values that are no floats: nodes in FP32 compute and read them. */
+  private readonly others: Set<string>;
 
   constructor(graph: Graph, options: ReadLayersOptions) {
     this.graph = graph;
     this.options = options;
     this.operands = new Operands(graph);
     this.shapes = inferShapes(graph, 1);
+    this.others = otherThanFloats(graph);
   }
 
   read(): Operation[] {
-    const regions = functionRegions(this.graph, this.options.boundaries ?? new Set());
+    const regions = functionRegions(this.graph, this.options.boundaries ?? new Set(), this.others);
     const inside = new Set([...regions.values()].flatMap(({ nodes }) => nodes.slice(0, -1)));
     for (const node of this.graph.nodes) {
       if (inside.has(node)) continue;
@@ -170,6 +174,7 @@ class OnnxReader {
   private readNode(node: GraphNode): void {
     let refused: FacetrainError;
     try {
+      if (this.hasOthers(node)) throw this.notFloats(node);
       if (!Object.hasOwn(OPERATORS, node.op))
         throw this.operands.unsupported(node, `operator ${node.op}`, `one of ${READ_OPERATORS.join(', ')}`);
       OPERATORS[node.op]!(this, node);
@@ -179,6 +184,14 @@ class OnnxReader {
       refused = error;
     }
     this.asNode(node, refused);
+  }
+
+  private hasOthers({ inputs, outputs }: GraphNode): boolean {
+    return [...inputs, ...outputs].some((name) => this.others.has(name));
+  }
+
+  private notFloats(node: GraphNode): FacetrainError {
+    return this.operands.unsupported(node, 'booleans or integers that are computed', 'floats');
   }
 
   /** @returns whether a layer computes the function; not where it is of a value of another rank */
@@ -206,12 +219,14 @@ class OnnxReader {
 
   /** A node that no other layer is. @param refused why not */
   private asNode(node: GraphNode, refused: FacetrainError): void {
-    if (!NODE_OPERATORS.includes(node.op)) throw refused;
+    // The runtime's division is that of floats.
+    const isInteger = node.op === 'Div' && this.others.has(node.outputs[0]!);
+    if (!NODE_OPERATORS.includes(node.op) || isInteger) throw refused;
     const parts = node.op === 'Split' ? slicesOf(node, this.shapes) : [{ node, constants: {} }];
     for (const { node: part, constants } of parts ?? []) {
       const layer = this.layerOf([part], { ...this.graph.initializers, ...constants });
       if (!layer) throw refused;
-      if (isQuantizedNode(layer)) {
+      if (isQuantizedNode(layer) && !this.hasOthers(node)) {
         this.addNode({ ...layer, real: false });
         continue;
       }

@@ -297,7 +297,7 @@ const FAILED: Record<string, Recipe> = {
     { outputs: [2] },
   ),
   'an output that an Identity makes, and a convolution reads': recipe(
-    [{ op: 'resize', form: 1, other: 1 }, { op: 'activation', form: 27 }, { op: 'conv' }, { op: 'conv' }],
+    [{ op: 'bySizes' }, { op: 'activation', form: 27 }, { op: 'conv' }, { op: 'conv' }],
     { outputs: [2] },
   ),
 };

@@ -458,6 +458,49 @@ function head({ b }: Network, { name, shape }: Value, { form, channels: outputs 
   }
 }
 
+/** Choices by comparisons, each without a jump where the two are equal: either is right there, to rounding. */
+function compare(n: Network, step: Step): void {
+  const a = n.pick(step.from, isEither);
+  if (!a) return;
+  const { b } = n;
+  const limit = step.form % 4 < 2 ? number(0.21) : n.pick(step.other, same(a.shape))!.name;
+  const [above, below] = step.form % 2 ? ['Greater', 'Less'] : ['GreaterOrEqual', 'LessOrEqual'];
+  const is = (op: string) => b.node(op, [a.name, limit]);
+  const gap = () => b.node('Sub', [a.name, limit]);
+  const cases = [
+    () => b.node('Where', [is(above!), a.name, limit]),
+    () => b.node('Where', [b.node('Not', [is(below!)]), a.name, b.node('Add', [limit, b.node('Neg', [gap()])])]),
+    () => b.node('Mul', [gap(), b.node('Cast', [is(above!)], { to: 1 })]),
+    () => b.node('Where', [b.node('And', [is('Equal'), is(below!)]), limit, a.name]),
+    () => b.node('Where', [b.node('Or', [is(below!), is('Equal')]), limit, a.name]),
+  ];
+  n.add(cases[step.channels % cases.length]!());
+}
+
+/** The place of the largest or the least channel, which rounding may change, so that it counts for nothing. */
+function place({ b }: Network, x: Value, { form }: Step): string {
+  const found = b.node(form % 2 ? 'ArgMin' : 'ArgMax', [x.name], { axis: form % 3 ? 1 : 1 - (x.shape.length + 1) });
+  return b.node('Add', [x.name, b.node('Mul', [b.node('Cast', [found], { to: 1 }), number(0)])]);
+}
+
+/** Values that depend on the sizes of others, as exporters compute them. */
+function bySizes(n: Network, step: Step): void {
+  const [a, other] = [n.pick(step.from, isMap), n.pick(step.other, isMap)];
+  if (!a || !other) return;
+  const { b } = n;
+  const area = b.node('Slice', [b.node('Shape', [other.name]), integers(2), integers(4)]);
+  if (step.form % 2 === 0) {
+    const sizes = b.node('Concat', [b.node('Slice', [b.node('Shape', [a.name]), integers(0), integers(2)]), area], {
+      axis: 0,
+    });
+    const way = { mode: 'nearest', coordinate_transformation_mode: 'asymmetric', nearest_mode: 'floor' };
+    return n.add(b.node('Resize', [a.name, '', '', sizes], way), [a.shape[0]!, ...other.shape.slice(1)]);
+  }
+  const pooled = b.node('GlobalAveragePool', [a.name]);
+  const target = b.node('Concat', [integers(1, a.shape[0]!), area], { axis: 0 });
+  n.add(b.node('Expand', [pooled, target]), [a.shape[0]!, ...other.shape.slice(1)]);
+}
+
 function product({ b }: Network, { name, shape }: Value, { form, channels: outputs }: Step): string {
   const [features] = shape as [number];
   const size = Math.sqrt(3 / features);
@@ -528,6 +571,9 @@ const OPERATORS = {
   channelsLast: reading(isMap, channelsLast),
   head: reading(isMap, head),
   product: reading(isVector, product),
+  compare,
+  place: reading(isEither, place),
+  bySizes,
   lrn: reading(isMap, ({ b }, { name }, { kernel: [size], form }) =>
     b.node('LRN', [name], { size: size | 1, alpha: 0.5, beta: form % 2 ? 0.75 : 0.5, bias: 1 + (form % 3) }),
   ),
@@ -538,6 +584,10 @@ const OPERATORS = {
 
 /** Operators that keep the numbers of a value. */
 const VIEWS = new Set(['Flatten', 'Identity', 'Reshape', 'Transpose']);
+/** And those that keep them where they take the mean of one number. */
+const MEANS = new Set(['AveragePool', 'GlobalAveragePool', 'ReduceMean']);
+/** And those that, by a constant, give the picture another range, which is read as that. */
+const RANGES = new Set(['Add', 'Div', 'Mul', 'Sub']);
 
 /** The network of a recipe; undefined when its steps make none. */
 export function networkOf(recipe: Recipe): Graph | undefined {
@@ -545,8 +595,14 @@ export function networkOf(recipe: Recipe): Graph | undefined {
   for (const step of recipe.steps) OPERATORS[step.op](network, step);
   // A value that is the picture in another form is no output: no layer computes it.
   const views = new Set(['data']);
-  for (const { op, inputs, outputs } of network.b.graph('data').nodes)
-    if (VIEWS.has(op) && views.has(inputs[0]!)) views.add(outputs[0]!);
+  const count = (name: string) =>
+    network.values.find((value) => value.name === name)?.shape.reduce((product, dim) => product * dim, 1);
+  const { initializers } = network.b.graph('data');
+  for (const { op, inputs, outputs } of network.b.graph('data').nodes) {
+    const [from, to] = [inputs.find((name) => views.has(name)), outputs[0]!];
+    const isRange = RANGES.has(op) && inputs.some((name) => Object.hasOwn(initializers, name));
+    if (from && (isRange || VIEWS.has(op) || (MEANS.has(op) && count(from) === count(to)))) views.add(to);
+  }
   const made = network.values.filter(({ name }) => !views.has(name)).reverse();
   if (made.length === 0) return undefined;
   const chosen = new Set([made[0]!, ...recipe.outputs.flatMap((at) => made[at % made.length] ?? [])]);

@@ -1,0 +1,150 @@
+/**
+ * Operators that stay nodes between convolutions, and sizes that exporters compute, against ONNX Runtime; and outputs
+ * that are no floats, or have no batch.
+ */
+import assert from 'node:assert/strict';
+import { test } from 'node:test';
+import { type Graph, Int7Model, LayerModel, type Pictures, type Tensor } from '@facetrain/native';
+import * as ort from 'onnxruntime-node';
+import { withInputRange } from '../onnx/input-range.ts';
+import { dataTypeNumber, decodeModel, encodeModel } from '../onnx/proto.ts';
+import { parseOnnx } from '../onnx/read.ts';
+import { encodeOnnx } from '../onnx/write.ts';
+import { GraphBuilder, plainScales } from '../testing/graph-fixtures.ts';
+import { inputOf, variedPictures } from '../testing/onnx-oracles.ts';
+import { CHANNELS, checkOperator, type OperatorCase, SIDE } from '../testing/operator-cases.ts';
+import { modelFile } from './artifact-files.ts';
+import { disposable } from './disposable.ts';
+import { fold } from './fold.ts';
+import { decodeInt7 } from './qdq.ts';
+
+const integers = (...values: number[]): Tensor => ({
+  dims: [values.length],
+  data: BigInt64Array.from(values, BigInt),
+});
+const number = (value: number): Tensor => ({ dims: [], data: Float32Array.of(value) });
+const FLOAT = { to: 1 };
+
+/** A value beside x that two nodes read. */
+const other = (b: GraphBuilder, x: string) => b.conv(x, CHANNELS, CHANNELS, 1);
+/** Of [1, 6, 8, 8] with its rows and columns halved. */
+const halved = (b: GraphBuilder, x: string) => b.node('MaxPool', [x], { kernel_shape: [2, 2], strides: [2, 2] });
+const part = (b: GraphBuilder, shape: string, from: number, to: number) =>
+  b.node('Slice', [shape, integers(from), integers(to), integers(0)]);
+
+const CASES: Record<string, OperatorCase> = {
+  'a function of one value by a comparison': {
+    step: (b, x) => b.node('Where', [b.node('Greater', [x, number(0.3)]), x, b.node('Mul', [x, number(0.2)])]),
+  },
+  'a comparison as a factor': {
+    step: (b, x) => b.node('Mul', [x, b.node('Cast', [b.node('LessOrEqual', [x, number(0.4)])], FLOAT)]),
+  },
+  'the choice between two values': {
+    step: (b, x) => {
+      const y = other(b, x);
+      return b.node('Where', [b.node('Less', [x, y]), x, y]);
+    },
+  },
+  'a choice by what several comparisons say': {
+    step: (b, x) => {
+      const y = other(b, x);
+      const inside = b.node('And', [
+        b.node('GreaterOrEqual', [x, number(0.1)]),
+        b.node('Not', [b.node('Greater', [x, number(0.8)])]),
+      ]);
+      return b.node('Where', [b.node('Or', [inside, b.node('Equal', [y, number(0)])]), y, number(0.5)]);
+    },
+  },
+  'a number for each pixel by the place of its largest channel': {
+    step: (b, x) => {
+      const place = b.node('Cast', [b.node('ArgMax', [x], { axis: 1 })], FLOAT);
+      return b.node('Add', [x, b.node('Mul', [place, number(0.01)])]);
+    },
+  },
+  'a number for each channel by the place of its least row, without that axis': {
+    step: (b, x) => {
+      const rows = b.node('ReduceMean', [x], { axes: [3], keepdims: 0 });
+      const place = b.node('Cast', [b.node('ArgMin', [rows], { axis: -1, keepdims: 0 })], FLOAT);
+      const map = b.node('Reshape', [place, integers(0, CHANNELS, 1, 1)]);
+      return b.node('Add', [x, b.node('Mul', [map, number(0.01)])]);
+    },
+  },
+  'a Resize to the size of another map': {
+    step: (b, x) => {
+      const sizes = [part(b, b.node('Shape', [x]), 0, 2), part(b, b.node('Shape', [x]), 2, 4)];
+      const target = b.node('Concat', sizes, { axis: 0 });
+      return b.node('Resize', [halved(b, x), '', '', target], { mode: 'nearest', nearest_mode: 'floor' });
+    },
+  },
+  'a Resize by numbers that are computed of the size': {
+    step: (b, x) => {
+      const area = b.node('Cast', [part(b, b.node('Shape', [x]), 2, 4)], FLOAT);
+      const doubled = b.node('Cast', [b.node('Floor', [b.node('Mul', [area, number(2)])])], { to: 7 });
+      const target = b.node('Concat', [part(b, b.node('Shape', [x]), 0, 2), doubled], { axis: 0 });
+      return b.node('Resize', [x, '', '', target], { mode: 'linear' });
+    },
+  },
+  'an Expand to the size of another map': {
+    step: (b, x) => b.node('Mul', [x, b.node('Expand', [b.node('GlobalAveragePool', [x]), b.node('Shape', [x])])]),
+  },
+  'half of the channels, by their number': {
+    channels: CHANNELS / 2,
+    step: (b, x) => {
+      const channels = part(b, b.node('Shape', [x]), 1, 2);
+      const half = b.node('Div', [channels, integers(2)]);
+      return b.node('Slice', [x, integers(0), half, integers(1)]);
+    },
+  },
+};
+
+for (const [name, given] of Object.entries(CASES)) test(name, () => checkOperator(given));
+
+/** The numbers of all outputs of one picture. */
+async function inOrt(model: Uint8Array, picture: Pictures, { input, outputs }: Graph): Promise<number[]> {
+  const session = await ort.InferenceSession.create(model, { logSeverityLevel: 3 });
+  try {
+    const results = await session.run({ [input.name]: inputOf(picture, input) });
+    return outputs!.flatMap(({ name }) => Array.from(results[name]!.data as Float32Array, Number));
+  } finally {
+    await session.release();
+  }
+}
+
+test('outputs that are no floats or have no batch become numbers of one picture', async () => {
+  const b = new GraphBuilder({ height: SIDE, width: SIDE });
+  const x = b.conv('data', 3, CHANNELS, 3, { pad: 1 });
+  const rows = b.node('Reshape', [b.node('Transpose', [x], { perm: [2, 3, 0, 1] }), integers(-1, 2)]);
+  const outputs = [
+    { name: b.node('ArgMax', [x], { axis: 1, keepdims: 0 }), dims: [SIDE, SIDE], type: 'INT64' as const },
+    { name: b.node('Greater', [x, number(0)]), dims: [CHANNELS, SIDE, SIDE], type: 'BOOL' as const },
+    { name: b.node('Sigmoid', [rows]), dims: [(SIDE * SIDE * CHANNELS) / 2, 2], type: 'FLOAT' as const },
+  ];
+  const given: Graph = { ...b.graph(x), outputs: outputs.map(({ name, dims }) => ({ name, dims })) };
+  const proto = decodeModel(encodeOnnx(given));
+  proto.graph!.output = outputs.map(({ name, type }) => ({
+    name,
+    type: { tensorType: { elemType: dataTypeNumber(type) } },
+  }));
+  const file = encodeModel(proto);
+  const picture = variedPictures(1, SIDE, SIDE);
+  const expected = await inOrt(file, picture, given);
+
+  const subject = 'model.onnx';
+  const range = { mean: [127.5], std: [127.5] };
+  const { graph } = withInputRange(parseOnnx(file, subject, { every: true }), { subject, given: range });
+  assert.deepEqual(graph.outputs, given.outputs);
+  const layers = fold(graph);
+  await using fp32 = disposable(await LayerModel.open(layers, { computeThreads: 1 }));
+  const found = await fp32.model.embed(picture);
+  assert.equal(found.length, expected.length);
+  found.forEach((value, i) => assert.ok(Math.abs(value - expected[i]!) < 1e-5, `${i}: ${value}, ${expected[i]}`));
+
+  const written = modelFile(layers, plainScales(layers), { source: '', calibration: '', channelOrder: 'rgb' });
+  const decoded = decodeInt7(withInputRange(parseOnnx(written, subject), { subject }).graph);
+  assert.deepEqual(decoded.layers.outputs, given.outputs);
+  await using int7 = disposable(await Int7Model.open(decoded.layers, decoded.scales, { computeThreads: 1 }));
+  const ours = await int7.model.embed(picture);
+  const theirs = await inOrt(written, picture, given);
+  const same = theirs.filter((value, i) => Math.abs(value - ours[i]!) < 1e-3).length;
+  assert.ok(same > 0.95 * theirs.length, `${same} of ${theirs.length} as in ONNX Runtime`);
+});
