@@ -26,20 +26,44 @@ namespace {
 
 constexpr double kMomentum = 0.1;  // of the running statistics
 
+// Sums by channel have their addends in the order of the rows. The kernels take this many rows in each pass over the
+// channels, because such a pass also reads and writes the sums.
+constexpr int64_t kRowsAtOnce = 4;
+
+template <int64_t kRows, class T>
+FT_ALWAYS_INLINE inline void add_to_sums(const T* FT_RESTRICT x, int64_t channels, float* FT_RESTRICT sums) {
+  for (int64_t c = 0; c < channels; ++c) {
+    float sum = sums[c];
+    for (int64_t row = 0; row < kRows; ++row) sum += widened(x[row * channels + c]);
+    sums[c] = sum;
+  }
+}
+
+template <int64_t kRows, class T>
+FT_ALWAYS_INLINE inline void add_to_squares(const T* FT_RESTRICT x, int64_t channels, const float* FT_RESTRICT mean,
+                                            float* FT_RESTRICT squares) {
+  for (int64_t c = 0; c < channels; ++c) {
+    float sum = squares[c];
+    for (int64_t row = 0; row < kRows; ++row) {
+      const float distance = widened(x[row * channels + c]) - mean[c];
+      sum += distance * distance;
+    }
+    squares[c] = sum;
+  }
+}
+
 // Mean and sum of squared distances from it, by channel; both start at 0. Two passes, the second over rows that are
 // still in the cache.
-FT_VECTORIZED void statistics_of_rows(const float* FT_RESTRICT x, int64_t rows, int64_t channels,
-                                      float* FT_RESTRICT mean, float* FT_RESTRICT squares) {
-  for (int64_t row = 0; row < rows; ++row) {
-    for (int64_t c = 0; c < channels; ++c) mean[c] += x[row * channels + c];
-  }
+template <class T>
+FT_VECTORIZED void statistics_of_rows(const T* FT_RESTRICT x, int64_t rows, int64_t channels, float* FT_RESTRICT mean,
+                                      float* FT_RESTRICT squares) {
+  int64_t row = 0;
+  for (; row + kRowsAtOnce <= rows; row += kRowsAtOnce) add_to_sums<kRowsAtOnce>(x + row * channels, channels, mean);
+  for (; row < rows; ++row) add_to_sums<1>(x + row * channels, channels, mean);
   for (int64_t c = 0; c < channels; ++c) mean[c] /= static_cast<float>(rows);
-  for (int64_t row = 0; row < rows; ++row) {
-    for (int64_t c = 0; c < channels; ++c) {
-      const float distance = x[row * channels + c] - mean[c];
-      squares[c] += distance * distance;
-    }
-  }
+  for (row = 0; row + kRowsAtOnce <= rows; row += kRowsAtOnce)
+    add_to_squares<kRowsAtOnce>(x + row * channels, channels, mean, squares);
+  for (; row < rows; ++row) add_to_squares<1>(x + row * channels, channels, mean, squares);
 }
 
 // The operator's values by channel. Without PReLU the slope is 1.
@@ -52,44 +76,69 @@ struct ByChannel {
   const float *FT_RESTRICT mean, *FT_RESTRICT scale, *FT_RESTRICT beta, *FT_RESTRICT slope;
 };
 
-FT_VECTORIZED void prelu_rows(const float* FT_RESTRICT x, ByChannel by, int64_t rows, int64_t channels,
-                              float* FT_RESTRICT y) {
+template <class T>
+FT_VECTORIZED void prelu_rows(const T* FT_RESTRICT x, ByChannel by, int64_t rows, int64_t channels, T* FT_RESTRICT y) {
   for (int64_t row = 0; row < rows; ++row, x += channels, y += channels) {
     for (int64_t c = 0; c < channels; ++c)
-      y[c] = prelu_value(normalized(x[c] - by.mean[c], by.scale[c], by.beta[c]), by.slope[c]);
+      store(prelu_value(normalized(widened(x[c]) - by.mean[c], by.scale[c], by.beta[c]), by.slope[c]), y[c]);
   }
 }
 
-FT_VECTORIZED void add_rows(const float* FT_RESTRICT x, const float* FT_RESTRICT residual, ByChannel by, int64_t rows,
-                            int64_t channels, float* FT_RESTRICT y) {
+template <class T>
+FT_VECTORIZED void add_rows(const T* FT_RESTRICT x, const T* FT_RESTRICT residual, ByChannel by, int64_t rows,
+                            int64_t channels, T* FT_RESTRICT y) {
   for (int64_t row = 0; row < rows; ++row, x += channels, residual += channels, y += channels) {
-    for (int64_t c = 0; c < channels; ++c) y[c] = normalized(x[c] - by.mean[c], by.scale[c], by.beta[c]) + residual[c];
+    for (int64_t c = 0; c < channels; ++c)
+      store(normalized(widened(x[c]) - by.mean[c], by.scale[c], by.beta[c]) + widened(residual[c]), y[c]);
   }
 }
 
 // Adds the rows' part to the gradients of slope, beta and gamma; the latter is still to be divided by the deviation.
-FT_VECTORIZED void sums_of_rows(const float* FT_RESTRICT x, const float* FT_RESTRICT gradient, ByChannel by,
-                                int64_t rows, int64_t channels, float* FT_RESTRICT slope_gradient,
-                                float* FT_RESTRICT beta_gradient, float* FT_RESTRICT gamma_gradient) {
-  for (int64_t row = 0; row < rows; ++row, x += channels, gradient += channels) {
-    for (int64_t c = 0; c < channels; ++c) {
-      const float centred = x[c] - by.mean[c], z = normalized(centred, by.scale[c], by.beta[c]);
-      const float through = prelu_gradient(z, gradient[c], by.slope[c]);
-      slope_gradient[c] += prelu_slope_gradient(z, gradient[c]);
-      beta_gradient[c] += through;
-      gamma_gradient[c] += through * centred;
+template <int64_t kRows, class T>
+FT_ALWAYS_INLINE inline void add_to_gradients(const T* FT_RESTRICT x, const T* FT_RESTRICT gradient,
+                                              const ByChannel& by, int64_t channels, float* FT_RESTRICT slope_gradient,
+                                              float* FT_RESTRICT beta_gradient, float* FT_RESTRICT gamma_gradient) {
+  for (int64_t c = 0; c < channels; ++c) {
+    float of_slope = slope_gradient[c], of_beta = beta_gradient[c], of_gamma = gamma_gradient[c];
+    for (int64_t row = 0; row < kRows; ++row) {
+      const float above = widened(gradient[row * channels + c]);
+      const float centred = widened(x[row * channels + c]) - by.mean[c];
+      const float z = normalized(centred, by.scale[c], by.beta[c]);
+      const float through = prelu_gradient(z, above, by.slope[c]);
+      of_slope += prelu_slope_gradient(z, above);
+      of_beta += through;
+      of_gamma += through * centred;
     }
+    slope_gradient[c] = of_slope;
+    beta_gradient[c] = of_beta;
+    gamma_gradient[c] = of_gamma;
   }
 }
 
-FT_VECTORIZED void backward_rows(const float* FT_RESTRICT x, const float* FT_RESTRICT gradient, ByChannel by,
+template <class T>
+FT_VECTORIZED void sums_of_rows(const T* FT_RESTRICT x, const T* FT_RESTRICT gradient, ByChannel by, int64_t rows,
+                                int64_t channels, float* FT_RESTRICT slope_gradient, float* FT_RESTRICT beta_gradient,
+                                float* FT_RESTRICT gamma_gradient) {
+  int64_t row = 0;
+  for (; row + kRowsAtOnce <= rows; row += kRowsAtOnce) {
+    add_to_gradients<kRowsAtOnce>(x + row * channels, gradient + row * channels, by, channels, slope_gradient,
+                                  beta_gradient, gamma_gradient);
+  }
+  for (; row < rows; ++row) {
+    add_to_gradients<1>(x + row * channels, gradient + row * channels, by, channels, slope_gradient, beta_gradient,
+                        gamma_gradient);
+  }
+}
+
+template <class T>
+FT_VECTORIZED void backward_rows(const T* FT_RESTRICT x, const T* FT_RESTRICT gradient, ByChannel by,
                                  const float* FT_RESTRICT constant, const float* FT_RESTRICT linear, int64_t rows,
-                                 int64_t channels, float* FT_RESTRICT x_gradient) {
+                                 int64_t channels, T* FT_RESTRICT x_gradient) {
   for (int64_t row = 0; row < rows; ++row, x += channels, gradient += channels, x_gradient += channels) {
     for (int64_t c = 0; c < channels; ++c) {
-      const float centred = x[c] - by.mean[c], z = normalized(centred, by.scale[c], by.beta[c]);
-      const float through = prelu_gradient(z, gradient[c], by.slope[c]);
-      x_gradient[c] = norm_gradient(through, centred, by.scale[c], constant[c], linear[c]);
+      const float centred = widened(x[c]) - by.mean[c], z = normalized(centred, by.scale[c], by.beta[c]);
+      const float through = prelu_gradient(z, widened(gradient[c]), by.slope[c]);
+      store(norm_gradient(through, centred, by.scale[c], constant[c], linear[c]), x_gradient[c]);
     }
   }
 }
@@ -102,10 +151,11 @@ Statistics batch_statistics(const at::Tensor& x, const at::TensorOptions& option
   const Rows rows(x);
   const int64_t channels = rows.channels;
   at::Tensor means = at::zeros({rows.chunks, channels}, options), squares = at::zeros({rows.chunks, channels}, options);
-  rows.for_each_chunk([&, means_to = means.mutable_data_ptr<float>(), squares_to = squares.mutable_data_ptr<float>()](
-                          int64_t chunk, int64_t offset, int64_t count) {
-    const FloatRows from(FloatRows::kX, x, offset, count * channels);
-    statistics_of_rows(from.read(), count, channels, means_to + chunk * channels, squares_to + chunk * channels);
+  with_type_of(x, [&]<class T>(T) {
+    rows.for_each_chunk([&, from = values_of<T>(x), means_to = means.mutable_data_ptr<float>(),
+                         squares_to = squares.mutable_data_ptr<float>()](int64_t chunk, int64_t offset, int64_t count) {
+      statistics_of_rows(from + offset, count, channels, means_to + chunk * channels, squares_to + chunk * channels);
+    });
   });
   Statistics result{at::empty({channels}, options), at::empty({channels}, options)};
   for (int64_t c = 0; c < channels; ++c) {
@@ -147,16 +197,16 @@ at::Tensor norm_forward(const at::Tensor& x, const Scaling& scaling, const at::T
   const Rows rows(x);
   const at::Tensor slope = then.slope.defined() ? then.slope : at::ones_like(beta);
   const ByChannel by(scaling, beta, slope);
-  rows.for_each_chunk([&](int64_t, int64_t offset, int64_t count) {
-    const int64_t values = count * rows.channels;
-    const FloatRows from(FloatRows::kX, x, offset, values), to(FloatRows::kResult, y, offset, values);
-    if (then.residual.defined()) {
-      const FloatRows residual(FloatRows::kGradient, then.residual, offset, values);
-      add_rows(from.read(), residual.read(), by, count, rows.channels, to.write());
-    } else {
-      prelu_rows(from.read(), by, count, rows.channels, to.write());
-    }
-    to.store();
+  with_type_of(x, [&]<class T>(T) {
+    const T* const residual = then.residual.defined() ? values_of<T>(then.residual) : nullptr;
+    rows.for_each_chunk(
+        [&, from = values_of<T>(x), to = mutable_values_of<T>(y)](int64_t, int64_t offset, int64_t count) {
+          if (residual) {
+            add_rows(from + offset, residual + offset, by, count, rows.channels, to + offset);
+          } else {
+            prelu_rows(from + offset, by, count, rows.channels, to + offset);
+          }
+        });
   });
   return y;
 }
@@ -168,11 +218,12 @@ NormGradients norm_backward(const at::Tensor& x, const at::Tensor& gradient, con
   const at::Tensor slope = then.slope.defined() ? then.slope : at::ones_like(beta);
   const ByChannel by(scaling, beta, slope);
   at::Tensor partial = at::zeros({rows.chunks, 3, channels}, beta.options());
-  rows.for_each_chunk([&, to = partial.mutable_data_ptr<float>()](int64_t chunk, int64_t offset, int64_t count) {
-    const FloatRows from(FloatRows::kX, x, offset, count * channels),
-        above(FloatRows::kGradient, gradient, offset, count * channels);
-    float* const sums = to + chunk * 3 * channels;
-    sums_of_rows(from.read(), above.read(), by, count, channels, sums, sums + channels, sums + 2 * channels);
+  with_type_of(x, [&]<class T>(T) {
+    rows.for_each_chunk([&, from = values_of<T>(x), above = values_of<T>(gradient),
+                         to = partial.mutable_data_ptr<float>()](int64_t chunk, int64_t offset, int64_t count) {
+      float* const sums = to + chunk * 3 * channels;
+      sums_of_rows(from + offset, above + offset, by, count, channels, sums, sums + channels, sums + 2 * channels);
+    });
   });
   const at::Tensor sums = partial.sum(0);
   const at::Tensor beta_gradient = sums[1], gamma_gradient = sums[2] * scaling.inverse_deviation;
@@ -182,13 +233,12 @@ NormGradients norm_backward(const at::Tensor& x, const at::Tensor& gradient, con
   at::Tensor by_rows = at::stack({beta_gradient, gamma_gradient * scaling.inverse_deviation}).mul_(share);
   if (ranks) average(*ranks, by_rows);
   at::Tensor x_gradient = at::empty_like(x);
-  rows.for_each_chunk([&, constants = by_rows.const_data_ptr<float>(),
-                       linears = by_rows.const_data_ptr<float>() + channels](int64_t, int64_t offset, int64_t count) {
-    const int64_t values = count * channels;
-    const FloatRows from(FloatRows::kX, x, offset, values), above(FloatRows::kGradient, gradient, offset, values),
-        to(FloatRows::kResult, x_gradient, offset, values);
-    backward_rows(from.read(), above.read(), by, constants, linears, count, channels, to.write());
-    to.store();
+  with_type_of(x, [&]<class T>(T) {
+    rows.for_each_chunk([&, from = values_of<T>(x), above = values_of<T>(gradient),
+                         to = mutable_values_of<T>(x_gradient), constants = by_rows.const_data_ptr<float>(),
+                         linears = by_rows.const_data_ptr<float>() + channels](int64_t, int64_t offset, int64_t count) {
+      backward_rows(from + offset, above + offset, by, constants, linears, count, channels, to + offset);
+    });
   });
   return {x_gradient, gamma_gradient, beta_gradient, then.slope.defined() ? sums[0] : at::Tensor()};
 }

@@ -28,6 +28,7 @@
 #include <optional>
 
 #include "model/batch_norm_prelu.h"
+#include "model/grouped_conv.h"
 #include "model/prelu.h"
 
 namespace facetrain {
@@ -184,6 +185,9 @@ struct Window {
   }
 
   bool symmetric() const { return pads[0] == pads[2] && pads[1] == pads[3]; }
+  // Whether both directions have one stride, and no dilation.
+  bool is_uniform() const { return strides[0] == strides[1] && dilations == Numbers{1, 1}; }
+  GroupedWindow grouped() const { return {strides[0], {pads[0], pads[1], pads[2], pads[3]}}; }
   // ATen's padding [height, width], if symmetric.
   Numbers symmetric_pads() const { return {pads[0], pads[1]}; }
   at::Tensor padded(const at::Tensor& x, double value) const {
@@ -204,15 +208,20 @@ Operator conv(Binding& node) {
     node.invalid("'kernel_shape' is not the weight's", "the weight's last two dimensions");
   return [=, compute = node.compute()](Inputs in, Pass) {
     const at::Tensor x = compute->operand(in[0]), w = compute->operand(weight), b = compute->operand(bias);
-    if (group > 1 && x.is_cpu() && x.scalar_type() == at::kBFloat16) {
-      // oneDNN has slow kernels for the backward pass of few channels in a group: 5 times as slow as float32's with two
-      // channels, 20 times as slow for a depthwise convolution with stride 2. Products of bfloat16 numbers are exact in
-      // float32, so these are the same products, with sums in float32 as there.
-      const auto wide = [](const at::Tensor& tensor) { return tensor.defined() ? tensor.to(at::kFloat) : tensor; };
-      const at::Tensor padded = window.symmetric() ? x : window.padded(x, 0);
-      const Numbers pads = window.symmetric() ? window.symmetric_pads() : Numbers{0, 0};
-      return at::conv2d(wide(padded), wide(w), wide(b), window.strides, pads, window.dilations, group)
-          .to(at::kBFloat16);
+    if (group > 1 && x.is_cpu()) {
+      const bool is_float = x.scalar_type() == at::kFloat;
+      // In float32 oneDNN is as fast where a group has one channel.
+      if (!(is_float && w.size(1) == 1) && window.is_uniform() && has_grouped_conv(x, w, window.grouped(), group))
+        return grouped_conv(x, w, b, window.grouped());
+      if (!is_float) {
+        // oneDNN's backward pass of few channels in a group is many times slower than float32's. Products of bfloat16
+        // numbers are exact in float32, so these are the same products, with sums in float32 as there.
+        const auto wide = [](const at::Tensor& tensor) { return tensor.defined() ? tensor.to(at::kFloat) : tensor; };
+        const at::Tensor padded = window.symmetric() ? x : window.padded(x, 0);
+        const Numbers pads = window.symmetric() ? window.symmetric_pads() : Numbers{0, 0};
+        return at::conv2d(wide(padded), wide(w), wide(b), window.strides, pads, window.dilations, group)
+            .to(at::kBFloat16);
+      }
     }
     if (window.symmetric())
       return at::conv2d(x, w, b, window.strides, window.symmetric_pads(), window.dilations, group);

@@ -11,21 +11,24 @@
 namespace facetrain {
 namespace {
 
-FT_VECTORIZED void forward_rows(const float* FT_RESTRICT x, const float* FT_RESTRICT slope, int64_t rows,
-                                int64_t channels, float* FT_RESTRICT y) {
+template <class T>
+FT_VECTORIZED void forward_rows(const T* FT_RESTRICT x, const float* FT_RESTRICT slope, int64_t rows, int64_t channels,
+                                T* FT_RESTRICT y) {
   for (int64_t row = 0; row < rows; ++row, x += channels, y += channels) {
-    for (int64_t c = 0; c < channels; ++c) y[c] = prelu_value(x[c], slope[c]);
+    for (int64_t c = 0; c < channels; ++c) store(prelu_value(widened(x[c]), slope[c]), y[c]);
   }
 }
 
 // Sets the rows of x_gradient, and adds their part to slope_gradient [C].
-FT_VECTORIZED void backward_rows(const float* FT_RESTRICT x, const float* FT_RESTRICT gradient,
-                                 const float* FT_RESTRICT slope, int64_t rows, int64_t channels,
-                                 float* FT_RESTRICT x_gradient, float* FT_RESTRICT slope_gradient) {
+template <class T>
+FT_VECTORIZED void backward_rows(const T* FT_RESTRICT x, const T* FT_RESTRICT gradient, const float* FT_RESTRICT slope,
+                                 int64_t rows, int64_t channels, T* FT_RESTRICT x_gradient,
+                                 float* FT_RESTRICT slope_gradient) {
   for (int64_t row = 0; row < rows; ++row, x += channels, gradient += channels, x_gradient += channels) {
     for (int64_t c = 0; c < channels; ++c) {
-      x_gradient[c] = prelu_gradient(x[c], gradient[c], slope[c]);
-      slope_gradient[c] += prelu_slope_gradient(x[c], gradient[c]);
+      const float z = widened(x[c]), above = widened(gradient[c]);
+      store(prelu_gradient(z, above, slope[c]), x_gradient[c]);
+      slope_gradient[c] += prelu_slope_gradient(z, above);
     }
   }
 }
@@ -37,11 +40,11 @@ class PRelu : public torch::autograd::Function<PRelu> {
     if (x.scalar_type() == slope.scalar_type()) return at::prelu(x, slope);
     at::Tensor y = at::empty_like(x);
     const Rows rows(x);
-    rows.for_each_chunk([&](int64_t, int64_t offset, int64_t count) {
-      const FloatRows from(FloatRows::kX, x, offset, count * rows.channels),
-          to(FloatRows::kResult, y, offset, count * rows.channels);
-      forward_rows(from.read(), slope.const_data_ptr<float>(), count, rows.channels, to.write());
-      to.store();
+    with_type_of(x, [&]<class T>(T) {
+      rows.for_each_chunk(
+          [&, from = values_of<T>(x), to = mutable_values_of<T>(y)](int64_t, int64_t offset, int64_t count) {
+            forward_rows(from + offset, slope.const_data_ptr<float>(), count, rows.channels, to + offset);
+          });
     });
     return y;
   }
@@ -53,13 +56,13 @@ class PRelu : public torch::autograd::Function<PRelu> {
     const at::Tensor gradient = gradients[0].contiguous(x.suggest_memory_format());
     const Rows rows(x);
     at::Tensor x_gradient = at::empty_like(x), sums = at::zeros({rows.chunks, rows.channels}, slope.options());
-    rows.for_each_chunk([&, sums_to = sums.mutable_data_ptr<float>()](int64_t chunk, int64_t offset, int64_t count) {
-      const int64_t values = count * rows.channels;
-      const FloatRows from(FloatRows::kX, x, offset, values), above(FloatRows::kGradient, gradient, offset, values),
-          to(FloatRows::kResult, x_gradient, offset, values);
-      backward_rows(from.read(), above.read(), slope.const_data_ptr<float>(), count, rows.channels, to.write(),
-                    sums_to + chunk * rows.channels);
-      to.store();
+    with_type_of(x, [&]<class T>(T) {
+      rows.for_each_chunk([&, from = values_of<T>(x), above = values_of<T>(gradient),
+                           to = mutable_values_of<T>(x_gradient),
+                           sums_to = sums.mutable_data_ptr<float>()](int64_t chunk, int64_t offset, int64_t count) {
+        backward_rows(from + offset, above + offset, slope.const_data_ptr<float>(), count, rows.channels, to + offset,
+                      sums_to + chunk * rows.channels);
+      });
     });
     return {x_gradient, sums.sum(0)};
   }

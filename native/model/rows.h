@@ -5,14 +5,19 @@
 #include <ATen/core/Tensor.h>
 
 #include <algorithm>
+#include <bit>
+#include <cstdint>
 
 // Before a function: the compiler makes a version for each instruction set, and the dynamic loader picks one when the
-// program starts.
-#if defined(__x86_64__)
+// program starts. Clang cannot do that with templates.
+#if defined(__x86_64__) && defined(__GNUC__) && !defined(__clang__)
 #define FT_VECTORIZED __attribute__((target_clones("avx512f", "avx2", "default")))
 #else
 #define FT_VECTORIZED
 #endif
+
+// For the parts of such a function: a part that were called would have one version.
+#define FT_ALWAYS_INLINE __attribute__((always_inline))
 
 // For a kernel's arrays, which do not overlap. Without it the compiler does not vectorize a loop over many arrays.
 #define FT_RESTRICT __restrict__
@@ -53,23 +58,35 @@ struct Rows {
   int64_t chunks;
 };
 
-// Rows of a chunk as float32, for kernels that compute in it: the memory of a float32 tensor itself, a copy of a
-// bfloat16 one. The copies are kept for each thread, so at most one object at a time has a given Slot.
-class FloatRows {
- public:
-  enum Slot { kX, kGradient, kResult, kSlots };
+// A number of an activation in memory: float, or the bits of a bfloat16. Kernels compute in float32.
+inline float widened(float value) { return value; }
+inline float widened(uint16_t bits) { return std::bit_cast<float>(static_cast<uint32_t>(bits) << 16); }
 
-  // `count` values of `tensor` from `offset` on.
-  FloatRows(Slot slot, const at::Tensor& tensor, int64_t offset, int64_t count);
-  const float* read() const;
-  // Of results: the values are undefined before they are written, and reach the tensor by store().
-  float* write() const { return floats_; }
-  void store() const;
+// A bfloat16 is rounded to the nearest, ties to even, as c10 rounds. NaN stays NaN.
+inline void store(float value, float& to) { to = value; }
+inline void store(float value, uint16_t& to) {
+  const auto bits = std::bit_cast<uint32_t>(value);
+  const uint32_t rounded = (bits + 0x7fffu + ((bits >> 16) & 1u)) >> 16;
+  to = static_cast<uint16_t>((bits & 0x7fffffffu) > 0x7f800000u ? 0x7fc0u : rounded);
+}
 
- private:
-  float* floats_;
-  c10::BFloat16* rounded_;  // null if the tensor is float32
-  int64_t count_;
-};
+// The numbers of a tensor of float32 or bfloat16.
+template <class T>
+const T* values_of(const at::Tensor& x) {
+  return static_cast<const T*>(x.const_data_ptr());
+}
+template <class T>
+T* mutable_values_of(const at::Tensor& x) {
+  return static_cast<T*>(x.mutable_data_ptr());
+}
+
+// Calls function(T{}), where T is the type of x's numbers.
+template <class Function>
+void with_type_of(const at::Tensor& x, Function function) {
+  static_assert(sizeof(c10::BFloat16) == sizeof(uint16_t));
+  if (x.scalar_type() == at::kFloat) return function(float{});
+  TORCH_INTERNAL_ASSERT(x.scalar_type() == at::kBFloat16);
+  function(uint16_t{});
+}
 
 }  // namespace facetrain
