@@ -218,7 +218,14 @@ describe('what has no quantized layer is refused by operator and node, if nothin
     'an operator that only FP32 has': {
       build: (b) => b.flatten(b.node('Softmax', [b.conv('data', 3, 4, 3)])),
       expected:
-        /^node "Softmax_1" \(Softmax\): operator Softmax; one of Abs, Add, .*; or no search\.strict \(--strict\), /,
+        /^node "Softmax_1" \(Softmax\): operator Softmax, .* in FP32; feature maps through Abs, (?!.* Softmax,)/,
+    },
+    'a Concat of rows': {
+      build: (b) => {
+        const map = b.conv('data', 3, 4, 1);
+        return b.flatten(b.node('Concat', [map, b.conv('data', 3, 4, 1)], { axis: 2 }));
+      },
+      expected: /^node "Concat_2" \(Concat\): operator Concat along axis 2, not the channels; feature maps through /,
     },
     'a division by zero': {
       build: (b) => b.flatten(b.node('Div', [b.conv('data', 3, 4, 1), { dims: [], data: Float32Array.of(0) }])),

@@ -147,6 +147,21 @@ export function isQuantizedNode({ steps, inputDims, outputDims }: Omit<NodeLayer
   return op === 'Pad' || operands.every((operand) => 'input' in operand);
 }
 
+/** Operators of nodes that may be quantized. */
+export const QUANTIZED_NODE_OPERATORS: readonly string[] = [...QUANTIZED, ...ELEMENTWISE];
+
+/** Why isQuantizedNode is false of a layer of one node. */
+export function whyReal({ steps, inputDims, outputDims }: Omit<NodeLayer, 'real'>): string {
+  const [{ op, attributes, operands }] = steps as [NodeStep];
+  const all = [...inputDims, outputDims];
+  if (!QUANTIZED_NODE_OPERATORS.includes(op)) return `operator ${op}, which is computed in FP32`;
+  if (!all.every(isMap) && !all.every(isVector))
+    return `operator ${op} of other than feature maps, or than rows of features: only FP32`;
+  if (op === 'Concat' || op === 'Gather') return `operator ${op} along axis ${attributes.axis}, not the channels`;
+  if (op === 'Resize') return `operator ${op} of mode ${attributes.mode}`;
+  return `operator ${op} with ${operands.length === 1 ? 'an operand' : 'operands'} that the graph does not compute`;
+}
+
 /** Whether an operator only moves numbers, so that its input and its output have one scale (float_steps.h). */
 export function movesNumbers({ op, attributes, operands }: NodeStep): boolean {
   if (MOVING.has(op)) return true;

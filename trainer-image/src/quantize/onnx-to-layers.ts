@@ -16,7 +16,14 @@ import { inferShapes } from '../onnx/infer-shapes.ts';
 import { axisIndex } from '../onnx/known-integers.ts';
 import { UniqueNames } from '../onnx/unique-names.ts';
 import { elementCount, inputsOf, outputShape, shapeOf } from './layer-shapes.ts';
-import { functionRegions, isQuantizedNode, NODE_OPERATORS, nodeLayer } from './node-layers.ts';
+import {
+  functionRegions,
+  isQuantizedNode,
+  NODE_OPERATORS,
+  nodeLayer,
+  QUANTIZED_NODE_OPERATORS,
+  whyReal,
+} from './node-layers.ts';
 import { dimsOf, Operands, type Value } from './onnx-operands.ts';
 import { joinPRelus } from './prelu-parts.ts';
 
@@ -138,6 +145,9 @@ const OPERATORS: Record<string, (reader: OnnxReader, node: GraphNode) => void> =
 /** All operators that the quantizer reads. */
 export const QUANTIZER_OPERATORS = [...new Set([...Object.keys(OPERATORS), ...NODE_OPERATORS])].toSorted();
 
+/** Those that need not stay FP32. */
+const QUANTIZED_OPERATORS = [...new Set([...Object.keys(OPERATORS), ...QUANTIZED_NODE_OPERATORS])].toSorted();
+
 /** Those that a model may have: others are written with these when it is read. */
 const READ_OPERATORS = [...new Set([...QUANTIZER_OPERATORS, ...COMPOSITE_OPERATORS, 'Upsample'])].toSorted();
 
@@ -230,13 +240,17 @@ class OnnxReader {
         this.addNode({ ...layer, real: false });
         continue;
       }
+      // An operator that this file reads was refused for a reason of its own.
+      const [reason, allowed] = Object.hasOwn(OPERATORS, node.op)
+        ? [refused.found, refused.allowed]
+        : [whyReal(layer), `feature maps through ${QUANTIZED_OPERATORS.join(', ')}`];
       if (this.options.strict)
         throw this.operands.unsupported(
           node,
-          refused.found,
-          `${refused.allowed}; or no search.strict (--strict), so that it stays FP32`,
+          reason,
+          `${allowed}; or no search.strict (--strict), so that it stays FP32`,
         );
-      this.options.onReal?.({ node: this.operands.subject(node), reason: refused.found });
+      this.options.onReal?.({ node: this.operands.subject(node), reason });
       this.addNode(layer);
     }
     if (!parts) throw refused;
