@@ -150,9 +150,10 @@ FT_INT7_API ft_int7_status ft_int7_create_context(const ft_int7_model* model, in
                                                   ft_int7_context** context);
 
 /*
- * Computes the outputs [output_size] of a picture: bytes [height][width][channels], the rows one behind the other
- * without a gap, three channels in the order of ft_int7_info.color_order. Neither needs an alignment beyond that of its
- * type.
+ * Computes the outputs of a picture. `picture` has height * width * channels bytes of ft_int7_info, all of which are
+ * read: [height][width][channels], the rows one behind the other without a gap, three channels in the order of
+ * color_order. `outputs` has room for output_size numbers, all of which are written. Neither needs an alignment beyond
+ * that of its type. For a model of faces, the picture is an aligned face, as those that it was trained with.
  */
 FT_INT7_API ft_int7_status ft_int7_run(ft_int7_context* context, const uint8_t* picture, float* outputs);
 

@@ -1,5 +1,4 @@
-/* Prints the embedding of a picture: embed MODEL.int7.onnx PIXELS, where PIXELS holds height * width * channels bytes.
- */
+/* Prints the embedding of a raw picture, height * width * channels bytes: embed MODEL.int7.onnx PIXELS */
 #include <stdio.h>
 #include <stdlib.h>
 
@@ -19,8 +18,9 @@ int main(int argc, char** argv) {
   uint8_t* picture = malloc(size);
   float* outputs = malloc(info.output_size * sizeof *outputs);
   FILE* file = fopen(argv[2], "rb");
-  if (!picture || !outputs || !file || fread(picture, 1, size, file) != size)
-    return fprintf(stderr, "embed: %s: not %zu bytes\n", argv[2], size), 1;
+  if (!file) return perror(argv[2]), 1;
+  if (!picture || !outputs || fread(picture, 1, size, file) != size || getc(file) != EOF)
+    return fprintf(stderr, "embed: %s: not %zu bytes, but a raw picture is\n", argv[2], size), 1;
   fclose(file);
   if (ft_int7_run(context, picture, outputs) != FT_INT7_OK) return fail();
   for (int64_t i = 0; i < info.output_size; ++i) printf("%.9g\n", outputs[i]);

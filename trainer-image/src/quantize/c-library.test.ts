@@ -47,6 +47,20 @@ test('the example computes the embedding of the addon, bit for bit', async () =>
   assert.deepEqual(stdout.trim().split('\n').map(Number).map(Math.fround), expected);
 });
 
+test('the example says which file is missing, and takes no file of another size', async () => {
+  const model = join(folder, 'model.int7.onnx');
+  await assert.rejects(embed(model, join(folder, 'none')), /none: No such file or directory/);
+  const pixels = pictures.data.subarray(pictures.data.length / 2);
+  const sizes = { shorter: pixels.subarray(1), longer: Buffer.concat([pixels, Buffer.of(0)]) };
+  for (const [name, data] of Object.entries(sizes)) {
+    await writeFile(join(folder, name), data);
+    await assert.rejects(
+      embed(model, join(folder, name)),
+      new RegExp(`${name}: not 37632 bytes, but a raw picture is`),
+    );
+  }
+});
+
 test('a damaged file is refused with a message', async () => {
   const path = join(folder, 'damaged.onnx');
   await writeFile(path, file.subarray(0, file.length - 1000));
