@@ -107,8 +107,9 @@ export const QuantizeConfig = z.strictObject({
     .min(0)
     .optional()
     .describe(
-      'Memory for the activations of all calibration pictures; those of a pass that needs more lie in a temporary ' +
-        'file. Absent: 2 GiB, or half of the memory that is available where that is less. It changes no result.',
+      'Memory for the activations of all calibration pictures, beside the weights and the search’s own work; those ' +
+        'of a pass that needs more lie in a temporary file, on a disk. Absent: 2 GiB, or half of the memory that is ' +
+        'available where that is less. It changes no result.',
     ),
   computeThreads: computeThreads.nullable().describe('null: the container’s CPUs.'),
   progress: z

@@ -448,7 +448,10 @@ inputRange(command('quantize', 'quantize an ONNX face model to INT7 by EasyQuant
     ),
   )
   .addOption(
-    new Option('--memory <bytes>', 'for the activations of all pictures, such as 512Mi; more lies in a file of $TMPDIR')
+    new Option(
+      '--memory <bytes>',
+      'for the activations of all pictures, such as 512Mi; more lies in a file of $TMPDIR, on a disk',
+    )
       .argParser(bytes)
       .default(undefined, '2Gi, or half of what is available where that is less'),
   )

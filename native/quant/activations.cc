@@ -2,6 +2,7 @@
 
 #include <fcntl.h>
 #include <sys/mman.h>
+#include <sys/vfs.h>
 #include <unistd.h>
 
 #include <cerrno>
@@ -25,6 +26,15 @@ int unnamed_file(const std::string& directory) {
   return named;
 }
 
+// Whether a file is in memory: what the activations shall not take.
+bool is_in_memory(int fd) {
+  constexpr uint32_t kTmpfs = 0x01021994, kRamfs = 0x858458f6;  // statfs(2)
+  struct statfs system;
+  if (fstatfs(fd, &system) != 0) return false;
+  const auto type = static_cast<uint32_t>(system.f_type);
+  return type == kTmpfs || type == kRamfs;
+}
+
 }  // namespace
 
 ActivationBytes::ActivationBytes(int64_t size, const std::string* directory) : size_(size) {
@@ -41,6 +51,11 @@ ActivationBytes::ActivationBytes(int64_t size, const std::string* directory) : s
     return;
   }
   const int fd = unnamed_file(*directory);
+  if (fd >= 0 && is_in_memory(fd)) {
+    close(fd);
+    refuse("folder " + *directory, "it lies in memory itself: tmpfs",
+           "a folder on a disk (TMPDIR), or more memory for them (search.memory, --memory)");
+  }
   // Reserves the blocks: writing to a page that the disk has no room for would be a SIGBUS.
   int error = fd < 0 ? errno : posix_fallocate(fd, 0, size);
   if (error == 0) {

@@ -18,7 +18,8 @@ struct ActivationSpace {
 class ActivationBytes {
  public:
   ActivationBytes() = default;
-  // Throws Error(InsufficientMemory) when there is no memory, or no room in `directory`; null: in memory.
+  // Throws Error(InsufficientMemory) when there is no memory, no room in `directory`, or that is a tmpfs; null: in
+  // memory.
   ActivationBytes(int64_t size, const std::string* directory);
   ActivationBytes(ActivationBytes&& other) noexcept { *this = std::move(other); }
   ActivationBytes& operator=(ActivationBytes&& other) noexcept {

@@ -499,6 +499,8 @@ void test_activations_in_a_file() {
   }
   CHECK_THROWS(run_search(in_file, pictures, kOptions, 2, {.memory_bytes = 0, .directory = "/no/such/folder"}), Error,
                "/no/such/folder");
+  CHECK_THROWS(run_search(in_file, pictures, kOptions, 2, {.memory_bytes = 0, .directory = "/dev/shm"}), Error,
+               "folder /dev/shm: cannot hold 1 MiB of activations (it lies in memory itself: tmpfs)");
 }
 
 // Black and white pixels are the integers +-63 exactly, and weights k * step with |k| <= 60 are exact at the scale
