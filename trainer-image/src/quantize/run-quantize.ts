@@ -34,7 +34,6 @@ import type { Program } from '../program/program.ts';
 import { isStop } from '../program/stop-signal.ts';
 import { histogram } from '../report/histogram.ts';
 import { Fence } from '../storage/fence.ts';
-import { PATIENCE_MS } from '../storage/object-store.ts';
 import { publish, withdraw } from '../storage/publish.ts';
 import { withRetries } from '../storage/retries.ts';
 import { isOfCredentials, mayRotate } from '../storage/s3.ts';
@@ -406,7 +405,6 @@ function upload(folder: string, names: string[], to: Destination, program: Progr
 function retried<T>(change: () => Promise<T>, to: Destination, { log, signal }: Program): Promise<T> {
   return withRetries(change, {
     signal,
-    giveUpAfter: PATIENCE_MS,
     mayPass: ({ cause }) => mayRotate(to) && isOfCredentials(cause),
     onRetry: ({ message }, milliseconds) => log.warn({ retryInMs: milliseconds }, message),
   });

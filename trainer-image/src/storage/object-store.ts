@@ -30,6 +30,7 @@ import {
   s3Uri,
 } from '@facetrain/api';
 import { mapAtOnce } from './map-at-once.ts';
+import { PATIENCE_MS } from './retries.ts';
 import { httpStatus, isOfCredentials, s3Client, s3Error } from './s3.ts';
 
 /**
@@ -48,11 +49,6 @@ const COPY_BYTES = 256 * 2 ** 20;
 /** Small requests that are sent at once. */
 const REQUESTS_IN_FLIGHT = 16;
 
-/**
- * A request fails after it has been repeated for this long, in milliseconds. Half of the default
- * progressDeadlineSeconds of a job: a gang says that its store is away before it counts as hung.
- */
-export const PATIENCE_MS = 15 * 60_000;
 /** Work starts without what is not needed for it, if the store refuses that for so long. */
 const BRIEF_PATIENCE_MS = 5_000;
 const FIRST_WAIT_MS = 500;
@@ -65,7 +61,7 @@ const SILENT_AFTER_MS = 20_000;
 const SDK_ATTEMPTS = 1;
 
 export interface ObjectStoreOptions {
-  /** For how long a request is repeated, in milliseconds. */
+  /** For how long a request is repeated, in milliseconds: PATIENCE_MS by default. */
   patienceMs?: number;
   /** Bytes of one request of a copy. */
   copyBytes?: number;

@@ -46,6 +46,18 @@ test('any other failure is thrown at once', async () => {
   }
 });
 
+test('a store may be away for a quarter of an hour', async (t) => {
+  let minutes = 0;
+  t.mock.method(performance, 'now', () => minutes * 60_000);
+  const lasting = (count: number) => {
+    minutes = 0;
+    const { work } = failing(...Array.from({ length: count }, () => failure(ExitCode.failure)));
+    return withRetries(work, { signal, onRetry: () => void minutes++, firstWait: 0 });
+  };
+  assert.equal(await lasting(14), 'done');
+  await assert.rejects(lasting(17), { code: 'StorageFailed' });
+});
+
 test('retries end when the time is up', async () => {
   const errors = Array.from({ length: 100 }, () => failure(ExitCode.failure));
   const { work, waits, onRetry } = failing(...errors);

@@ -2,13 +2,17 @@
 import { setTimeout as delay } from 'node:timers/promises';
 import { ExitCode, FacetrainError } from '@facetrain/api';
 
+/**
+ * For so many milliseconds a request to an object store is repeated, whatever it is for. Half of the default
+ * progressDeadlineSeconds of a job: a gang says that its store is away before it counts as hung.
+ */
+export const PATIENCE_MS = 15 * 60_000;
+
 export interface RetryOptions {
   signal: AbortSignal;
   /** Called before each wait, with the failure and the length of the wait in milliseconds. */
   onRetry: (error: FacetrainError, milliseconds: number) => void;
-  /**
-   * Retries end this many milliseconds after the first failure. It is short, so that a wrong address is reported soon.
-   */
+  /** Retries end this many milliseconds after the first failure: PATIENCE_MS by default. */
   giveUpAfter?: number;
   /** Failures that may pass besides those that are transient. */
   mayPass?: (error: FacetrainError) => boolean;
@@ -16,7 +20,6 @@ export interface RetryOptions {
   firstWait?: number;
 }
 
-const GIVE_UP_AFTER_MILLISECONDS = 60_000;
 const FIRST_WAIT_MILLISECONDS = 1_000;
 const LONGEST_WAIT_MILLISECONDS = 10_000;
 
@@ -26,7 +29,7 @@ const LONGEST_WAIT_MILLISECONDS = 10_000;
  */
 export async function withRetries<T>(work: () => Promise<T>, options: RetryOptions): Promise<T> {
   const { signal, onRetry, mayPass = () => false } = options;
-  const { giveUpAfter = GIVE_UP_AFTER_MILLISECONDS, firstWait = FIRST_WAIT_MILLISECONDS } = options;
+  const { giveUpAfter = PATIENCE_MS, firstWait = FIRST_WAIT_MILLISECONDS } = options;
   let firstFailure: number | undefined;
   for (let wait = firstWait; ; wait = Math.min(2 * wait, LONGEST_WAIT_MILLISECONDS)) {
     try {
