@@ -272,9 +272,13 @@ test('meshes leave the traffic between ranks alone, unless the template says oth
     ...theirs,
     'config.linkerd.io/skip-inbound-ports': '1-65535',
   });
-  const tlsMode = 'security.istio.io/tlsMode';
-  const modeWith = (labels: object) => podOf(withTemplate({ metadata: { labels } })).metadata.labels[tlsMode];
-  assert.deepEqual([modeWith({}), modeWith({ [tlsMode]: 'istio' })], ['disabled', 'istio']);
+  for (const [label, ours, theirs] of [
+    ['security.istio.io/tlsMode', 'disabled', 'istio'],
+    ['istio.io/dataplane-mode', 'none', 'ambient'],
+  ] as const) {
+    const valueWith = (labels: object) => podOf(withTemplate({ metadata: { labels } })).metadata.labels[label];
+    assert.deepEqual([valueWith({}), valueWith({ [label]: theirs })], [ours, theirs]);
+  }
 });
 
 test('pods in the network of their node ask the cluster’s DNS, and rank 0 lists both of its ports', () => {

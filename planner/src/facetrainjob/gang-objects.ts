@@ -272,9 +272,10 @@ const meshAnnotations = (rendezvousPort: number): Record<string, string> => ({
 
 /**
  * Other proxies of Istio would take the injected one for a reason to speak mTLS, also to the progress port, where it is
- * bypassed. The injector keeps the label if a pod has it (istio.io, Resource Labels).
+ * bypassed. The injector keeps the label if a pod has it (istio.io, Resource Labels). In ambient mode there is no
+ * sidecar, and no annotation counts: the proxy of the node would take all connections, so the pod stays out.
  */
-const MESH_LABELS = { 'security.istio.io/tlsMode': 'disabled' };
+const MESH_LABELS = { 'security.istio.io/tlsMode': 'disabled', 'istio.io/dataplane-mode': 'none' };
 
 /**
  * Pods that hold places for ranks that an elastic gang lacks (elastic.ts). Each asks the scheduler for what a trainer
