@@ -62,6 +62,12 @@ export const Metrics = z.strictObject({
   percentile1Cosine: z.number().describe('First percentile of the cosine: 99 of 100 pictures are better.'),
   worstCosine: z.number().optional().describe('Of the worst picture. Absent in artifacts from before it.'),
   accuracyDrop: z.number().nullable().describe('Largest drop over the sets; null without sets.'),
+  top1Agreement: z
+    .number()
+    .optional()
+    .describe(
+      'Share of the pictures on which the largest number of the only output, a vector, is the same; absent with sets.',
+    ),
   comparisons: z.array(Comparison),
   outputs: z
     .array(
@@ -105,12 +111,13 @@ export const Gate = z.strictObject({
   maxTarDrop: z.number().optional().describe('Absent: not checked.'),
   maxGroupAccuracyDrop: z.number().optional().describe('Absent: not checked.'),
   minWorstCosine: z.number().optional().describe('Absent: not checked.'),
+  minTop1Agreement: z.number().optional().describe('Absent: not checked.'),
   passed: z.boolean(),
   failures: z.array(z.string()).describe('One sentence for each missed bound.'),
   notJudged: z
     .array(z.string())
     .optional()
-    .describe('What maxTarDrop and maxGroupAccuracyDrop do not judge, a sentence for each set. Absent: nothing.'),
+    .describe('What a bound does not judge, a sentence for each set, or for the model. Absent: nothing.'),
   easySets: z
     .literal(true)
     .optional()
@@ -120,9 +127,7 @@ export type Gate = z.infer<typeof Gate>;
 
 /** Whether the job set any bound. */
 export function hasBounds(gate: Gate): boolean {
-  const { maxAccuracyDrop, minMeanCosine, maxTarDrop, maxGroupAccuracyDrop, minWorstCosine } = gate;
-  const bounds = [maxAccuracyDrop, minMeanCosine, maxTarDrop, maxGroupAccuracyDrop, minWorstCosine];
-  return bounds.some((bound) => typeof bound === 'number');
+  return Object.values(gate).some((bound) => typeof bound === 'number');
 }
 
 /** What the search found for one layer. */

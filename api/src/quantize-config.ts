@@ -8,6 +8,7 @@
 import { z } from 'zod';
 import {
   accuracyDrop,
+  agreement,
   calibrationImages,
   computeThreads,
   cosine,
@@ -90,6 +91,12 @@ export const QuantizeConfig = z.strictObject({
           'accuracy by no more than this bound; absent: not checked.',
       ),
     minWorstCosine: cosine.optional().describe('Smallest cosine of any picture; absent: not checked.'),
+    minTop1Agreement: agreement
+      .optional()
+      .describe(
+        'Smallest share of the pictures on which the largest number of an output is the same, of every output that ' +
+          'is a vector, without evaluation sets; absent: not checked.',
+      ),
   }),
   publish: Destination.nullable().describe('null: the files stay in outputDirectory.'),
   outputDirectory: z

@@ -21,6 +21,7 @@ import {
 import { BytesQuantity } from './quantity.ts';
 import {
   accuracyDrop,
+  agreement,
   calibrationImages,
   cosine,
   inputMean,
@@ -143,6 +144,12 @@ const gate = section(
     minWorstCosine: cosine
       .optional()
       .describe('Smallest cosine between the FP32 and the INT7 embedding of any picture; absent: not checked.'),
+    minTop1Agreement: agreement
+      .optional()
+      .describe(
+        'For models that are no embedding, such as classifiers: smallest share of the pictures on which the largest ' +
+          'number is the same in FP32 and INT7, of every output that is a vector, e.g. 0.98; absent: not checked.',
+      ),
   },
   'Bounds that the artifact must keep. If it misses one, the job fails, and only its report is written, to rejected/.',
 );

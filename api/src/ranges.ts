@@ -31,6 +31,9 @@ export const MAX_SAMPLE_RATE_CHANGES = 16;
 export const fromEpoch = z.number().gt(0).max(100_000);
 export const cosine = z.number().min(-1).max(1);
 
+/** A share of pictures. */
+export const agreement = z.number().min(0).max(1);
+
 /** A share of a dataset's pictures. */
 export const maxBadPictures = z.number().min(0).max(1);
 

@@ -440,6 +440,12 @@ inputRange(command('quantize', 'quantize an ONNX face model to INT7 by EasyQuant
     new Option('--min-mean-cosine <cosine>', 'gate: smallest mean cosine of FP32 and INT7').argParser(cosineOf),
   )
   .addOption(new Option('--min-worst-cosine <cosine>', 'gate: smallest cosine of any picture').argParser(cosineOf))
+  .addOption(
+    new Option(
+      '--min-top1-agreement <share>',
+      'gate, of classifiers: smallest share of pictures on which the largest number is the same',
+    ).argParser(share),
+  )
   .option('--fresh', 'replace the artifact that the folder holds; its files are listed first', false)
   .option('--strict', 'refuse a model of which a node would stay FP32', false)
   .addOption(

@@ -34,6 +34,7 @@ interface GateOptions {
   maxGroupAccuracyDrop?: number;
   minMeanCosine?: number;
   minWorstCosine?: number;
+  minTop1Agreement?: number;
 }
 
 export interface QuantizeOptions extends InputRangeOptions, GateOptions {
@@ -189,12 +190,14 @@ async function makeConfig(options: QuantizeOptions, read: ReadModel | undefined)
 }
 
 function gateOf(options: GateOptions): QuantizeConfig['gate'] {
-  const { maxAccuracyDrop = null, minMeanCosine = null, maxTarDrop, maxGroupAccuracyDrop, minWorstCosine } = options;
+  const { maxAccuracyDrop = null, minMeanCosine = null, maxTarDrop, maxGroupAccuracyDrop } = options;
+  const { minWorstCosine, minTop1Agreement } = options;
   return {
     ...{ maxAccuracyDrop, minMeanCosine },
     ...(maxTarDrop !== undefined && { maxTarDrop }),
     ...(maxGroupAccuracyDrop !== undefined && { maxGroupAccuracyDrop }),
     ...(minWorstCosine !== undefined && { minWorstCosine }),
+    ...(minTop1Agreement !== undefined && { minTop1Agreement }),
   };
 }
 

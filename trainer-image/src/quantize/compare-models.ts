@@ -74,7 +74,7 @@ export async function compareOnSets(
 /** On pictures without identities, when there are no sets: cosines alone, and those of each output of several. */
 export async function compareOnPictures(
   { pictures, numbers, source }: Calibration['compared'],
-  { outputs }: Pick<Graph, 'outputs'>,
+  { outputs, output }: Pick<Graph, 'outputs' | 'output'>,
   fp32: Embedder,
   int7: Embedder,
   { progress, signal }: Program,
@@ -100,7 +100,10 @@ export async function compareOnPictures(
     fp32.dim,
     (index) => `picture ${numbers[index]} of the calibration dataset`,
   );
-  return { metrics: summarize([], found, source), scores: [], sources: by(found) };
+  const [only] = compareOutputs(reference, quantized, [{ name: output.name, dims: [output.dim] }]);
+  const { top1Agreement } = only!;
+  const metrics = { ...summarize([], found, source), ...(top1Agreement !== null && { top1Agreement }) };
+  return { metrics, scores: [], sources: by(found) };
 }
 
 /** Pictures of splitError: at most so many, and fewer of a network that takes its time. */

@@ -232,6 +232,36 @@ describe('the gate', () => {
       failures: ['the worst cosine of embeddings is 0.8500, less than minWorstCosine 0.9'],
     },
     {
+      name: 'other largest numbers of one output of several',
+      bounds: { ...NONE, minTop1Agreement: 0.9 },
+      metrics: {
+        ...metrics(0, 0.98),
+        outputs: [
+          { name: 'boxes', meanCosine: 1, percentile1Cosine: 1, top1Agreement: null },
+          { name: 'classes', meanCosine: 1, percentile1Cosine: 1, top1Agreement: 0.89 },
+          { name: 'kinds', meanCosine: 1, percentile1Cosine: 1, top1Agreement: 0.9 },
+        ],
+      },
+      failures: [
+        'the largest number of output classes is the same on 0.8900 of the pictures, less than minTop1Agreement 0.9',
+      ],
+    },
+    {
+      name: 'other largest numbers of the only output',
+      bounds: { ...NONE, minTop1Agreement: 0.9 },
+      metrics: { ...metrics(0, 0.98), top1Agreement: 0.5 },
+      failures: [
+        'the largest number of the output is the same on 0.5000 of the pictures, less than minTop1Agreement 0.9',
+      ],
+    },
+    {
+      name: 'no largest number to compare',
+      bounds: { ...NONE, minTop1Agreement: 0.9 },
+      metrics: metrics(0, 0.98),
+      failures: [],
+      notJudged: ['minTop1Agreement does not judge the model: it has evaluation sets, or no output that is a vector'],
+    },
+    {
       name: 'no number',
       bounds: { ...NONE, minMeanCosine: -1 },
       metrics: metrics(0, NaN),

@@ -211,7 +211,8 @@ function isEasy({ set, fp32 }: Comparison): boolean {
 /** Compares metrics with the bounds of a job; a bound that is null or absent is not checked. */
 export function checkGate(bounds: QuantizeConfig['gate'], metrics: Metrics): Gate {
   const failures: string[] = [];
-  const { maxAccuracyDrop, minMeanCosine, maxTarDrop, maxGroupAccuracyDrop, minWorstCosine } = bounds;
+  const { maxAccuracyDrop, minMeanCosine, maxTarDrop, maxGroupAccuracyDrop } = bounds;
+  const { minWorstCosine, minTop1Agreement } = bounds;
   for (const { set, drop, fp32, int7 } of metrics.comparisons) {
     if (maxAccuracyDrop === null || drop <= maxAccuracyDrop + ROUNDING) continue;
     const count = digitsToTell(drop, maxAccuracyDrop);
@@ -252,6 +253,15 @@ export function checkGate(bounds: QuantizeConfig['gate'], metrics: Metrics): Gat
   };
   if (minMeanCosine !== null) checkCosine('mean cosine', metrics.meanCosine, 'minMeanCosine', minMeanCosine);
   if (minWorstCosine !== undefined) checkCosine('worst cosine', metrics.worstCosine!, 'minWorstCosine', minWorstCosine);
+  const agreements = agreementsOf(metrics);
+  for (const { name, agreement } of minTop1Agreement === undefined ? [] : agreements) {
+    if (agreement >= minTop1Agreement! - ROUNDING) continue;
+    const shown = agreement.toFixed(digitsToTell(agreement, minTop1Agreement!));
+    failures.push(
+      `the largest number of ${name} is the same on ${shown} of the pictures, ` +
+        `less than minTop1Agreement ${minTop1Agreement}`,
+    );
+  }
   const ratesNotJudged =
     maxTarDrop === undefined
       ? []
@@ -278,7 +288,11 @@ export function checkGate(bounds: QuantizeConfig['gate'], metrics: Metrics): Gat
               ]
             : [`maxGroupAccuracyDrop does not judge ${set}: it has no groups`];
         });
-  const notJudged = [...ratesNotJudged, ...groupsNotJudged];
+  const agreementNotJudged =
+    minTop1Agreement === undefined || agreements.length > 0
+      ? []
+      : ['minTop1Agreement does not judge the model: it has evaluation sets, or no output that is a vector'];
+  const notJudged = [...ratesNotJudged, ...groupsNotJudged, ...agreementNotJudged];
   const easySets = metrics.comparisons.length > 0 && metrics.comparisons.every(isEasy);
   return {
     ...bounds,
@@ -287,6 +301,14 @@ export function checkGate(bounds: QuantizeConfig['gate'], metrics: Metrics): Gat
     ...(notJudged.length > 0 && { notJudged }),
     ...(easySets && { easySets }),
   };
+}
+
+/** On how many pictures the largest number is the same, of each output of which that was measured. */
+function agreementsOf({ outputs, top1Agreement }: Metrics): { name: string; agreement: number }[] {
+  if (top1Agreement !== undefined) return [{ name: 'the output', agreement: top1Agreement }];
+  return (outputs ?? []).flatMap(({ name, top1Agreement: agreement }) =>
+    agreement === null ? [] : [{ name: `output ${name}`, agreement }],
+  );
 }
 
 export function concatenate(parts: Float64Array[]): Float64Array {

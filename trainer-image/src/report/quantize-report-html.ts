@@ -57,6 +57,9 @@ function verdict({ gate }: QuantizeReport): string {
       ? []
       : [`accuracy drop of any group at most ${points(gate.maxGroupAccuracyDrop)}`]),
     ...(gate.minWorstCosine === undefined ? [] : [`worst cosine at least ${gate.minWorstCosine}`]),
+    ...(gate.minTop1Agreement === undefined
+      ? []
+      : [`same largest number on at least ${percent(gate.minTop1Agreement)} of the pictures`]),
   ];
   const remarks = [...(gate.notJudged ?? []).map((sentence) => `${sentence}.`), ...(gate.easySets ? [EASY_SETS] : [])];
   const notes = remarks.map((remark) => `<p class="easy">${escapeHtml(remark)}</p>`).join('');
