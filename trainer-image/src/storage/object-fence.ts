@@ -21,6 +21,7 @@ import { setTimeout as delay } from 'node:timers/promises';
 import { CheckpointEvaluations, FacetrainError, OUTPUT } from '@facetrain/api';
 import { z } from 'zod';
 import { FencedOff, type Owner } from './fence.ts';
+import { otherTag } from './generations.ts';
 import { type Condition, ObjectStore } from './object-store.ts';
 
 const Listed = z.object({
@@ -72,8 +73,6 @@ const CLAIM_TRIES = 100;
 const EXPLAIN_MS = 10_000;
 /** Between two looks of isVisible(), in milliseconds. */
 const LOOK_AGAIN_MS = 100;
-/** An ETag that no object has. */
-const NO_ETAG = '"00000000000000000000000000000000"';
 
 export class ObjectFence {
   readonly store: ObjectStore;
@@ -254,8 +253,8 @@ async function probe(store: ObjectStore, start: string): Promise<void> {
   try {
     await store.put(name, body('1'), { etag: null });
     const replaced = await store.put(name, body('2'), { etag: null });
-    const matched = await store.put(name, body('3'), { etag: NO_ETAG });
     const etag = (await store.head(name))?.etag;
+    const matched = await store.put(name, body('3'), { etag: otherTag(etag ?? '') });
     if (etag !== undefined) await store.put(name, body('4'), { etag });
     // Not the write's answer: an earlier try may have succeeded, of which the answer was lost.
     const found = await store.get(name);
@@ -281,7 +280,8 @@ function noConditions(store: ObjectStore, condition: string, cause?: unknown): F
     subject: `${store.uri('')} at ${store.place.endpoint ?? 'AWS'}`,
     found: `the store does not keep to the condition of a write (PUT with ${condition})`,
     allowed:
-      'a store with conditional writes (AWS S3, versitygw, newer MinIO and Ceph): without them an older attempt ' +
+      'a store with conditional writes (AWS S3, versitygw, Google Cloud Storage, newer MinIO and Ceph): without ' +
+      'them an older attempt ' +
       'could overwrite a newer one; or a folder (pvc://) for checkpoints and output',
     cause,
   });

@@ -9,6 +9,7 @@ import { tmpdir } from 'node:os';
 import { join } from 'node:path';
 import { after, afterEach, before, test } from 'node:test';
 import { ExitCode, type FacetrainError, type ObjectStorePlace } from '@facetrain/api';
+import { startFakeGcs } from '../testing/fake-gcs.ts';
 import { type Fate, type FaultyS3, startFaultyS3 } from '../testing/s3-faults.ts';
 import { AWS_ENVIRONMENT, CREDENTIALS, type S3Server, startS3Server } from '../testing/s3-server.ts';
 import { HEAD, ObjectFence } from './object-fence.ts';
@@ -216,6 +217,38 @@ test('a store that takes writes whose condition does not hold is refused', async
       /does not keep to the condition of a write \(PUT with If-None-Match: \*\); a store with conditional writes/,
     );
   } finally {
+    lax.close();
+  }
+});
+
+test('generations fence a store without conditions of ETags, as Google Cloud Storage', async () => {
+  const gcs = await startFakeGcs();
+  const lax = await startFakeGcs({ isLax: true });
+  const owner = { name: 'j', uid: 'u', attempt: 0 };
+  try {
+    const store = open({ endpoint: gcs.endpoint });
+    const claims = await Promise.all(
+      Array.from({ length: 4 }, () => ObjectFence.claim(store, { ...owner, start: randomUUID() })),
+    );
+    const ends = await Promise.allSettled(claims.map((claim) => claim.change((head) => head)));
+    const newest = Math.max(...claims.map(({ number }) => number));
+    assert.deepEqual(
+      claims.flatMap(({ number }, index) => (ends[index]!.status === 'fulfilled' ? [number] : [])),
+      [newest],
+    );
+    // Another process, which has read nothing yet, does not replace what is there.
+    assert.equal(
+      await open({ endpoint: gcs.endpoint, uri: store.place.uri }).put(HEAD, text(''), { etag: null }),
+      undefined,
+    );
+    assert.deepEqual(await store.list(''), [HEAD]);
+    const place = { endpoint: lax.endpoint };
+    await assert.rejects(
+      ObjectFence.claim(open(place), { ...owner, start: randomUUID() }),
+      /does not keep to the cond/,
+    );
+  } finally {
+    gcs.close();
     lax.close();
   }
 });

@@ -29,6 +29,7 @@ import {
   parseStorageUri,
   s3Uri,
 } from '@facetrain/api';
+import { useGenerations } from './generations.ts';
 import { mapAtOnce } from './map-at-once.ts';
 import { PATIENCE_MS } from './retries.ts';
 import { httpStatus, isOfCredentials, s3Client, s3Error } from './s3.ts';
@@ -72,7 +73,7 @@ export interface ObjectStoreOptions {
 /** Says something in the log of a program, which goes on. */
 export type Warn = (message: string) => void;
 
-/** A condition of a write: the object has this ETag, or (null) there is none. */
+/** A condition of a write: the object has this ETag (or generation: generations.ts), or (null) there is none. */
 export type Condition = { etag: string | null };
 
 export class ObjectStore {
@@ -97,6 +98,7 @@ export class ObjectStore {
     this.#prefix = location.key === '' ? '' : `${location.key}/`;
     this.#options = options;
     this.#client = s3Client(place, { attempts: SDK_ATTEMPTS });
+    useGenerations(this.#client);
   }
 
   /** Why requests have been failing for a while; null when they have not. */
