@@ -39,7 +39,10 @@ interface View {
   node?: GraphNode;
   /** That node, if it only gives the base another shape, and its name is free for a node that does the same. */
   origin?: GraphNode | undefined;
-  /** The base [C, H, W] in the order [H, W, C]. `shape` is that, or a vector of the numbers in that order. */
+  /**
+   * The base [C, H, W] in the order [H, W, C]. `shape` is that, or a vector of the numbers in that order; of the
+   * product of rows and a matrix, also those rows, [n, C].
+   */
   channelsLast?: boolean | undefined;
   /** The channels of the base, in the view's order; absent: all, as they are. */
   channels?: number[] | undefined;
@@ -548,8 +551,8 @@ export class Canonicalizer {
   ): Float32Array | undefined {
     const rank = view.shape.length;
     if (view.channelsLast) {
-      const isLast = dims.at(-1) === channels && data.length === channels && dims.length <= 4;
-      return rank === 3 && isLast ? data : undefined;
+      const isLast = dims.at(-1) === channels && data.length === channels && dims.length <= rank + 1;
+      return rank > 1 && isLast ? data : undefined;
     }
     // Before operator set 7 a slope was [C]; some exporters write it so. Where it fits the last axis, it belongs to
     // that.
@@ -743,6 +746,7 @@ export class Canonicalizer {
 
   /** Gemm and MatMul of vectors and a constant matrix. */
   private product(node: GraphNode, view: View, shape: number[]): boolean {
+    if (this.context.keepsAll && node.op === 'MatMul' && this.productOfRows(node, view, shape)) return true;
     if (view.channelsLast) return this.productOfChannelsLast(node, view, shape);
     const features = view.shape.at(-1);
     const matrix = this.context.constantOf(node.inputs[1]!);
@@ -751,6 +755,52 @@ export class Canonicalizer {
     // [N, 1, d]
     this.define(node, [this.vector(node.inputs[0]!, view), ...node.inputs.slice(1)], [shape.at(-1)!], { shape });
     return true;
+  }
+
+  /**
+   * A product of the rows of a picture, [N, rows, d] or [N, H, W, d], and a constant matrix, as a convolution of one
+   * pixel with the features as channels: a convolution is quantized.
+   */
+  private productOfRows(node: GraphNode, view: View, shape: number[]): boolean {
+    const matrix = this.context.constantOf(node.inputs[1]!);
+    const features = view.shape.at(-1)!;
+    const isRows = [2, 3].includes(view.shape.length) && product(view.shape) > features;
+    if (!isRows || view.channels || view.pads || !(matrix?.data instanceof Float32Array)) return false;
+    if (matrix.dims.length !== 2 || matrix.dims[0] !== features) return false;
+    const outputs = matrix.dims[1]!;
+    const data = new Float32Array(matrix.data.length);
+    for (let feature = 0; feature < features; feature++)
+      for (let output = 0; output < outputs; output++)
+        data[output * features + feature] = matrix.data[feature * outputs + output]!;
+    const base = this.featuresFirst(node, view);
+    const weight = this.context.constant(`${node.name}.weight`, { dims: [outputs, features, 1, 1], data });
+    const conv = { ...node, op: 'Conv', attributes: { kernel_shape: [1, 1] } };
+    const baseShape = [outputs, ...this.shapes.get(base)!.slice(1)];
+    // Of one channel, the order is the same.
+    this.define(conv, [base, weight], baseShape, { shape, channelsLast: outputs > 1 });
+    return true;
+  }
+
+  /** The rows that a node reads as a map whose channels are their features: [d, 1, rows] or [d, H, W]. */
+  private featuresFirst(node: GraphNode, view: View): string {
+    const features = view.shape.at(-1)!;
+    const own = this.shapes.get(view.base)!;
+    if (view.channelsLast && own.length === 3 && own[0] === features) return view.base;
+    const rows = view.channelsLast ? this.materialise(node.inputs[0]!, node) : view.base;
+    const key = JSON.stringify([rows, view.shape, 'features first']);
+    const existing = this.reshaped.get(key);
+    if (existing !== undefined) return existing;
+    const [height, width] = (view.shape.length === 3 ? view.shape : [1, view.shape[0]!]) as [number, number];
+    const map = this.context.freshName(`${rows}_map`);
+    const first = [features, height, width];
+    this.views.set(map, { base: rows, shape: features === 1 ? first : [height, width, features] });
+    const source = this.materialise(map, node);
+    if (features === 1) return source;
+    const turned = this.context.freshName(`${rows}_features_first`);
+    const attributes = { perm: TO_CHANNELS_FIRST };
+    this.emit({ name: turned, op: 'Transpose', inputs: [source], attributes }, turned, first);
+    this.reshaped.set(key, turned);
+    return turned;
   }
 
   private pad(node: GraphNode, view: View, shape: number[]): boolean {

@@ -12,7 +12,7 @@ import { parseOnnx } from '../onnx/read.ts';
 import { encodeOnnx } from '../onnx/write.ts';
 import { GraphBuilder, plainScales } from '../testing/graph-fixtures.ts';
 import { inputOf, variedPictures } from '../testing/onnx-oracles.ts';
-import { CHANNELS, checkOperator, type OperatorCase, SIDE } from '../testing/operator-cases.ts';
+import { CHANNELS, checkOperator, fileOf, type OperatorCase, SIDE } from '../testing/operator-cases.ts';
 import { modelFile } from './artifact-files.ts';
 import { disposable } from './disposable.ts';
 import { fold } from './fold.ts';
@@ -32,7 +32,43 @@ const halved = (b: GraphBuilder, x: string) => b.node('MaxPool', [x], { kernel_s
 const part = (b: GraphBuilder, shape: string, from: number, to: number) =>
   b.node('Slice', [shape, integers(from), integers(to), integers(0)]);
 
+const toLast = (b: GraphBuilder, x: string) => b.node('Transpose', [x], { perm: [0, 2, 3, 1] });
+const toFirst = (b: GraphBuilder, x: string) => b.node('Transpose', [x], { perm: [0, 3, 1, 2] });
+const normalized = (b: GraphBuilder, x: string) =>
+  b.node('LayerNormalization', [x, b.values([CHANNELS], 0.5, 2), b.values([CHANNELS])], { axis: -1 });
+/** x W + b for each row, by a matrix of the given sizes. */
+const linear = (b: GraphBuilder, x: string, features: number, outputs: number) => {
+  const size = Math.sqrt(3 / features);
+  return b.node('Add', [b.node('MatMul', [x, b.values([features, outputs], -size, size)]), b.values([outputs])]);
+};
+const swish = (b: GraphBuilder, x: string) => b.node('Mul', [x, b.node('Sigmoid', [x])]);
+
+/** The unit of ConvNeXt: its two products are of the channels of each pixel. */
+const convNeXt = (b: GraphBuilder, x: string): string => {
+  const spatial = b.conv(x, CHANNELS, CHANNELS, 3, { pad: 1, group: CHANNELS });
+  const hidden = swish(b, linear(b, normalized(b, toLast(b, spatial)), CHANNELS, 4 * CHANNELS));
+  const scaled = b.node('Mul', [linear(b, hidden, 4 * CHANNELS, CHANNELS), b.values([CHANNELS])]);
+  return b.node('Add', [x, toFirst(b, scaled)]);
+};
+
+/** The unit of a transformer on the pixels as rows. */
+const transformer = (b: GraphBuilder, x: string): string => {
+  const area = SIDE * SIDE;
+  const rows = b.node('Reshape', [toLast(b, x), integers(0, area, CHANNELS)]);
+  const [query, key, value] = [0, 1, 2].map(() => linear(b, normalized(b, rows), CHANNELS, CHANNELS)) as [
+    string,
+    string,
+    string,
+  ];
+  const products = b.node('MatMul', [query, b.node('Transpose', [key], { perm: [0, 2, 1] })]);
+  const mixed = b.node('MatMul', [b.node('Softmax', [products], { axis: 2 }), value]);
+  const sum = b.node('Add', [rows, linear(b, mixed, CHANNELS, CHANNELS)]);
+  return toFirst(b, b.node('Reshape', [sum, integers(0, SIDE, SIDE, CHANNELS)]));
+};
+
 const CASES: Record<string, OperatorCase> = {
+  'the unit of ConvNeXt': { step: convNeXt },
+  'the unit of a transformer': { step: transformer },
   'a function of one value by a comparison': {
     step: (b, x) => b.node('Where', [b.node('Greater', [x, number(0.3)]), x, b.node('Mul', [x, number(0.2)])]),
   },
@@ -109,6 +145,21 @@ async function inOrt(model: Uint8Array, picture: Pictures, { input, outputs }: G
     await session.release();
   }
 }
+
+test('a product of rows and a constant matrix is a convolution, and of two computed values FP32', () => {
+  const kinds = (step: OperatorCase['step']) => {
+    const real: string[] = [];
+    const read = parseOnnx(fileOf({ step }), 'model.onnx', { every: true });
+    const { layers } = fold(read.graph, { onReal: ({ node }) => real.push(node.replace(/.*\((\w+)\)/, '$1')) });
+    return { layers: layers.map(({ kind }) => kind).join(' '), real: real.sort().join(' ') };
+  };
+  // Between the two products is one function, the Swish.
+  assert.deepEqual(kinds(convNeXt), {
+    layers: 'conv pointwise conv node node node conv node conv add conv pool',
+    real: 'LayerNormalization Transpose Transpose',
+  });
+  assert.equal(kinds(transformer).real.match(/MatMul/g)!.length, 2);
+});
 
 test('outputs that are no floats or have no batch become numbers of one picture', async () => {
   const b = new GraphBuilder({ height: SIDE, width: SIDE });

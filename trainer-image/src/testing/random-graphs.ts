@@ -458,6 +458,23 @@ function head({ b }: Network, { name, shape }: Value, { form, channels: outputs 
   }
 }
 
+/** Products of a map's pixels as rows, as transformers and ConvNeXt have them. */
+function rowProducts(n: Network, x: Value, { form, channels: outputs }: Step): string {
+  const { b } = n;
+  const [channels, height, width] = x.shape as [number, number, number];
+  const last = b.node('Transpose', [x.name], { perm: [0, 2, 3, 1] });
+  const rows = form % 2 ? b.node('Reshape', [last, integers(0, height * width, channels)]) : last;
+  const normal = b.node('LayerNormalization', [rows, b.values([channels], 0.5, 2), b.values([channels])], { axis: -1 });
+  const size = Math.sqrt(3 / channels);
+  const product = b.node('MatMul', [form % 3 ? normal : rows, b.values([channels, outputs], -size, size)]);
+  const sum = form % 5 ? b.node('Add', [product, b.values([outputs])]) : product;
+  const function_ = form % 4 ? sum : b.node('Mul', [sum, b.node('Sigmoid', [sum])]);
+  const back = b.node('MatMul', [function_, b.values([outputs, channels])]);
+  if (form % 7 === 0) return form % 2 ? back : b.node('Reshape', [back, integers(0, height * width, channels)]);
+  const map = form % 2 ? b.node('Reshape', [back, integers(0, height, width, channels)]) : back;
+  return b.node('Add', [b.node('Transpose', [map], { perm: [0, 3, 1, 2] }), x.name]);
+}
+
 /** Choices by comparisons, each without a jump where the two are equal: either is right there, to rounding. */
 function compare(n: Network, step: Step): void {
   const a = n.pick(step.from, isEither);
@@ -498,7 +515,9 @@ function bySizes(n: Network, step: Step): void {
   }
   const pooled = b.node('GlobalAveragePool', [a.name]);
   const target = b.node('Concat', [integers(1, a.shape[0]!), area], { axis: 0 });
-  n.add(b.node('Expand', [pooled, target]), [a.shape[0]!, ...other.shape.slice(1)]);
+  // With numbers of its own for each pixel: less its mean it would be rounding alone.
+  const expanded = b.node('Expand', [pooled, target]);
+  n.add(b.node('Add', [expanded, b.values([1, ...other.shape.slice(1)])]), [a.shape[0]!, ...other.shape.slice(1)]);
 }
 
 function product({ b }: Network, { name, shape }: Value, { form, channels: outputs }: Step): string {
@@ -571,6 +590,7 @@ const OPERATORS = {
   channelsLast: reading(isMap, channelsLast),
   head: reading(isMap, head),
   product: reading(isVector, product),
+  rowProducts: reading(isMap, rowProducts),
   compare,
   place: reading(isEither, place),
   bySizes,
