@@ -232,6 +232,9 @@ class Reader {
     if (node.op == "Cast") return true;
     if (node.op == "Transpose" && channels_last_) return true;
     if (node.op != "Mul" && node.op != "Add") return false;
+    // A number for each pixel is no part of the range.
+    const auto by = file_.constants.find(input(node, 1));
+    if (by == file_.constants.end() || count_of_constant(by->first, by->second) > channels_) return false;
     // The layers read the quantized picture, so this would not reach them.
     if (!network_.tensors[0].real) refuse(node.name, "computes with the picture after its quantization");
     return picture.tensor == 0;

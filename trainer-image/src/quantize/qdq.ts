@@ -282,8 +282,10 @@ export function decodeInt7(graph: Graph): { layers: LayerGraph; scales: Scales }
       throw invalidArtifact(`tensor "${tensor}"`, 'it has a zero point, and no convolution reads it with 7 bits');
     tensors[tensor] = { ...quantization, limit };
   }
-  for (const { op, inputs, outputs } of float.nodes) {
-    const flattened = op === 'Flatten' ? quantizationOf.get(outputs[0]!) : undefined;
+  // A Flatten that is no layer shows a tensor in another shape.
+  const made = new Set(layers.layers.map(({ name }) => name));
+  for (const { name, op, inputs, outputs } of float.nodes) {
+    const flattened = op === 'Flatten' && !made.has(name) ? quantizationOf.get(outputs[0]!) : undefined;
     if (flattened && !isSame(flattened, quantizationOf.get(inputs[0]!)))
       throw invalidArtifact(`tensor "${inputs[0]}"`, 'its scale or zero point changes when it is flattened');
   }

@@ -300,6 +300,12 @@ const FAILED: Record<string, Recipe> = {
     [{ op: 'bySizes' }, { op: 'activation', form: 27 }, { op: 'conv' }, { op: 'conv' }],
     { outputs: [2] },
   ),
+  'a batch norm of each value of the picture': recipe([
+    { op: 'head' },
+    { op: 'batchNorm' },
+    { op: 'activation', form: 0 },
+  ]),
+  'a product of one row that is normalized': recipe([{ op: 'globalPool' }, { op: 'rowProducts', form: 17 }]),
 };
 const PLAIN: Search = { rounds: 0, zeroPoints: false, equalize: false, biasCorrection: false, budget: 0 };
 
