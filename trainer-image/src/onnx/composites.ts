@@ -130,6 +130,12 @@ const COMPOSITES: Record<string, (writer: Writer) => void> = {
     w.add('Reshape', [result, w.integers([0, ...w.dims.slice(1)])]);
   },
 
+  // ---- Windows along one axis ----
+  AveragePool: (w) => alongOneAxis(w),
+  Conv: (w) => alongOneAxis(w),
+  LpPool: (w) => alongOneAxis(w),
+  MaxPool: (w) => alongOneAxis(w),
+
   // ---- Numbers that move ----
   SpaceToDepth: (w) => {
     const block = intAttribute(w.node, 'blocksize', 1);
@@ -160,6 +166,22 @@ function tanhOfGelu({ add, x, number }: Writer): string {
   const cube = add('Mul', [add('Mul', [x, x]), x]);
   const inner = add('Add', [x, add('Mul', [cube, number(0.044715)])]);
   return add('Tanh', [add('Mul', [inner, number(Math.sqrt(2 / Math.PI))])]);
+}
+
+/** Of [N, C, length], as of a map [N, C, 1, length] of one row; a map has its own form. */
+function alongOneAxis({ node, x, dims, add, integers }: Writer): void {
+  if (dims.length !== 3) return;
+  const sizes = Object.fromEntries(
+    ['kernel_shape', 'strides', 'dilations'].flatMap((name) => {
+      const [size] = intsAttribute(node, name, []);
+      return size === undefined ? [] : [[name, [1, size]]];
+    }),
+  );
+  const [before = 0, after = 0] = intsAttribute(node, 'pads', []);
+  const withRow = (value: string) => add('Unsqueeze', [value, integers([2])]);
+  const inputs = [withRow(x), ...node.inputs.slice(1, 2).map(withRow), ...node.inputs.slice(2)];
+  const map = add(node.op, inputs, { ...node.attributes, ...sizes, pads: [0, before, 0, after] });
+  add('Squeeze', [map, integers([2])]);
 }
 
 const keepdims = ({ node }: Writer) => ({ keepdims: intAttribute(node, 'keepdims', 1) });

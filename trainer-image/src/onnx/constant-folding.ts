@@ -81,11 +81,13 @@ function fromNumbers(like: TypedArray, dims: number[], count: number, valueAt: (
 const UNARY: Record<string, (x: number) => number> = {
   Abs: Math.abs,
   Ceil: Math.ceil,
+  Cos: Math.cos,
   Exp: Math.exp,
   Floor: Math.floor,
   Log: Math.log,
   Neg: (x) => -x,
   Reciprocal: (x) => 1 / x,
+  Sin: Math.sin,
   Sqrt: Math.sqrt,
 };
 
@@ -185,6 +187,14 @@ function transpose(node: GraphNode, x: Tensor, dims: number[]): Tensor {
   );
 }
 
+/** The numbers from the first to below the second, by the third. */
+function range([start, limit, step]: Tensor[]): Tensor | undefined {
+  const [from, to, by] = [start, limit, step].map((tensor) => Number(tensor?.data[0])) as [number, number, number];
+  const count = Math.max(0, Math.ceil((to - from) / by));
+  if (!(count <= MAX_FOLDED_ELEMENTS)) return undefined;
+  return fromNumbers(start!.data, [count], count, (i) => from + i * by);
+}
+
 /**
  * The value of a node of constants; undefined for an operator or a type that is not computed here, for shapes that do
  * not fit, and for a result that is too large.
@@ -192,6 +202,7 @@ function transpose(node: GraphNode, x: Tensor, dims: number[]): Tensor {
  */
 export function foldConstants(node: GraphNode, inputs: Tensor[], known: KnownInputs): Tensor | undefined {
   const [x] = inputs;
+  if (node.op === 'Range') return range(inputs);
   const dims = Object.hasOwn(SHAPE_RULES, node.op) ? SHAPE_RULES[node.op]!(node, known) : undefined;
   if (!x || !dims?.every((dim) => Number.isSafeInteger(dim) && dim >= 0)) return undefined;
   const count = product(dims);

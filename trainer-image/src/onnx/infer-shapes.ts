@@ -17,7 +17,7 @@ export class ShapeInference {
   /** Small integers by value name, of values that do not depend on the picture's content. */
   readonly integers = new Map<string, number[]>();
   /** Short lists of constant floats. */
-  private readonly floats = new Map<string, number[]>();
+  readonly floats = new Map<string, number[]>();
 
   constructor({ input, initializers }: Pick<Graph, 'input' | 'initializers'>, batch: number) {
     this.shapes.set(input.name, [batch, input.channels, input.height, input.width]);

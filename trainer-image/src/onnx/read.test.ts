@@ -723,12 +723,21 @@ const BROKEN: Record<string, [Uint8Array, RegExp]> = {
 };
 
 const UNSUPPORTED: Record<string, [Uint8Array, RegExp]> = {
-  'a transposed convolution whose pads follow from its size': [
+  'a Resize that takes means': [
     file({
-      nodes: [node('ConvTranspose', ['x', 'wt'], ['h'], { auto_pad: 'SAME_UPPER', strides: [2, 2] }), flat],
-      initializers: [floats('wt', [2, 3, 2, 2], noise(24))],
+      opset: 18,
+      nodes: [node('Resize', ['x', '', 'scales'], ['h'], { antialias: 1, mode: 'linear' }), flat],
+      initializers: [floats('scales', [4], [1, 1, 0.5, 0.5])],
     }),
-    /\(ConvTranspose\) has auto_pad SAME_UPPER; explicit pads/,
+    /\(Resize\) takes means over what it makes smaller \(antialias = 1\); antialias = 0/,
+  ],
+  'a Resize that keeps the aspect ratio': [
+    file({
+      opset: 18,
+      nodes: [node('Resize', ['x', '', '', 'sizes'], ['h'], { keep_aspect_ratio_policy: 'not_larger' }), flat],
+      initializers: [longs('sizes', [1, 2, 3, 4])],
+    }),
+    /\(Resize\) has keep_aspect_ratio_policy not_larger; stretch/,
   ],
   'another domain': [
     file({

@@ -88,6 +88,7 @@ export function translateNode(node: GraphNode, context: Context): void {
     case 'Upsample':
     case 'Resize':
       if (opset < 11) scalesToResize(node, context);
+      else nameAllSizes(node, context);
       break;
     case 'BatchNormalization':
       if (attributes.spatial === 0 && !hasStatisticsPerChannel(node, context))
@@ -188,6 +189,29 @@ function scalesToResize(node: GraphNode, { opset, constant, refuse }: Context): 
   node.attributes = { mode, coordinate_transformation_mode: 'asymmetric', nearest_mode: 'floor' };
 }
 
+/** Sizes or scales of chosen axes (operator set 18) as those of all; and what our runtime does not do is refused. */
+function nameAllSizes(node: GraphNode, { batches: [{ shapes, integers, floats }], constant, refuse }: Context): void {
+  const { antialias = 0, keep_aspect_ratio_policy: policy = 'stretch' } = node.attributes;
+  if (antialias !== 0) throw refuse(node, 'takes means over what it makes smaller (antialias = 1)', 'antialias = 0');
+  if (policy !== 'stretch') throw refuse(node, `has keep_aspect_ratio_policy ${policy}`, 'stretch');
+  for (const name of ['antialias', 'keep_aspect_ratio_policy']) delete node.attributes[name];
+  const axes = intsAttribute(node, 'axes', []);
+  delete node.attributes.axes;
+  if (axes.length === 0) return;
+  const [x, , scalesName = '', sizesName = ''] = node.inputs as [string, ...string[]];
+  const [dims, scales, sizes] = [shapes.get(x), floats.get(scalesName), integers.get(sizesName)];
+  const given = scales ?? sizes;
+  if (!dims || given?.length !== axes.length)
+    throw refuse(node, 'resizes axes by numbers that are not known', 'constant scales or sizes');
+  const all = dims.map((dim, axis) => {
+    const at = axes.findIndex((each) => axisIndex(each, dims.length) === axis);
+    return given[at] ?? (scales ? 1 : dim);
+  });
+  const tensor = scales ? { dims: [all.length], data: Float32Array.from(all) } : int64Tensor(all);
+  const name = constant(`${node.name}.${scales ? 'scales' : 'sizes'}`, tensor);
+  node.inputs = scales ? [x, '', name] : [x, '', '', name];
+}
+
 /** Names the axes of a Squeeze of all axes of size 1, without the batch, which may be 1. */
 function nameSqueezedAxes(node: GraphNode, { batches, constant, refuse }: Context): void {
   const [one, two] = batches.map(({ shapes }) => shapes.get(node.inputs[0]!));
@@ -252,16 +276,17 @@ function makeTargetConstant(node: GraphNode, { batches, fixedBatch, constant, is
 }
 
 /** Replaces `auto_pad` by the pads that it means. */
-function makePadsExplicit(node: GraphNode, { batches, refuse }: Context): void {
+function makePadsExplicit(node: GraphNode, context: Context): void {
+  const { batches, refuse } = context;
   const autoPad = node.attributes.auto_pad ?? 'NOTSET';
   delete node.attributes.auto_pad;
+  if (node.op === 'ConvTranspose' && (node.attributes.output_shape || String(autoPad).startsWith('SAME')))
+    return makeTransposedPadsExplicit(node, autoPad === 'SAME_UPPER', context);
   if (autoPad === 'NOTSET') return;
   if (autoPad === 'VALID') {
     node.attributes.pads = [0, 0, 0, 0];
     return;
   }
-  // There the pads decide the size of the output.
-  if (node.op === 'ConvTranspose') throw refuse(node, `has auto_pad ${autoPad}`, 'explicit pads');
   const shape = batches[0].shapes.get(node.inputs[0]!);
   const kernel =
     node.op === 'Conv' ? batches[0].shapes.get(node.inputs[1]!)?.slice(2) : intsAttribute(node, 'kernel_shape', []);
@@ -278,4 +303,28 @@ function makePadsExplicit(node: GraphNode, { batches, refuse }: Context): void {
   const less = totals.map((total) => Math.floor(total / 2));
   const more = totals.map((total) => Math.ceil(total / 2));
   node.attributes.pads = autoPad === 'SAME_UPPER' ? [...less, ...more] : [...more, ...less];
+}
+
+/**
+ * The pads of a ConvTranspose that names the sizes of its output, or makes them those of its input times the strides
+ * (ONNX, ConvTranspose).
+ */
+function makeTransposedPadsExplicit(node: GraphNode, isUpper: boolean, { batches, refuse }: Context): void {
+  const [x, weight] = node.inputs.map((name) => batches[0].shapes.get(name));
+  const named = intsAttribute(node, 'output_shape', []).slice(-2);
+  delete node.attributes.output_shape;
+  if (x?.length !== 4 || weight?.length !== 4) throw refuse(node, 'pads a value of unknown shape', 'explicit pads');
+  const strides = intsAttribute(node, 'strides', [1, 1]);
+  const dilations = intsAttribute(node, 'dilations', [1, 1]);
+  const extra = [...intsAttribute(node, 'output_padding', [0, 0])];
+  const totals = [0, 1].map((axis) => {
+    const reached = strides[axis]! * (x[2 + axis]! - 1) + dilations[axis]! * (weight[2 + axis]! - 1) + 1;
+    const total = reached + extra[axis]! - (named[axis] ?? x[2 + axis]! * strides[axis]!);
+    // Where the kernels do not reach, there are zeros.
+    if (total < 0) extra[axis]! -= total;
+    return Math.max(0, total);
+  });
+  const [less, more] = [totals.map((total) => Math.floor(total / 2)), totals.map((total) => Math.ceil(total / 2))];
+  node.attributes.pads = isUpper ? [...less, ...more] : [...more, ...less];
+  node.attributes.output_padding = extra;
 }

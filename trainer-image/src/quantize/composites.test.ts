@@ -82,6 +82,26 @@ const CASES: Record<string, OperatorCase> = {
     opset: 21,
     step: (b, x) => b.node('GroupNormalization', [x, ...perChannel(b)], { num_groups: 2 }),
   },
+  'Conv along the channels, as in efficient channel attention': {
+    step: (b, x) => {
+      const row = b.node('Reshape', [b.node('GlobalAveragePool', [x]), integers(0, 1, CHANNELS)]);
+      const mixed = b.node('Conv', [row, b.values([1, 1, 3])], { kernel_shape: [3], pads: [1, 1] });
+      const gate = b.node('Reshape', [b.node('Sigmoid', [mixed]), integers(0, CHANNELS, 1, 1)]);
+      return b.node('Mul', [x, gate]);
+    },
+  },
+  ...Object.fromEntries(
+    ['AveragePool', 'LpPool', 'MaxPool'].map((op): [string, OperatorCase] => [
+      `${op} along one axis`,
+      {
+        step: (b, x) => {
+          const rows = b.node('Reshape', [x, integers(0, CHANNELS, SIDE * SIDE)]);
+          const pooled = b.node(op, [rows], { kernel_shape: [3], strides: [2], pads: [1, 0] });
+          return b.node('Reshape', [pooled, integers(0, CHANNELS, 4, SIDE)]);
+        },
+      },
+    ]),
+  ),
   SpaceToDepth: { channels: 4 * CHANNELS, step: (b, x) => b.node('SpaceToDepth', [x], { blocksize: 2 }) },
   'Tile of channels and rows': { channels: 2 * CHANNELS, step: (b, x) => b.node('Tile', [x, integers(1, 2, 3, 1)]) },
   'Upsample, its scales an attribute': one('Upsample', { mode: 'nearest', scales: [1, 1, 2, 2] }, 7),

@@ -123,6 +123,32 @@ const CASES: Record<string, OperatorCase> = {
   'an Expand to the size of another map': {
     step: (b, x) => b.node('Mul', [x, b.node('Expand', [b.node('GlobalAveragePool', [x]), b.node('Shape', [x])])]),
   },
+  'a Resize of chosen axes, by their sizes': {
+    opset: 18,
+    step: (b, x) => b.node('Resize', [x, '', '', integers(12, 5)], { mode: 'linear', axes: [2, -1] }),
+  },
+  'a Resize of one axis, by its scale': {
+    opset: 18,
+    step: (b, x) => b.node('Resize', [x, '', { dims: [1], data: Float32Array.of(2) }], { mode: 'nearest', axes: [3] }),
+  },
+  'a ConvTranspose that names the size of its output': {
+    step: (b, x) =>
+      b.node('ConvTranspose', [x, b.values([CHANNELS, CHANNELS, 3, 3])], { strides: [2, 2], output_shape: [16, 15] }),
+  },
+  'a ConvTranspose to as many pixels as its strides say': {
+    step: (b, x) =>
+      b.node('ConvTranspose', [x, b.values([CHANNELS, CHANNELS, 3, 4])], { strides: [2, 2], auto_pad: 'SAME_UPPER' }),
+  },
+  'the same with the odd pad first': {
+    step: (b, x) =>
+      b.node('ConvTranspose', [x, b.values([CHANNELS, CHANNELS, 3, 4])], { strides: [2, 2], auto_pad: 'SAME_LOWER' }),
+  },
+  'numbers of a Range, added to each row': {
+    step: (b, x) => {
+      const range = b.node('Range', [number(0), number(0.4), number(0.05)]);
+      return b.node('Add', [x, b.node('Reshape', [range, integers(1, 1, SIDE, 1)])]);
+    },
+  },
   'half of the channels, by their number': {
     channels: CHANNELS / 2,
     step: (b, x) => {
