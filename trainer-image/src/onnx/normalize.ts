@@ -37,6 +37,8 @@ export interface NormalizeOptions {
    * then written with other operators instead of being refused: the quantizer runs it in FP32.
    */
   outputs?: string[] | undefined;
+  /** Keeps a normalisation at the end: a file of the quantizer has none, and what looks like one is a function. */
+  keepsNorms?: boolean | undefined;
 }
 
 export interface Normalized {
@@ -48,7 +50,7 @@ export interface Normalized {
 /** @throws FacetrainError UnsupportedOperator for a node that has no form in operator set 17; InvalidModel */
 export function normalize(
   graph: Graph,
-  { opset, fixedBatch, branches, subject, outputs: kept }: NormalizeOptions,
+  { opset, fixedBatch, branches, subject, outputs: kept, keepsNorms = false }: NormalizeOptions,
 ): Normalized {
   const initializers = new Map(Object.entries(graph.initializers));
   const names = new UniqueNames([
@@ -95,7 +97,8 @@ export function normalize(
   const live = liveNodes(translated, outputs);
   // One vector is an embedding; of others, nothing is known.
   const isEmbedding = outputs.length === 1 && (!kept || isVector(pictureShape(outputs[0]!)));
-  const norms = isEmbedding ? normalisationsAtEnd(live, outputs[0]!, { constant: constantOf, pictureShape }) : [];
+  const findsNorms = isEmbedding && !keepsNorms;
+  const norms = findsNorms ? normalisationsAtEnd(live, outputs[0]!, { constant: constantOf, pictureShape }) : [];
   const removed = norms.map(
     ({ node: { name, op } }) =>
       `node "${name}" (${op}), which normalises the embedding: its cosine with others stays the same`,
@@ -125,8 +128,8 @@ export function normalize(
     });
   const written = liveNodes(canonical.nodes, outputs);
   // A product of several rows a picture is no Gemm.
-  const shapes = kept && inferShapes({ ...graph, nodes: written, initializers: Object.fromEntries(initializers) }, 1);
-  const isRow = (name: string) => !shapes || shapes.get(name)?.length === 2;
+  const shapes = inferShapes({ ...graph, nodes: written, initializers: Object.fromEntries(initializers) }, 1);
+  const isRow = (name: string) => (shapes.get(name)?.length ?? (kept ? 0 : 2)) === 2;
   const nodes = biasedProducts(written, outputs, initializers, isRow);
   const used = new Set(nodes.flatMap(({ inputs }) => inputs));
   return {

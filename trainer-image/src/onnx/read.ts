@@ -185,6 +185,7 @@ function modelOf(model: ReturnType<typeof decode>, subject: string, options: Rea
     branches,
     subject,
     outputs: every ? outputNames : undefined,
+    keepsNorms: isInt7,
   });
   const outputs = every ? outputsOf(graph, outputInfos, refuse) : [];
   if (outputs.length === 0) graph.output.dim = embeddingLength(graph, outputInfos[0]!, refuse);

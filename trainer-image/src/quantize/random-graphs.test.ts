@@ -306,6 +306,18 @@ const FAILED: Record<string, Recipe> = {
     { op: 'activation', form: 0 },
   ]),
   'a product of one row that is normalized': recipe([{ op: 'globalPool' }, { op: 'rowProducts', form: 17 }]),
+  'rows by a product and a bias, read with canonical operators': recipe([
+    { op: 'rowProducts', form: 1 },
+    { op: 'head' },
+    { op: 'place' },
+  ]),
+  'one number by a function that looks like a normalisation': recipe([
+    { op: 'head' },
+    { op: 'asMap' },
+    { op: 'conv' },
+    { op: 'activation', form: 11 },
+    { op: 'choice' },
+  ]),
 };
 const PLAIN: Search = { rounds: 0, zeroPoints: false, equalize: false, biasCorrection: false, budget: 0 };
 
