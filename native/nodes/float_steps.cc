@@ -836,19 +836,21 @@ std::vector<Resized> resized_axes(const Call& call) {
                                                      : 0;
     if (to < 1 || to > (1 << 20)) call.refuse("a size of " + std::to_string(to), "1 to 2^20");
     if (to == size) continue;
-    const double scale = by_sizes ? static_cast<double>(to) / static_cast<double>(size) : given;
+    // In float32, as in ONNX Runtime: 4 / (8 / 14) is 6.9999995 there, of which the floor is 6.
+    const float scale = by_sizes ? static_cast<float>(to) / static_cast<float>(size) : static_cast<float>(given);
     Resized one{.axis = static_cast<int64_t>(axis), .from = size, .to = to, .low = {}, .high = {}, .share = {}};
     for (int64_t i = 0; i < to; ++i) {
-      const auto at = static_cast<double>(i);
-      double x = 0;
+      const auto at = static_cast<float>(i);
+      float source = 0;
       if (place == "asymmetric")
-        x = at / scale;
+        source = at / scale;
       else if (place == "align_corners")
-        x = to == 1 ? 0 : at * static_cast<double>(size - 1) / static_cast<double>(to - 1);
+        source = to == 1 ? 0 : at * static_cast<float>(size - 1) / static_cast<float>(to - 1);
       else if (place == "half_pixel" || (place == "pytorch_half_pixel" && to > 1))
-        x = (at + 0.5) / scale - 0.5;
+        source = (at + 0.5f) / scale - 0.5f;
       else if (place != "pytorch_half_pixel")
         call.refuse("coordinates " + place, "half_pixel, asymmetric or align_corners");
+      double x = source;
       if (mode == "nearest") {
         const double whole = nearest == "floor"               ? std::floor(x)
                              : nearest == "ceil"              ? std::ceil(x)

@@ -318,6 +318,16 @@ const FAILED: Record<string, Recipe> = {
     { op: 'activation', form: 11 },
     { op: 'choice' },
   ]),
+  'a Resize whose scale float32 rounds': recipe(
+    [
+      { op: 'conv', kernel: [2, 1], strides: [2, 1], dilations: [2, 1] },
+      { op: 'conv', pads: [1, 0, 1, 0] },
+      { op: 'conv' },
+      { op: 'conv', from: 3 },
+      { op: 'bySizes', other: 1 },
+    ],
+    { height: 14 },
+  ),
 };
 const PLAIN: Search = { rounds: 0, zeroPoints: false, equalize: false, biasCorrection: false, budget: 0 };
 
