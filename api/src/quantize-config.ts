@@ -47,6 +47,10 @@ export const QuantizeConfig = z.strictObject({
     images: calibrationImages,
     seed: seed.describe('Decides, together with the dataset, which pictures are drawn.'),
     maxBadPictures,
+    resize: z
+      .literal(true)
+      .optional()
+      .describe('Stretches the pictures to the size of the model’s input; absent: those of another size are refused.'),
   }),
   search: z.strictObject({
     rounds: searchRounds.describe(

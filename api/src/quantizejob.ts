@@ -231,6 +231,13 @@ export const QuantizeJobSpec = rules(
       .strictObject({
         dataset: dataset('Faces that the search looks at: a dataset of any layout that a FaceTrainJob trains on.'),
         ...calibrationFields,
+        resize: z
+          .boolean()
+          .optional()
+          .describe(
+            'Stretch the pictures to the size of the model’s input, for models that are not of faces of the ' +
+              'dataset’s size. Not with evaluation sets. Absent: pictures of another size are refused.',
+          ),
       })
       .describe('Pictures for the search.'),
     evaluation: section({ sets: evaluationSets }, 'Verification sets on which FP32 and INT7 are compared.'),

@@ -403,6 +403,7 @@ inputRange(command('quantize', 'quantize an ONNX face model to INT7 by EasyQuant
   .addOption(
     new Option('--seed <n>', 'decides which pictures').argParser(wholeNumber(seed)).default(DEFAULT_CALIBRATION.seed),
   )
+  .addOption(new Option('--resize', 'stretch the pictures to the size of the model’s input').conflicts('pairs'))
   .addOption(
     new Option('--rounds <n>', 'rounds over all weights, then all activations; 0: scales from the maximum')
       .argParser(wholeNumber(searchRounds))

@@ -50,6 +50,8 @@ export interface QuantizeOptions extends InputRangeOptions, GateOptions {
   comparePaper?: boolean;
   /** Share of the multiply-accumulates of which the activations may have 8 bits. */
   budget: number;
+  /** Stretch the calibration pictures to the size of the model's input. */
+  resize?: boolean;
   /** Share of the calibration pictures that may be bad. */
   maxBadPictures: number;
   /** Verification sets: .bin files. */
@@ -176,7 +178,10 @@ async function makeConfig(options: QuantizeOptions, read: ReadModel | undefined)
       channelOrder,
       input: givenRange(options),
     },
-    calibration: { datasetPath: resolve(calibration), images, seed, maxBadPictures },
+    calibration: {
+      ...{ datasetPath: resolve(calibration), images, seed, maxBadPictures },
+      ...(options.resize && { resize: true as const }),
+    },
     search: { ...DEFAULT_SEARCH, rounds, budget, strict, ...(options.paperSearch && PAPER_SEARCH) },
     ...(options.comparePaper && { comparePaper: true }),
     evaluation: { sets },

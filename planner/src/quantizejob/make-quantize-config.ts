@@ -38,6 +38,7 @@ export function quantizeConfig(
       images: spec.calibration.images,
       seed: spec.calibration.seed,
       maxBadPictures: spec.calibration.dataset.maxBadPictures ?? DEFAULT_MAX_BAD_PICTURES,
+      ...(spec.calibration.resize && { resize: true }),
     },
     search,
     // Images of before refuse the field, so it is there only when it is asked for.

@@ -27,6 +27,7 @@ import { checkGateHasPairs } from '../verification/gate-pairs.ts';
 import { readSet, type VerificationSet } from '../verification/verification-set.ts';
 import { fold } from './fold.ts';
 import { QUANTIZER_OPERATORS, type RealNode } from './onnx-to-layers.ts';
+import { resized } from './resize.ts';
 
 export interface SourceModel {
   graph: Graph;
@@ -127,6 +128,17 @@ export function checkGateHasSets({ evaluation, gate }: Pick<QuantizeConfig, 'eva
       });
 }
 
+/** @throws FacetrainError InvalidConfig when pictures are stretched, and there are sets, whose faces would not be */
+export function checkResize({ calibration, evaluation }: Pick<QuantizeConfig, 'calibration' | 'evaluation'>): void {
+  if (!calibration.resize || evaluation.sets.length === 0) return;
+  throw new FacetrainError({
+    code: 'InvalidConfig',
+    subject: 'calibration.resize',
+    found: 'true, and evaluation sets',
+    allowed: 'calibration pictures of the size of the sets’ faces (no --resize), or no evaluation sets (--pairs)',
+  });
+}
+
 /** @throws FacetrainError InvalidConfig when there are sets, and the model has no embedding to verify faces by */
 export function checkSetsHaveEmbedding({ evaluation, model }: QuantizeConfig, { outputs }: Graph): void {
   if (!outputs || evaluation.sets.length === 0) return;
@@ -144,6 +156,7 @@ export function checkSetsHaveEmbedding({ evaluation, model }: QuantizeConfig, { 
  */
 export async function loadSets(config: QuantizeConfig): Promise<VerificationSet[]> {
   checkGateHasSets(config);
+  checkResize(config);
   const sets = await Promise.all(config.evaluation.sets.map(readSet));
   checkGateHasPairs(config.gate, sets);
   return sets;
@@ -214,7 +227,7 @@ export interface Calibration {
 
 /**
  * Checks the dataset for calibration without decoding it.
- * @param input of the model; undefined when it is not known yet
+ * @param input of the model; undefined when it is not known yet, or pictures of another size are stretched to it
  * @param maxBadPictures the share of its pictures that may be bad
  * @returns how many pictures it has
  * @throws FacetrainError InvalidDataset
@@ -232,7 +245,7 @@ export async function checkCalibration(
   if (input && (dataset.height !== input.height || dataset.width !== input.width))
     throw refuse(
       `pictures of ${dataset.height} x ${dataset.width}`,
-      `the ${input.height} x ${input.width} of the model’s input`,
+      `the ${input.height} x ${input.width} of the model’s input, or calibration.resize (--resize)`,
     );
   checkBadPictures(datasetPath, dataset, maxBadPictures);
   return dataset.images;
@@ -244,8 +257,8 @@ export async function loadCalibration(
   { input }: Graph,
   { log, signal }: Program,
 ): Promise<Calibration> {
-  const { datasetPath, images, seed, maxBadPictures } = calibration;
-  const there = await checkCalibration(datasetPath, input, maxBadPictures, signal);
+  const { datasetPath, images, seed, maxBadPictures, resize = false } = calibration;
+  const there = await checkCalibration(datasetPath, resize ? undefined : input, maxBadPictures, signal);
   const sample = drawPictures(there, images, seed, evaluation.sets.length === 0);
   if (sample.calibration.length < images)
     log.warn(
@@ -259,7 +272,10 @@ export async function loadCalibration(
     checkBadPictures(datasetPath, { bad: bad.length, badPictures: bad, images: there }, maxBadPictures);
     if (pictures.count === 0) checkBadPictures(datasetPath, { bad: bad.length, badPictures: bad, images: there }, 0);
     const left = new Set(bad.map(({ picture }) => picture));
-    return { pictures, numbers: indices.filter((index) => !left.has(index)) };
+    return {
+      pictures: resize ? resized(pictures, input) : pictures,
+      numbers: indices.filter((index) => !left.has(index)),
+    };
   };
   const { pictures, numbers } = await read(sample.calibration);
   const { sha256 } = digestBytes(pictures.data);

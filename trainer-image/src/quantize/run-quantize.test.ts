@@ -544,6 +544,20 @@ test('a model is refused that needs more memory than there is, also without veri
   assert.match(message, /wide\.onnx: node "Conv_0" \(Conv\): embedding 32 pictures needs 47\.5 GiB/);
 });
 
+test('calibration pictures of another size than the model’s input are stretched, if that is asked for', async () => {
+  const b = new GraphBuilder({ height: 40, width: 64 });
+  const path = join(scratch, 'wide.onnx');
+  await writeFile(path, encodeOnnx(b.graph(b.flatten(b.prelu(b.conv('data', 3, 4, 8, { stride: 8 }), 4)))));
+  const change = {
+    ...{ model: { path, channelOrder: 'rgb' as const, input: null }, evaluation: { sets: [] } },
+    calibration: { ...config().calibration, resize: true as const },
+  };
+  const { calibration, metrics } = await runQuantize(config(change), program());
+  assert.equal(calibration.images, 6);
+  assert.ok(metrics.meanCosine > 0.95, `${metrics.meanCosine}`);
+  assert.equal(typeof metrics.top1Agreement, 'number');
+});
+
 describe('refused before any work', () => {
   const cases: Record<string, { change: () => Promise<Partial<QuantizeConfig>>; code: string; expected: RegExp }> = {
     'no model': {
@@ -757,7 +771,12 @@ describe('refused before any work', () => {
         return { model: { path: join(inputs, 'small.onnx'), channelOrder: 'rgb', input: null } };
       },
       code: 'InvalidDataset',
-      expected: /data: pictures of 112 x 112; the 64 x 64 of the model’s input/,
+      expected: /data: pictures of 112 x 112; the 64 x 64 of the model’s input, or calibration\.resize \(--resize\)/,
+    },
+    'stretched pictures with evaluation sets': {
+      change: async () => ({ calibration: { ...config({}).calibration, resize: true } }),
+      code: 'InvalidConfig',
+      expected: /^calibration\.resize: true, and evaluation sets; /,
     },
   };
   for (const [name, { change, code, expected }] of Object.entries(cases)) {
