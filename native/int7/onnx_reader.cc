@@ -221,7 +221,7 @@ class Reader {
         values_.erase(picture);  // One chain of nodes: none reads what another has read.
         return read_head(node, value);
       }
-      if (!value.is_map() || channels_last_) refuse(node.name, "reads a picture whose channels are last");
+      if (channels_last_) refuse(node.name, "reads a picture whose channels are last");
     }
     if (!view(node)) add_layer(node);
   }

@@ -305,6 +305,7 @@ const FAILED: Record<string, Recipe> = {
     { op: 'batchNorm' },
     { op: 'activation', form: 0 },
   ]),
+  'a function of the picture as a vector': recipe([{ op: 'head' }, { op: 'activation', form: 21 }]),
   'a product of one row that is normalized': recipe([{ op: 'globalPool' }, { op: 'rowProducts', form: 17 }]),
   'rows by a product and a bias, read with canonical operators': recipe([
     { op: 'rowProducts', form: 1 },
