@@ -1,5 +1,11 @@
 /** The cluster of a kubeconfig, and the jobs and pods in one namespace of it. Every error is in words for the user. */
-import { API_VERSION, type Condition, type FaceTrainJobStatus, FacetrainError } from '@facetrain/api';
+import {
+  API_VERSION,
+  type Condition,
+  type FaceTrainJobStatus,
+  FacetrainError,
+  type QuantizeJobStatus,
+} from '@facetrain/api';
 import { ApiError, isApiError } from '@facetrain/operator/runtime/api-error';
 import { Client } from '@facetrain/operator/runtime/client';
 import { type KubeContext, readKubeConfig } from '@facetrain/operator/runtime/kubeconfig';
@@ -19,8 +25,11 @@ export interface Job extends KubernetesObject {
 }
 
 export interface QuantizeJob extends KubernetesObject {
-  status?: { phase?: string; attempt?: number; conditions?: Condition[] };
+  spec: Record<string, unknown>;
+  status?: QuantizeJobStatus;
 }
+
+export type FoundJob = { kind: 'FaceTrainJob'; job: Job } | { kind: 'QuantizeJob'; job: QuantizeJob };
 
 /** Kueue's request for quota. */
 export interface Workload extends KubernetesObject {
@@ -116,15 +125,42 @@ export class Cluster {
 
   /** @throws FacetrainError InvalidArgument when there is none of this name: it lists those that there are */
   async job(name: string): Promise<Job> {
-    const lookUp = () =>
-      this.client.get(jobs, this.namespace, name).catch((error: unknown) => {
-        if (!isApiError(error, 'NotFound')) throw error;
-      });
-    const found = NAME.test(name) ? await this.inWords(`FaceTrainJob ${name}`, lookUp) : undefined;
+    const found = await this.#faceTrainJob(name);
     if (found) return found;
     const names = (await this.jobs()).map(({ metadata }) => metadata.name);
     const some = names.length === 0 ? 'there is none' : `there are ${names.slice(0, 20).join(', ')}`;
     throw refusal(`FaceTrainJob ${name}`, `not found in namespace ${this.namespace}`, `${some}; -n names another one`);
+  }
+
+  /** The FaceTrainJob of this name, else the QuantizeJob. @throws as `job` when there is neither */
+  async jobOfEitherKind(name: string): Promise<FoundJob> {
+    const training = await this.#faceTrainJob(name);
+    if (training) return { kind: 'FaceTrainJob', job: training };
+    const quantization = (await this.quantizeJobs()).find(({ metadata }) => metadata.name === name);
+    return quantization
+      ? { kind: 'QuantizeJob', job: quantization }
+      : { kind: 'FaceTrainJob', job: await this.job(name) };
+  }
+
+  async #faceTrainJob(name: string): Promise<Job | undefined> {
+    if (!NAME.test(name)) return undefined;
+    return this.inWords(`FaceTrainJob ${name}`, () =>
+      this.client.get(jobs, this.namespace, name).catch((error: unknown) => {
+        if (!isApiError(error, 'NotFound')) throw error;
+        return undefined;
+      }),
+    );
+  }
+
+  /** All QuantizeJobs of the namespace, by name; empty where the user may not read them. */
+  quantizeJobs(): Promise<QuantizeJob[]> {
+    return this.inWords(`QuantizeJobs in namespace ${this.namespace}`, async () => {
+      const { items } = await this.client.list(quantizeJobs, this.namespace, {}).catch((error: unknown) => {
+        if (!isApiError(error, 'Forbidden')) throw error;
+        return { items: [] };
+      });
+      return items ?? [];
+    });
   }
 
   /** All FaceTrainJobs of the namespace, by name. */
@@ -231,7 +267,7 @@ export const timeOfEvent = ({ metadata, lastTimestamp, eventTime }: Event): stri
   lastTimestamp ?? eventTime ?? metadata.creationTimestamp;
 
 /** Whether the job has succeeded or failed. */
-export const isFinished = ({ status }: Job): boolean => status?.completionTime !== undefined;
+export const isFinished = ({ status }: Job | QuantizeJob): boolean => status?.completionTime !== undefined;
 
 /** The condition Ready, in whose words it stands what a job waits for. */
 export const readyOf = ({ status }: { status?: { conditions?: Condition[] | undefined } }): Condition | undefined =>

@@ -103,6 +103,25 @@ test('status shows pods of each attempt and why a job waits; top shows a line fo
   assert.deepEqual([(job as unknown as { kind: string }).kind, shown!.length], ['FaceTrainJob', 3]);
 });
 
+test('status, top and logs know QuantizeJobs that no training has made', async (t) => {
+  const ns = await TestNamespace.open(t, plane, 'quantizations');
+  await ns.applyQuantizeJob('small');
+  await ns.waitForPods('small-0-quantizer');
+  await ns.setPodStatus('small-0-quantizer', 'Pending', { waiting: { reason: 'ImagePullBackOff', message: 'none' } });
+  await eventually(async () => {
+    const tree = await printed(t, 'status', 'small', '-n', 'quantizations');
+    assert.match(tree, /^QuantizeJob small {2}Pending\n├─ not ready: PersistentVolumeClaimNotFound: /);
+    assert.match(tree, /├─ attempt 0\n│ {2}└─ small-0-quantizer \(rank 0\) {2}Pending, ImagePullBackOff: none\n/);
+  });
+  const top = await printed(t, 'top', '-n', 'quantizations');
+  assert.match(
+    top,
+    /^no FaceTrainJob .*\n\nQUANTIZEJOB +PHASE +RESTARTS +WHY\nsmall +Pending +0 +PersistentVolumeClaimNotFound: /,
+  );
+  const { stderr } = await run(t, 'logs', 'small', '-n', 'quantizations', '--attempt', '7');
+  assert.match(stderr, /QuantizeJob small: no pod of quantizer of attempt 7; there are pods of rank 0 of attempt 0/);
+});
+
 test('suspend, resume and restart change the job, and a restart begins the next attempt', async (t) => {
   const ns = await TestNamespace.open(t, plane, 'change');
   await ns.applyFaceTrainJob('faces', { trainers: { replicas: 1 } });

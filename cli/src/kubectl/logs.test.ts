@@ -10,7 +10,10 @@ test('the log of a rank that no attempt has is not waited for', async () => {
   };
   const cluster = {
     namespace: 'faces',
-    job: async () => ({ metadata: { uid: 'job' }, spec: { trainers: { replicas: 2, elastic: { maxReplicas: 3 } } } }),
+    jobOfEitherKind: async () => ({
+      kind: 'FaceTrainJob',
+      job: { metadata: { uid: 'job' }, spec: { trainers: { replicas: 2, elastic: { maxReplicas: 3 } } } },
+    }),
     pods: async () => [placeholder],
   } as unknown as Cluster;
   const follow = (rank: number, signal: AbortSignal) =>
@@ -41,7 +44,7 @@ test('a log that ends while its container runs is asked for again from there, un
   const job = { metadata: { uid: 'job' }, spec: {}, status: {} };
   const cluster = {
     namespace: 'faces',
-    job: async () => structuredClone(job),
+    jobOfEitherKind: async () => ({ kind: 'FaceTrainJob', job: structuredClone(job) }),
     pods: async () => [structuredClone(pod)],
     client: {
       async *stream(_path: string, query: object) {
@@ -88,7 +91,7 @@ test('the log goes on when the kubelet starts the container again in its pod', a
   };
   const cluster = {
     namespace: 'faces',
-    job: async () => structuredClone(job),
+    jobOfEitherKind: async () => ({ kind: 'FaceTrainJob', job: structuredClone(job) }),
     pods: async () => [structuredClone(pod)],
     client: {
       async *stream() {
@@ -118,7 +121,10 @@ test('of a pod with several ranks, the lines of one', async () => {
   };
   const cluster = {
     namespace: 'faces',
-    job: async () => ({ metadata: { uid: 'job' }, spec: { trainers: { replicas: 2, ranksPerPod: 4 } }, status }),
+    jobOfEitherKind: async () => ({
+      kind: 'FaceTrainJob',
+      job: { metadata: { uid: 'job' }, spec: { trainers: { replicas: 2, ranksPerPod: 4 } }, status },
+    }),
     pods: async () => [pod],
     client: {
       async *stream(_path: string, query: object) {
@@ -130,7 +136,7 @@ test('of a pod with several ranks, the lines of one', async () => {
     words: (_subject: string, error: unknown) => error,
   } as unknown as Cluster;
   let breaks = false;
-  const logOf = async (rank: number, options: Partial<LogsOptions> = {}) => {
+  const logOf = async (rank: number, options: Partial<LogsOptions> = {}): Promise<string> => {
     let text = '';
     const write = async (data: Buffer) => void (text += String(data));
     await writeLogs(cluster, 'faces', { rank, ...options }, write, () => {}, AbortSignal.timeout(60_000));

@@ -65,14 +65,16 @@ export async function writeLogs(
   let announced: string | undefined;
   let position: Position | undefined;
   for (;;) {
-    const job = await cluster.job(name);
-    const owner = options.quantizer
-      ? await quantizeJobUid(cluster, job.status?.quantizeJobName, name)
-      : job.metadata.uid;
+    const { kind, job } = await cluster.jobOfEitherKind(name);
+    const isQuantizer = kind === 'QuantizeJob' || options.quantizer === true;
+    const owner =
+      kind === 'FaceTrainJob' && isQuantizer
+        ? await quantizeJobUid(cluster, job.status?.quantizeJobName, name)
+        : job.metadata.uid;
     const all = (await cluster.pods(owner)).filter((pod) => !isPlaceholder(pod));
     const pod = all.find(
       (one) =>
-        (options.quantizer || hasRank(one, options.rank)) &&
+        (isQuantizer || hasRank(one, options.rank)) &&
         (options.attempt === undefined
           ? last === undefined || attemptOf(one) > last
           : attemptOf(one) === options.attempt),
@@ -87,7 +89,8 @@ export async function writeLogs(
       const hasStarted = isPlaced && (await writeLog(cluster, pod, options, position, write, signal));
       // What was asked for after the container had ended is all.
       if (hasStarted && hasEnded(pod)) last = attemptOf(pod);
-    } else if (last === undefined && (!options.follow || neverComes(job, options))) throw noPod(name, all, options);
+    } else if (last === undefined && (!options.follow || (!isQuantizer && neverComes(job, options))))
+      throw noPod(`${kind} ${name}`, all, { ...options, quantizer: isQuantizer });
     const isLast = isFinished(job) || (options.attempt !== undefined && last !== undefined);
     if (!options.follow || signal.aborted || (isLast && (pod === undefined || hasEnded(pod)))) return;
     await delay(RETRY_MILLISECONDS, undefined, { signal });
@@ -106,9 +109,9 @@ interface Trainers {
 }
 
 /** Whether no attempt of the job has the rank, as its spec is now. */
-function neverComes({ spec }: Job, { rank, quantizer }: LogsOptions): boolean {
+function neverComes({ spec }: Pick<Job, 'spec'>, { rank }: LogsOptions): boolean {
   const { replicas = 1, ranksPerPod = 1, elastic } = (spec.trainers ?? {}) as Trainers;
-  return !quantizer && rank >= Math.max(replicas, elastic?.maxReplicas ?? 0) * ranksPerPod;
+  return rank >= Math.max(replicas, elastic?.maxReplicas ?? 0) * ranksPerPod;
 }
 
 async function quantizeJobUid(cluster: Cluster, quantizeJob: string | undefined, name: string): Promise<string> {
@@ -122,12 +125,12 @@ async function quantizeJobUid(cluster: Cluster, quantizeJob: string | undefined,
   });
 }
 
-function noPod(name: string, pods: Pod[], { rank, attempt, quantizer }: LogsOptions): FacetrainError {
+function noPod(subject: string, pods: Pod[], { rank, attempt, quantizer }: LogsOptions): FacetrainError {
   const wanted = `${quantizer ? 'quantizer' : `rank ${rank}`}${attempt === undefined ? '' : ` of attempt ${attempt}`}`;
   const known = pods.map((pod) => `${ranksText(pod)} of attempt ${attemptOf(pod)}`).slice(0, 20);
   return new FacetrainError({
     code: 'InvalidArgument',
-    subject: `FaceTrainJob ${name}`,
+    subject,
     found: `no pod of ${wanted}`,
     allowed: known.length === 0 ? 'it has no pods' : `there are pods of ${known.join(', ')}`,
   });

@@ -1,4 +1,6 @@
 /** `kubectl facetrain status` and `top`: what jobs do, and what they wait for. */
+
+import { controllerOf } from '@facetrain/operator/runtime/resource';
 import { nextSearch } from '@facetrain/planner/facetrainjob/elastic';
 import { isGone, timesStartedAgain } from '@facetrain/planner/gone-containers';
 import type { Outcome } from '../command-action.ts';
@@ -11,6 +13,7 @@ import {
   isPlaceholder,
   type Job,
   type Pod,
+  type QuantizeJob,
   ranksText,
   readyOf,
   timeOfEvent,
@@ -31,7 +34,9 @@ interface Node {
  * quantization, recent warnings.
  */
 export async function jobStatus(cluster: Cluster, name: string): Promise<Outcome> {
-  const job = await cluster.job(name);
+  const found = await cluster.jobOfEitherKind(name);
+  if (found.kind === 'QuantizeJob') return quantizationStatus(cluster, found.job);
+  const { job } = found;
   const [pods, workloads, quantizeJob, warnings] = await Promise.all([
     cluster.pods(job.metadata.uid),
     job.spec.queue === undefined ? [] : cluster.workloads(job.metadata.uid),
@@ -39,7 +44,6 @@ export async function jobStatus(cluster: Cluster, name: string): Promise<Outcome
     cluster.warnings(job.metadata.uid),
   ]);
   const quantizerPods = quantizeJob ? await cluster.pods(quantizeJob.metadata.uid) : [];
-  const shownWarnings = warnings.slice(-WARNINGS);
   const tree: Node = {
     text: `FaceTrainJob ${name}  ${job.status?.phase ?? 'not seen by the operator yet'}`,
     children: [
@@ -57,15 +61,38 @@ export async function jobStatus(cluster: Cluster, name: string): Promise<Outcome
           ]
         : []),
       ...(job.status?.artifact ? [{ text: `artifact ${job.status.artifact.uri}` }] : []),
-      ...(shownWarnings.length > 0 ? [{ text: 'warnings', children: shownWarnings.map(warningNode) }] : []),
+      ...warningNodes(warnings),
     ],
   };
   return { json: { job, pods, workloads, quantizeJob, quantizerPods, warnings }, text: draw(tree) };
 }
 
-/** All jobs of the namespace, a line each. */
+/** A QuantizeJob as a tree. Progress is in the metrics of its pod alone. */
+async function quantizationStatus(cluster: Cluster, job: QuantizeJob): Promise<Outcome> {
+  const { uid, name } = job.metadata;
+  const [pods, workloads, warnings] = await Promise.all([
+    cluster.pods(uid),
+    job.spec.queue === undefined ? [] : cluster.workloads(uid),
+    cluster.warnings(uid),
+  ]);
+  const tree: Node = {
+    text: `QuantizeJob ${name}  ${job.status?.phase ?? 'not seen by the operator yet'}`,
+    children: [
+      ...reasonNodes(job),
+      ...workloads.map((workload) => ({ text: workloadText(workload) })),
+      ...restartNodes(job),
+      ...attempts(pods, job.status?.attempt ?? 0),
+      ...(job.status?.artifact ? [{ text: `artifact ${job.status.artifact.uri}` }] : []),
+      ...warningNodes(warnings),
+    ],
+  };
+  return { json: { job, pods, workloads, warnings }, text: draw(tree) };
+}
+
+/** All jobs of the namespace, a line each: FaceTrainJobs, then the QuantizeJobs that no training has made. */
 export async function topJobs(cluster: Cluster): Promise<Outcome> {
-  const jobs = await cluster.jobs();
+  const [jobs, all] = await Promise.all([cluster.jobs(), cluster.quantizeJobs()]);
+  const quantizeJobs = all.filter(({ metadata }) => controllerOf({ metadata }) === undefined);
   const header = ['NAME', 'PHASE', 'READY', 'STEP', 'DONE', 'IMAGES/S', 'LOSS', 'LEFT', 'RESTARTS', 'WHY'];
   const rows = jobs.map((job): string[] => {
     const { phase = '', trainers, progress, restarts } = job.status ?? {};
@@ -83,8 +110,21 @@ export async function topJobs(cluster: Cluster): Promise<Outcome> {
       ready?.status === 'False' ? `${ready.reason}: ${ready.message}` : '',
     ];
   });
-  const text = jobs.length === 0 ? `no FaceTrainJob in namespace ${cluster.namespace}\n` : columns([header, ...rows]);
-  return { json: { jobs }, text };
+  const quantizations = quantizeJobs.map((job) => {
+    const { phase = '', restarts } = job.status ?? {};
+    const ready = readyOf(job);
+    return [
+      job.metadata.name,
+      phase,
+      String((restarts?.count ?? 0) + (restarts?.disruptions ?? 0)),
+      ready?.status === 'False' ? `${ready.reason}: ${ready.message}` : '',
+    ];
+  });
+  const tables = [
+    jobs.length === 0 ? `no FaceTrainJob in namespace ${cluster.namespace}\n` : columns([header, ...rows]),
+    ...(quantizations.length > 0 ? [columns([['QUANTIZEJOB', 'PHASE', 'RESTARTS', 'WHY'], ...quantizations])] : []),
+  ];
+  return { json: { jobs, quantizeJobs }, text: tables.join('\n') };
 }
 
 const timeLeft = (time: string): string => duration(Math.max(0, (Date.parse(time) - Date.now()) / 1000));
@@ -151,8 +191,9 @@ export function workloadText({ metadata, spec, status = {} }: Workload): string 
   return `Workload ${metadata.name}  ${state}`;
 }
 
-function progressNodes({ status }: Job): Node[] {
-  const { progress, checkpoint, restarts } = status ?? {};
+function progressNodes(job: Job): Node[] {
+  const { status } = job;
+  const { progress, checkpoint } = status ?? {};
   const nodes: Node[] = [];
   if (progress)
     nodes.push({
@@ -160,13 +201,14 @@ function progressNodes({ status }: Job): Node[] {
       children: [{ text: `last work ${age(progress.lastHeartbeatTime)} ago` }],
     });
   if (checkpoint) nodes.push({ text: `checkpoint of step ${checkpoint.step}: ${checkpoint.uri}` });
-  if (restarts && restarts.count + (restarts.disruptions ?? 0) > 0)
-    nodes.push({
-      text:
-        `restarts: ${restarts.count} that count${inPlaceOf(restarts)}, ${restarts.disruptions ?? 0} by others; ` +
-        `the last: ${restarts.lastReason}: ${restarts.lastMessage}`,
-    });
-  return nodes;
+  return [...nodes, ...restartNodes(job)];
+}
+
+function restartNodes({ status }: Job | QuantizeJob): Node[] {
+  const { restarts } = status ?? {};
+  if (!restarts || restarts.count + (restarts.disruptions ?? 0) === 0) return [];
+  const counts = `${restarts.count} that count${inPlaceOf(restarts)}, ${restarts.disruptions ?? 0} by others`;
+  return [{ text: `restarts: ${counts}; the last: ${restarts.lastReason}: ${restarts.lastMessage}` }];
 }
 
 const inPlaceOf = ({ inPlace = 0 }: { inPlace?: number | undefined }): string =>
@@ -210,6 +252,9 @@ export function stateOf({ metadata, status = {} }: Pod): string {
   ];
   return [phase, ...details.filter((text) => text !== '')].join(', ');
 }
+
+const warningNodes = (warnings: Event[]): Node[] =>
+  warnings.length === 0 ? [] : [{ text: 'warnings', children: warnings.slice(-WARNINGS).map(warningNode) }];
 
 const warningNode = (event: Event): Node => ({
   text: `${age(timeOfEvent(event))} ago  ${event.reason}: ${event.message ?? ''}`,
