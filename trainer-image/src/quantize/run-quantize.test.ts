@@ -284,8 +284,15 @@ test('the termination message has the artifact or the error, and no output has a
   }
 });
 
-test('the same inputs give the same bytes with any number of threads, and with activations in a file', async () => {
+test('the same inputs give the same bytes with any number of threads, and with activations in a file', async (t) => {
   await runQuantize(config(), program());
+  // As where /tmp is in memory, which is no place for the file.
+  const started = process.env;
+  const { TMPDIR: _, ...environment } = started;
+  process.env = { ...environment, TMP: '/dev/shm' };
+  t.after(() => {
+    process.env = started;
+  });
   const again = { outputDirectory: join(scratch, 'again'), computeThreads: 2, searchMemoryBytes: 0 };
   await runQuantize(config(again), program());
   const written = await contents(again.outputDirectory);

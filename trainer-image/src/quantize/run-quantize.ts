@@ -3,7 +3,7 @@
  * gate and publishes. The same configuration and input files give the same output, byte for byte.
  */
 import { randomUUID } from 'node:crypto';
-import { access } from 'node:fs/promises';
+import { access, statfs } from 'node:fs/promises';
 import { availableParallelism, tmpdir } from 'node:os';
 import { join } from 'node:path';
 import {
@@ -344,6 +344,8 @@ const degrees = (cosine: number) => (Math.acos(Math.min(Math.max(cosine, -1), 1)
 
 /** Of the activations of all pictures, in a search. */
 const DEFAULT_MEMORY_BYTES = 2 * 2 ** 30;
+/** Type of such a file system, of statfs(2). */
+const TMPFS = 0x01021994;
 
 const STAGES = { equalizing: 'Equalizing', searching: 'Searching' } as const;
 
@@ -367,7 +369,7 @@ async function search(
       ...config.search,
       memoryBytes:
         config.searchMemoryBytes ?? Math.min(DEFAULT_MEMORY_BYTES, Math.floor(process.availableMemory() / 2)),
-      temporaryDirectory: tmpdir(),
+      temporaryDirectory: await folderForActivations(),
       computeThreads,
       signal,
       decided,
@@ -395,6 +397,12 @@ function upload(folder: string, names: string[], to: Destination, program: Progr
     to,
     program,
   );
+}
+
+/** $TMPDIR, or else /tmp; on a system that has that in memory, /var/tmp. */
+async function folderForActivations(): Promise<string> {
+  const isInMemory = async (folder: string) => (await statfs(folder)).type === TMPFS;
+  return !process.env.TMPDIR && (await isInMemory(tmpdir())) ? '/var/tmp' : tmpdir();
 }
 
 /**
