@@ -96,7 +96,7 @@ export const DEVICE_KINDS = {
     // What the products of Partial FC reach on a core of Zen 4.
     products: { fp32: 112 * giga, bf16: 228 * giga },
     // oneDNN's convolutions, with the operators between them.
-    convolutions: { fp32: 0.83, bf16: 0.81 },
+    convolutions: { fp32: 1, bf16: 0.95 },
     headProducts: { fp32: 1, bf16: 1 },
     linkBytesPerSecond: 2 * giga,
     hostBytesPerSecond: 8 * giga,

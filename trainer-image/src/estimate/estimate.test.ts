@@ -10,7 +10,7 @@ import { exampleFaces, root } from '../../../hack/lib/paths.mjs';
 import { buildBackbone } from '../backbones/backbone.ts';
 import { GraphBuilder } from '../testing/graph-fixtures.ts';
 import { adviceFor } from './advice.ts';
-import { backboneCost } from './backbone-cost.ts';
+import { type BackboneCost, backboneCost } from './backbone-cost.ts';
 import { DEVICE_KINDS } from './device-kinds.ts';
 import { fittingChanges, lacking, needsOf, type PlannedJob } from './fitting.ts';
 import { type Machines, stepTime } from './step-time.ts';
@@ -152,6 +152,24 @@ describe('Partial FC on a CPU, as docs/benchmarks.md has it', () => {
       for (const precision of ['fp32', 'bf16'] as const) {
         const facts = { ...onH100, device: 'cpu' as const, numClasses, sampleRate, precision };
         assertNear(1000 * stepTime(facts, cpu).stages.head, ms[precision], 0.1, `milliseconds in ${precision}`);
+      }
+    });
+});
+
+describe('training a backbone on a CPU, as docs/benchmarks.md has it', () => {
+  const cases: [cell: string, backbone: BackboneCost, batch: number, threads: number, fp32: number, bf16: number][] = [
+    ['| mobilefacenet, B=16, one thread | 604 | 361 |', mobilefacenet, 16, 1, 604, 361],
+    ['| mobilefacenet, B=32, two threads | 729 | 424 |', mobilefacenet, 32, 2, 729, 424],
+    ['| iresnet50, B=8, one thread | 2,989 | 1,493 |', iresnet50, 8, 1, 2989, 1493],
+  ];
+  for (const [cell, backbone, globalBatchSize, threads, fp32, bf16] of cases)
+    test(cell, () => {
+      assertDocumented(cell);
+      for (const [precision, ms] of Object.entries({ fp32, bf16 }) as ['fp32' | 'bf16', number][]) {
+        const facts = { ...onH100, device: 'cpu' as const, backbone, globalBatchSize, precision };
+        const { forward, backward } = stepTime(facts, { ...cpu, threads }).stages;
+        // Coarser than on a GPU: caches, and memory that threads share, are no part of the model.
+        assertNear(1000 * (forward + backward), ms, 0.25, `milliseconds in ${precision}`);
       }
     });
 });
