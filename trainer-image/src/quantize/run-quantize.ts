@@ -401,8 +401,10 @@ function upload(folder: string, names: string[], to: Destination, program: Progr
 
 /** $TMPDIR, or else /tmp; on a system that has that in memory, /var/tmp. */
 async function folderForActivations(): Promise<string> {
-  const isInMemory = async (folder: string) => (await statfs(folder)).type === TMPFS;
-  return !process.env.TMPDIR && (await isInMemory(tmpdir())) ? '/var/tmp' : tmpdir();
+  if (process.env.TMPDIR) return tmpdir();
+  // A folder that is not there matters only to a search that needs one.
+  const system = await statfs(tmpdir()).catch(() => undefined);
+  return system?.type === TMPFS ? '/var/tmp' : tmpdir();
 }
 
 /**
