@@ -246,6 +246,17 @@ void for_each_weight(const Shape& shape, Function function) {
         for (int64_t x = 0; x < shape.kernel; ++x) function(c, j, y, x, offset++);
 }
 
+// The numbers of a weight in the order that sum_row takes, each at place_of(c, j, y, x).
+std::vector<float> arranged(const at::Tensor& weight, const Shape& shape, const auto& place_of) {
+  const at::Tensor wide = weight.to(at::kFloat).contiguous();
+  std::vector<float> result(static_cast<size_t>(shape.blocks() * shape.taps() * kLanes), 0.f);
+  for_each_weight(shape,
+                  [&, from = wide.const_data_ptr<float>()](int64_t c, int64_t j, int64_t y, int64_t x, int64_t offset) {
+                    result[place_of(c, j, y, x)] = from[offset];
+                  });
+  return result;
+}
+
 template <class T>
 void for_each_picture(int64_t pictures, const Shape& shape, const auto& function) {
   at::parallel_for(0, pictures, /*grain_size=*/1, [&](int64_t first, int64_t last) {
@@ -345,12 +356,8 @@ class GroupedConv : public torch::autograd::Function<GroupedConv> {
     context->saved_data["pads"] = std::vector<int64_t>(window.pads.begin(), window.pads.end());
     context->saved_data["bias"] = bias.has_value();
     const Shape shape = forward_shape(x, weight, window);
-    const at::Tensor wide = weight.to(at::kFloat).contiguous();
-    std::vector<float> weights(static_cast<size_t>(shape.blocks() * shape.taps() * kLanes), 0.f);
-    for_each_weight(
-        shape, [&, from = wide.const_data_ptr<float>()](int64_t c, int64_t j, int64_t ky, int64_t kx, int64_t offset) {
-          weights[place(shape, c, j, ky, kx)] = from[offset];
-        });
+    const std::vector<float> weights = arranged(
+        weight, shape, [&](int64_t c, int64_t j, int64_t ky, int64_t kx) { return place(shape, c, j, ky, kx); });
     return convolve(x, weights, by_block(bias.value_or(at::Tensor()), shape.channels), shape);
   }
 
@@ -365,12 +372,9 @@ class GroupedConv : public torch::autograd::Function<GroupedConv> {
     at::Tensor to_x, to_weight, to_bias;
     if (context->needs_input_grad(0)) {
       // Channel c of x meets, in copy j of the gradient, the j-th output of its group.
-      const at::Tensor wide = weight.to(at::kFloat).contiguous();
-      std::vector<float> weights(static_cast<size_t>(back.blocks() * back.taps() * kLanes), 0.f);
-      for_each_weight(shape, [&, from = wide.const_data_ptr<float>()](int64_t c, int64_t j, int64_t ky, int64_t kx,
-                                                                      int64_t offset) {
+      const std::vector<float> weights = arranged(weight, shape, [&](int64_t c, int64_t j, int64_t ky, int64_t kx) {
         const int64_t input = c / shape.group * shape.group + j, last = shape.kernel - 1;
-        weights[place(back, input, c % shape.group, last - ky, last - kx)] = from[offset];
+        return place(back, input, c % shape.group, last - ky, last - kx);
       });
       to_x = convolve(above, weights, by_block({}, shape.channels), back);
     }

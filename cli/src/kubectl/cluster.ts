@@ -125,11 +125,7 @@ export class Cluster {
 
   /** @throws FacetrainError InvalidArgument when there is none of this name: it lists those that there are */
   async job(name: string): Promise<Job> {
-    const found = await this.#faceTrainJob(name);
-    if (found) return found;
-    const names = (await this.jobs()).map(({ metadata }) => metadata.name);
-    const some = names.length === 0 ? 'there is none' : `there are ${names.slice(0, 20).join(', ')}`;
-    throw refusal(`FaceTrainJob ${name}`, `not found in namespace ${this.namespace}`, `${some}; -n names another one`);
+    return (await this.#faceTrainJob(name)) ?? this.#refuseName(name);
   }
 
   /** The FaceTrainJob of this name, else the QuantizeJob. @throws as `job` when there is neither */
@@ -137,9 +133,13 @@ export class Cluster {
     const training = await this.#faceTrainJob(name);
     if (training) return { kind: 'FaceTrainJob', job: training };
     const quantization = (await this.quantizeJobs()).find(({ metadata }) => metadata.name === name);
-    return quantization
-      ? { kind: 'QuantizeJob', job: quantization }
-      : { kind: 'FaceTrainJob', job: await this.job(name) };
+    return quantization ? { kind: 'QuantizeJob', job: quantization } : this.#refuseName(name);
+  }
+
+  async #refuseName(name: string): Promise<never> {
+    const names = (await this.jobs()).map(({ metadata }) => metadata.name);
+    const some = names.length === 0 ? 'there is none' : `there are ${names.slice(0, 20).join(', ')}`;
+    throw refusal(`FaceTrainJob ${name}`, `not found in namespace ${this.namespace}`, `${some}; -n names another one`);
   }
 
   async #faceTrainJob(name: string): Promise<Job | undefined> {

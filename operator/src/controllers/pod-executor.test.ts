@@ -4,7 +4,7 @@ import type { Action } from '@facetrain/planner/plan';
 import { ApiError } from '../runtime/api-error.ts';
 import type { Client } from '../runtime/client.ts';
 import type { EventRecorder } from '../runtime/event-recorder.ts';
-import type { Resource } from '../runtime/resource.ts';
+import type { KubernetesObject, Resource } from '../runtime/resource.ts';
 import { silentLog } from '../testing/silent-log.ts';
 import { Executor } from './pod-executor.ts';
 import { faceTrainJobs, type JobObject } from './resources.ts';
@@ -23,19 +23,22 @@ const patchOfWorkload: Action = {
   status: {},
 };
 
-test('a timer ends in its time while the status that has changed meanwhile is not due', async () => {
-  let written = 0;
-  const patch = async () => {
-    written += 1;
-    return job;
-  };
-  const executor = new Executor({
+const executorWith = (patch: (...args: Parameters<Client['patch']>) => Promise<KubernetesObject>): Executor =>
+  new Executor({
     kind: 'FaceTrainJob',
     resource: faceTrainJobs,
     client: { patch } as unknown as Client,
     caches: {},
     events: { emit: () => {} } as unknown as EventRecorder,
   });
+
+test('a timer ends in its time while the status that has changed meanwhile is not due', async () => {
+  let written = 0;
+  const patch = async () => {
+    written += 1;
+    return job;
+  };
+  const executor = executorWith(patch);
   const execute = (active: number, requeueAfterSeconds: number | null) => {
     const status = { trainers: { active, ready: 0, succeeded: 0, failed: 0, desired: 8, selector: '' } };
     return executor.execute(job, { actions: [], status, events: [], requeueAfterSeconds }, silentLog);
@@ -54,13 +57,7 @@ test('a Workload that cannot be changed holds back no status, and is tried again
     written.push((body as { status: object }).status);
     return job;
   };
-  const executor = new Executor({
-    kind: 'FaceTrainJob',
-    resource: faceTrainJobs,
-    client: { patch } as unknown as Client,
-    caches: {},
-    events: { emit: () => {} } as unknown as EventRecorder,
-  });
+  const executor = executorWith(patch);
   const status = { completionTime: '2026-01-01T00:00:00Z' };
   const plan = { actions: [patchOfWorkload], status, events: [], requeueAfterSeconds: 0 };
   await assert.rejects(executor.execute(job, plan, silentLog), /failed calling webhook/);
