@@ -12,7 +12,7 @@ import { HeadObjectCommand, type HeadObjectCommandOutput, paginateListObjectsV2 
 import { FacetrainError, parseStorageUri, type StorageAddress, s3Uri } from '@facetrain/api';
 import { makeFolder, removeTemporaries, writeAtomically } from './atomic-files.ts';
 import type { LockOptions } from './folder-lock.ts';
-import { httpStatus, s3Client, s3Error } from './s3.ts';
+import { headObject, httpStatus, s3Client, s3Error } from './s3.ts';
 import { type Bucket, type Download, finishDownload, sendOptions, withDiskErrors } from './s3-download.ts';
 import { fetchShared } from './shared-fetch.ts';
 
@@ -67,7 +67,7 @@ export async function fetchTo(
   const bucket: Bucket = { client, address: request, name, signal };
   const sharing = request.shared ? lock : null;
   try {
-    const head = key === '' || key.endsWith('/') ? null : await headObject(bucket, key);
+    const head = key === '' || key.endsWith('/') ? null : await findObject(bucket, key);
     if (head) return [await fetchObject(bucket, { key, to: request.to, head }, sharing)];
     return await fetchPrefix(bucket, key === '' || key.endsWith('/') ? key : `${key}/`, request.to, sharing);
   } catch (error) {
@@ -81,7 +81,7 @@ export async function fetchTo(
  * Null when there is no such object. The answer to a HEAD has no body, so a refusal has no reason. It counts as null,
  * too: the listing that follows is refused with a reason.
  */
-async function headObject(bucket: Bucket, key: string): Promise<HeadObjectCommandOutput | null> {
+async function findObject(bucket: Bucket, key: string): Promise<HeadObjectCommandOutput | null> {
   try {
     return await bucket.client.send(
       new HeadObjectCommand({ Bucket: bucket.name, Key: key, ChecksumMode: 'ENABLED' }),
@@ -153,10 +153,8 @@ async function fetchListed(
     });
   }
   if (bytes !== undefined && time && (await isUpToDate(path, bytes, time))) return { path, bytes, written: false };
-  const head = await bucket.client.send(
-    new HeadObjectCommand({ Bucket: bucket.name, Key: key, ChecksumMode: 'ENABLED' }),
-    sendOptions(bucket),
-  );
+  const input = { Bucket: bucket.name, Key: key, ChecksumMode: 'ENABLED' } as const;
+  const head = await headObject(bucket.client, input, sendOptions(bucket));
   return fetchObject(bucket, { key, to: path, head }, sharing);
 }
 

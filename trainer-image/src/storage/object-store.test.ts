@@ -86,7 +86,8 @@ test('a request is sent again when the store was too slow for it, or has just ch
   assert(await store.put('a', text('a')));
   once('forbidden');
   assert.equal((await store.head('a'))?.bytes, 1);
-  assert.deepEqual([...asked.values()], [2, 2]);
+  // PUT, PUT; HEAD, GET for its reason, HEAD.
+  assert.deepEqual([...asked.values()], [2, 3]);
 
   const fresh = open({}, { patienceMs: 3000 });
   faulty.decide = () => 'forbidden';
@@ -189,14 +190,16 @@ test('credentials in files are read again when the Secret changes', async () => 
   };
   try {
     await write(CREDENTIALS.AWS_SECRET_ACCESS_KEY);
-    const retried = Promise.withResolvers<FacetrainError>();
-    const store = open({ credentials: folder }, { onRetry: (error) => retried.resolve(error) });
+    const retried: string[] = [];
+    const store = open({ credentials: folder }, { onRetry: ({ message }) => retried.push(message) });
     await store.put('a', text('a'));
     await write('another');
-    const put = store.put('b', text('b'));
-    assert.match((await retried.promise).message, /the credentials are wrong \(SignatureDoesNotMatch\)/);
+    // The answer to a HEAD has no body: the reason is asked for.
+    const requests = [store.put('b', text('b')), store.head('a')];
+    while (retried.length < 2) await new Promise((resolve) => setTimeout(resolve, 20));
+    for (const message of retried) assert.match(message, /the credentials are wrong \(SignatureDoesNotMatch\)/);
     await write(CREDENTIALS.AWS_SECRET_ACCESS_KEY);
-    assert(await put);
+    for (const answer of await Promise.all(requests)) assert(answer);
     // Those that never were right are refused at once.
     await write('another');
     await assert.rejects(open({ credentials: folder }).put('c', text('c')), { code: 'StorageFailed', exitCode: 2 });

@@ -13,7 +13,6 @@ import {
   CreateMultipartUploadCommand,
   DeleteObjectCommand,
   GetObjectCommand,
-  HeadObjectCommand,
   ListMultipartUploadsCommand,
   PutObjectCommand,
   paginateListObjectsV2,
@@ -32,7 +31,7 @@ import {
 import { useGenerations } from './generations.ts';
 import { mapAtOnce } from './map-at-once.ts';
 import { PATIENCE_MS } from './retries.ts';
-import { httpStatus, isOfCredentials, s3Client, s3Error } from './s3.ts';
+import { headObject, httpStatus, isOfCredentials, s3Client, s3Error } from './s3.ts';
 
 /**
  * Bytes of a part of an upload. A store takes 10,000 parts: the first half of them is of this size, the others are
@@ -132,7 +131,7 @@ export class ObjectStore {
   /** Size and ETag of an object; undefined when there is none. @throws FacetrainError StorageFailed */
   async head(name: string): Promise<{ bytes: number; etag: string } | undefined> {
     return this.#orMissing(name, async () => {
-      const head = await this.#client.send(new HeadObjectCommand(this.#object(name)));
+      const head = await headObject(this.#client, this.#object(name));
       return { bytes: head.ContentLength ?? 0, etag: head.ETag! };
     });
   }
@@ -391,7 +390,7 @@ async function completeUpload(
   } catch (error) {
     // An earlier try may have succeeded, of which the answer was lost.
     if (!(error instanceof Error) || error.name !== 'NoSuchUpload') throw error;
-    const head = await client.send(new HeadObjectCommand(object)).catch((failure: unknown) => {
+    const head = await headObject(client, object).catch((failure: unknown) => {
       if (isMissing(failure)) return undefined;
       throw failure; // and is asked again
     });

@@ -6,7 +6,13 @@
  */
 import { readFile } from 'node:fs/promises';
 import { join } from 'node:path';
-import { S3Client } from '@aws-sdk/client-s3';
+import {
+  GetObjectCommand,
+  HeadObjectCommand,
+  type HeadObjectCommandInput,
+  type HeadObjectCommandOutput,
+  S3Client,
+} from '@aws-sdk/client-s3';
 import {
   type Destination,
   ExitCode,
@@ -102,9 +108,27 @@ const hasIdentity = (): boolean => IDENTITY_ENV.some((name) => process.env[name]
  */
 export const isOfCredentials = (error: unknown): boolean =>
   error instanceof Error &&
-  (CREDENTIALS_FAILURES.includes(error.name) ||
-    (error.name === 'Unknown' && [400, 403].includes(httpStatus(error) ?? 0)) ||
-    isTokenMissing(error));
+  (CREDENTIALS_FAILURES.includes(error.name) || isWithoutReason(error) || isTokenMissing(error));
+
+/** The answer to a HEAD, whose refusal has a reason: where it has none, a GET of a byte is refused with one. */
+export async function headObject(
+  client: S3Client,
+  input: HeadObjectCommandInput,
+  options: { abortSignal?: AbortSignal } = {},
+): Promise<HeadObjectCommandOutput> {
+  try {
+    return await client.send(new HeadObjectCommand(input), options);
+  } catch (error) {
+    if (!(error instanceof Error) || !isWithoutReason(error)) throw error;
+    const { Bucket, Key } = input;
+    const got = await client.send(new GetObjectCommand({ Bucket, Key, Range: 'bytes=0-0' }), options);
+    await got.Body?.transformToByteArray();
+    throw error; // The store permits it by now.
+  }
+}
+
+const isWithoutReason = (error: SdkError): boolean =>
+  error.name === 'Unknown' && [400, 403].includes(httpStatus(error) ?? 0);
 
 /** The file of the token is the only one that the SDK needs for a request. */
 const isTokenMissing = (error: SdkError): boolean => error.code === 'ENOENT' && hasIdentity();
