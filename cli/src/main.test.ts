@@ -18,24 +18,36 @@ test('validate prints a line for people, and an object with --json', async () =>
   const program = await facetrain('validate', '-f', job, '--json');
   assert.deepEqual(JSON.parse(program.stdout), {
     valid: true,
-    manifests: [{ kind: 'FaceTrainJob', name: 'lfw-small' }],
+    manifests: [{ kind: 'FaceTrainJob', name: 'lfw-small', warnings: [] }],
   });
 });
 
+const validate = (input: string) => new Running(['validate', '-f', '-'], { input }).outcome;
+const minimalJob = ({ metadata, spec }: { metadata?: object; spec?: object }) =>
+  JSON.stringify({
+    apiVersion: 'facetrain.dev/v1alpha1',
+    kind: 'FaceTrainJob',
+    metadata: { name: 'faces', ...metadata },
+    spec: {
+      dataset: { uri: 'pvc://data' },
+      model: { backbone: 'mobilefacenet' },
+      output: { uri: 'pvc://out' },
+      ...spec,
+    },
+  });
+
+test('validate warns of a label that names a queue where the spec names none', async () => {
+  const metadata = { labels: { 'kueue.x-k8s.io/queue-name': 'team' } };
+  const { code, stdout } = await validate(minimalJob({ metadata }));
+  assert.equal(code, 0);
+  assert.match(stdout, /^-: FaceTrainJob faces is valid\n-: FaceTrainJob faces: warning: label kueue\.x-k8s\.io/);
+  assert.match(stdout, /queue-name: team; .* \(QueueNotSet\): a queue is set by spec\.queue\.name\n$/);
+  const queued = await validate(minimalJob({ metadata, spec: { queue: { name: 'team' } } }));
+  assert.equal(queued.stdout, '-: FaceTrainJob faces is valid\n');
+});
+
 test('validate reads standard input, and refuses a field of a pod template that would have no effect', async () => {
-  const manifest = (podTemplate: object) =>
-    JSON.stringify({
-      apiVersion: 'facetrain.dev/v1alpha1',
-      kind: 'FaceTrainJob',
-      metadata: { name: 'faces' },
-      spec: {
-        dataset: { uri: 'pvc://data' },
-        model: { backbone: 'mobilefacenet' },
-        output: { uri: 'pvc://out' },
-        trainers: { podTemplate },
-      },
-    });
-  const validate = (input: string) => new Running(['validate', '-f', '-'], { input }).outcome;
+  const manifest = (podTemplate: object) => minimalJob({ spec: { trainers: { podTemplate } } });
   const valid = await validate(manifest({ spec: { nodeSelector: { pool: 'gpu' } } }));
   assert.deepEqual([valid.code, valid.stdout], [0, '-: FaceTrainJob faces is valid\n']);
   const misplaced = await validate(manifest({ nodeSelector: { pool: 'gpu' } }));

@@ -228,14 +228,18 @@ command('validate', 'check a manifest, as the API server would')
   .requiredOption('-f, --file <manifest>', 'FaceTrainJobs and QuantizeJobs, in YAML or JSON; - is standard input')
   .action(
     action(async ({ file }: { file: string }) => {
-      const { checkPodTemplates, readManifests } = await import('./manifest.ts');
+      const { checkPodTemplates, readManifests, warningsOf } = await import('./manifest.ts');
       const read = await readManifests(file);
       checkPodTemplates(read);
-      const manifests = read.map(({ kind, metadata }) => ({ kind, name: metadata.name }));
-      return {
-        json: { valid: true, manifests },
-        text: manifests.map(({ kind, name }) => `${file}: ${kind} ${name} is valid\n`).join(''),
-      };
+      const manifests = read.map((manifest) => {
+        const { kind, metadata } = manifest;
+        return { kind, name: metadata.name, warnings: warningsOf(manifest) };
+      });
+      const lines = manifests.flatMap(({ kind, name, warnings }) => [
+        `${file}: ${kind} ${name} is valid\n`,
+        ...warnings.map((warning) => `${file}: ${kind} ${name}: warning: ${warning}\n`),
+      ]);
+      return { json: { valid: true, manifests }, text: lines.join('') };
     }),
   );
 

@@ -12,6 +12,7 @@ import {
   parseStorageUri,
   QuantizeJob,
 } from '@facetrain/api';
+import { QUEUE_LABEL } from '@facetrain/planner/queue';
 import { parseAllDocuments } from 'yaml';
 
 export type Manifest = FaceTrainJob | QuantizeJob;
@@ -45,6 +46,16 @@ export function checkPodTemplates(manifests: Manifest[]): void {
     const colon = problem.indexOf(': ');
     throw refusal(`${metadata.name}: ${problem.slice(0, colon)}`, 'refused', problem.slice(colon + 2));
   }
+}
+
+/** What the API server accepts of a manifest, and still keeps the job from starting in some clusters. */
+export function warningsOf({ metadata, spec }: Manifest): string[] {
+  const queue = metadata.labels?.[QUEUE_LABEL];
+  if (queue === undefined || spec.queue !== undefined) return [];
+  return [
+    `label ${QUEUE_LABEL}: ${queue}; where Kueue is installed, the job does not start (QueueNotSet): a queue is set ` +
+      'by spec.queue.name',
+  ];
 }
 
 /** The one FaceTrainJob of a file. @throws FacetrainError InvalidManifest, also for more than one document */

@@ -3,6 +3,7 @@ import assert from 'node:assert/strict';
 import { readFile } from 'node:fs/promises';
 import { join } from 'node:path';
 import { after, before, test } from 'node:test';
+import { QUEUE_LABEL } from '@facetrain/planner/queue';
 import { parse, parseAllDocuments } from 'yaml';
 import { root } from '../../../hack/lib/paths.mjs';
 import { defineResource, type KubernetesObject } from '../runtime/resource.ts';
@@ -121,6 +122,24 @@ test('a job whose queue nobody serves says so, and starts to queue when Kueue is
   assert.deepEqual(await runningPods(ns, 'faces'), []);
   await makeQueue('late', 1);
   await waitForPods(ns, 'faces', 'faces-0-0');
+});
+
+test('a job whose label names a queue starts when its spec does', async (t) => {
+  const ns = await TestNamespace.open(t, plane, 'labelled');
+  await makeQueue('labelled', 1);
+  const { queue, ...unqueued } = queued(1);
+  await ns.applyFaceTrainJob('faces', { ...unqueued, suspend: true });
+  await ns.patch(faceTrainJobs, 'faces', { metadata: { labels: { [QUEUE_LABEL]: 'team' } } });
+  await ns.patch(faceTrainJobs, 'faces', { spec: { suspend: false } });
+  await eventually(async () =>
+    assert.match((await ns.conditionText('faces', 'Stalled')) ?? '', /^QueueNotSet: .*queue-name: team; .*spec\.queue/),
+  );
+  await ns.patch(faceTrainJobs, 'faces', { spec: { suspend: true } });
+  await waitForReason(ns, 'faces', /^Suspended/);
+  assert.deepEqual(await podsOf(ns, 'faces'), []);
+  await ns.patch(faceTrainJobs, 'faces', { spec: { suspend: false, queue } });
+  await waitForPods(ns, 'faces', 'faces-0-0');
+  assert.equal(await workloadCondition(ns, 'facetrainjob-faces', 'Admitted'), 'True Admitted');
 });
 
 test('of gangs of 3 and 3 under a quota for 4 one waits; a higher priority preempts; all finish', async (t) => {
