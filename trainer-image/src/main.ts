@@ -159,14 +159,17 @@ async function endAtOnce(): Promise<void> {
 async function fetchMode(args: string[]): Promise<ExitCode> {
   const requests = splitAt(args, '--and').map(fetchOptions);
   const { fetchTo } = await import('./storage/fetch.ts');
-  const { withRetries } = await import('./storage/retries.ts');
+  const { FirstContact, withRetries } = await import('./storage/retries.ts');
   for (const request of requests) {
+    const contact = new FirstContact();
     const fetch = () =>
       fetchTo(request, signal, {
+        onAnswer: contact.answered,
         onWait: (holder) => log.info({ holder, to: request.to }, 'waiting for another process that fetches the same'),
       });
     const fetched = await withRetries(fetch, {
       signal,
+      giveUpAfter: contact.giveUpAfter,
       onRetry: ({ message }, milliseconds) => log.warn({ retryInMs: milliseconds }, message),
     });
     const written = fetched.filter((file) => file.written);

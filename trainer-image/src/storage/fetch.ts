@@ -39,6 +39,11 @@ const CONCURRENT_OBJECTS = 16;
  */
 export const MAX_OBJECTS = 100_000;
 
+interface FetchOptions extends Omit<LockOptions, 'signal'> {
+  /** Called when the store has answered for the first time, in whatever way. */
+  onAnswer?: () => void;
+}
+
 /** How a shared fetch locks; null when no other process fetches to the same path. */
 type Sharing = Omit<LockOptions, 'signal'> | null;
 
@@ -46,7 +51,7 @@ type Sharing = Omit<LockOptions, 'signal'> | null;
 export async function fetchTo(
   request: FetchRequest,
   signal?: AbortSignal,
-  lock: Omit<LockOptions, 'signal'> = {},
+  { onAnswer = () => {}, ...lock }: FetchOptions = {},
 ): Promise<Fetched[]> {
   const location = parseStorageUri(request.uri);
   if (location.scheme === 'file' && !request.shared) return fetchPath(location.path, request.to, signal);
@@ -67,9 +72,14 @@ export async function fetchTo(
   const bucket: Bucket = { client, address: request, name, signal };
   const sharing = request.shared ? lock : null;
   try {
-    const head = key === '' || key.endsWith('/') ? null : await findObject(bucket, key);
+    const isFolder = key === '' || key.endsWith('/');
+    const head = isFolder ? null : await findObject(bucket, key);
+    if (!isFolder) onAnswer();
     if (head) return [await fetchObject(bucket, { key, to: request.to, head }, sharing)];
-    return await fetchPrefix(bucket, key === '' || key.endsWith('/') ? key : `${key}/`, request.to, sharing);
+    const prefix = isFolder ? key : `${key}/`;
+    const objects = await listObjects(bucket, prefix);
+    onAnswer();
+    return await fetchPrefix(bucket, prefix, objects, request.to, sharing);
   } catch (error) {
     throw s3Error(error, request, name, key);
   } finally {
@@ -94,8 +104,13 @@ async function findObject(bucket: Bucket, key: string): Promise<HeadObjectComman
   }
 }
 
-async function fetchPrefix(bucket: Bucket, prefix: string, to: string, sharing: Sharing): Promise<Fetched[]> {
-  const objects = await listObjects(bucket, prefix);
+async function fetchPrefix(
+  bucket: Bucket,
+  prefix: string,
+  objects: Listed[],
+  to: string,
+  sharing: Sharing,
+): Promise<Fetched[]> {
   if (objects.length === 0) {
     throw new FacetrainError({
       code: 'StorageFailed',

@@ -280,6 +280,18 @@ test('a prefix of many small objects: each in its place, and only what changed i
   );
 });
 
+test('a fetch tells when the store has answered, also when it then fails', async () => {
+  let answers = 0;
+  const onAnswer = () => void answers++;
+  const to = join(scratch, 'nothing');
+  await failure(fetchTo({ ...server.address('s3://models/nothing'), to }, undefined, { onAnswer }));
+  assert(answers > 0);
+  answers = 0;
+  const endpoint = `http://127.0.0.1:${(await freePorts(1))[0]}`;
+  await failure(fetchTo({ ...server.address('s3://models/nothing'), endpoint, to }, undefined, { onAnswer }));
+  assert.equal(answers, 0);
+});
+
 test('a prefix of more objects than can be fetched in a sensible time is refused', async () => {
   const listing = createServer((_request, response) => {
     const contents = Array.from({ length: 1000 }, (_, i) => `<Contents><Key>ID/${i}.jpg</Key></Contents>`).join('');
@@ -312,7 +324,7 @@ describe('an error is reported once, with the address', () => {
         ...server.address('s3://models/x'),
         endpoint: `http://127.0.0.1:${(await freePorts(1))[0]}`,
       }),
-      expected: /^s3:\/\/models\/x.* at http:\/\/127\.0\.0\.1:\d+: the endpoint refuses connections \(ECONNREFUSED\); /,
+      expected: /^s3:\/\/models\/x.* at http:\/\/(127\.0\.0\.1:\d+): \1 refuses connections \(ECONNREFUSED\); /,
       passing: true,
     },
     'a bucket that is missing': {

@@ -1,7 +1,7 @@
 import assert from 'node:assert/strict';
 import { test } from 'node:test';
 import { ExitCode, FacetrainError } from '@facetrain/api';
-import { withRetries } from './retries.ts';
+import { FirstContact, withRetries } from './retries.ts';
 
 const failure = (exitCode: ExitCode) =>
   new FacetrainError({
@@ -56,6 +56,26 @@ test('a store may be away for a quarter of an hour', async (t) => {
   };
   assert.equal(await lasting(14), 'done');
   await assert.rejects(lasting(17), { code: 'StorageFailed' });
+});
+
+test('a server that was never reached is given up after five minutes, one that has answered is not', async (t) => {
+  let minutes = 0;
+  t.mock.method(performance, 'now', () => minutes * 60_000);
+  const unreached = (code: string) =>
+    Object.assign(failure(ExitCode.failure), { cause: Object.assign(new Error(code), { code }) });
+  const refused = (count: number) => Array.from({ length: count }, () => unreached('ECONNREFUSED'));
+  const fetches = (errors: unknown[], contact = new FirstContact()) => {
+    minutes = 0;
+    const { giveUpAfter } = contact;
+    return withRetries(failing(...errors).work, { signal, onRetry: () => void minutes++, firstWait: 0, giveUpAfter });
+  };
+  assert.equal(await fetches([...refused(4), unreached('ENOTFOUND')]), 'done');
+  await assert.rejects(fetches(refused(7)), { code: 'StorageFailed' });
+  // It broke a connection, so it is there; so is one that a request before was answered by.
+  assert.equal(await fetches([unreached('ECONNRESET'), ...refused(13)]), 'done');
+  const contact = new FirstContact();
+  contact.answered();
+  assert.equal(await fetches(refused(14), contact), 'done');
 });
 
 test('retries end when the time is up', async () => {

@@ -8,12 +8,37 @@ import { ExitCode, FacetrainError } from '@facetrain/api';
  */
 export const PATIENCE_MS = 15 * 60_000;
 
+/**
+ * For so many milliseconds a fetch asks a server that it has never reached. A wrong port looks like a store that starts
+ * beside the job: the attempt fails, so that the job's status says which address it is, and the next attempts go on
+ * asking. With the default maxRestarts these are more than 20 minutes.
+ */
+const UNREACHED_MS = 5 * 60_000;
+const UNREACHED: readonly unknown[] = ['ECONNREFUSED', 'ENOTFOUND'];
+
+/** For how long a fetch asks a store: until its first answer less long than later. */
+export class FirstContact {
+  #hasAnswered = false;
+
+  /** To be called when the store has answered. */
+  readonly answered = (): void => {
+    this.#hasAnswered = true;
+  };
+
+  /** @param error why the request has failed; a failure of another kind shows that something is there */
+  readonly giveUpAfter = (error: FacetrainError): number => {
+    const { code } = (error.cause ?? {}) as { code?: unknown };
+    if (!UNREACHED.includes(code)) this.#hasAnswered = true;
+    return this.#hasAnswered ? PATIENCE_MS : UNREACHED_MS;
+  };
+}
+
 export interface RetryOptions {
   signal: AbortSignal;
   /** Called before each wait, with the failure and the length of the wait in milliseconds. */
   onRetry: (error: FacetrainError, milliseconds: number) => void;
-  /** Retries end this many milliseconds after the first failure: PATIENCE_MS by default. */
-  giveUpAfter?: number;
+  /** Retries end this many milliseconds after the first failure, by the newest one: PATIENCE_MS by default. */
+  giveUpAfter?: number | ((error: FacetrainError) => number);
   /** Failures that may pass besides those that are transient. */
   mayPass?: (error: FacetrainError) => boolean;
   /** The first wait, in milliseconds; each further one is twice as long, up to 10 s. */
@@ -37,7 +62,8 @@ export async function withRetries<T>(work: () => Promise<T>, options: RetryOptio
     } catch (error) {
       firstFailure ??= performance.now();
       if (!(error instanceof FacetrainError) || !(isTransient(error) || mayPass(error))) throw error;
-      if (performance.now() + wait - firstFailure > giveUpAfter) throw error;
+      const limit = typeof giveUpAfter === 'number' ? giveUpAfter : giveUpAfter(error);
+      if (performance.now() + wait - firstFailure > limit) throw error;
       onRetry(error, wait);
       await delay(wait, undefined, { signal });
     }

@@ -9,6 +9,7 @@ import { tmpdir } from 'node:os';
 import { join } from 'node:path';
 import { after, afterEach, before, test } from 'node:test';
 import { ExitCode, type FacetrainError } from '@facetrain/api';
+import { freePorts } from '../../../hack/lib/free-ports.mjs';
 import { AWS_ENVIRONMENT, CREDENTIALS, type S3Server, startS3Server } from '../testing/s3-server.ts';
 import { ObjectStore } from './object-store.ts';
 
@@ -134,6 +135,22 @@ for (const name of ['unreachable', 'keys', 'broken'] as const)
       },
     );
   });
+
+test('STS that cannot be reached is named by its address', async () => {
+  await useIdentity('sts');
+  const [port] = await freePorts(1);
+  process.env.AWS_ENDPOINT_URL_STS = `http://127.0.0.1:${port}`;
+  answer = () => good();
+  const retries: string[] = [];
+  await using(
+    async (opened) => assert(await opened.put('a', text)),
+    (why) => {
+      retries.push(why);
+      process.env.AWS_ENDPOINT_URL_STS = endpoint;
+    },
+  );
+  assert.match(retries[0]!, new RegExp(`: 127\\.0\\.0\\.1:${port} refuses connections \\(ECONNREFUSED\\); .* STS`));
+});
 
 test('credentials that run out are renewed when the token is replaced, and the store waits', async () => {
   await useIdentity('sts');

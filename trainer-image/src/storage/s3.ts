@@ -72,6 +72,12 @@ async function readCredentials(folder: string) {
 /** What the SDK throws: errors of the service have a name and $metadata, errors of sockets a code. */
 interface SdkError extends Error {
   code?: string;
+  /** Of the other end of a socket; its name, if it could not be resolved. */
+  address?: string;
+  port?: number;
+  hostname?: string;
+  /** One for each address that was tried. */
+  errors?: SdkError[];
   $metadata?: { httpStatusCode?: number };
   $response?: unknown;
 }
@@ -172,6 +178,17 @@ interface Explanation {
   transient?: boolean;
 }
 
+/** The other end of a connection: the endpoint or, for credentials, STS or the agent of the node. */
+function peerOf(error: SdkError): string {
+  const { address, port, hostname } = error.errors?.[0] ?? error;
+  if (address !== undefined) return `${address.includes(':') ? `[${address}]` : address}:${port}`;
+  return hostname ?? 'the endpoint';
+}
+
+/** What has to answer. */
+const servers = (): string =>
+  hasIdentity() ? 'an S3 server, and STS or the agent of the node for the pod’s identity,' : 'an S3 server';
+
 /** What was found and what is allowed, by the error's code or name. */
 function explain(error: SdkError, bucket: string): Explanation {
   const status = httpStatus(error);
@@ -183,21 +200,21 @@ function explain(error: SdkError, bucket: string): Explanation {
       return {
         found:
           error.code === 'ECONNREFUSED'
-            ? 'the endpoint refuses connections (ECONNREFUSED)'
-            : `the endpoint cannot be reached (${error.code})`,
-        allowed: 'the address of an S3 server that runs',
+            ? `${peerOf(error)} refuses connections (ECONNREFUSED)`
+            : `${peerOf(error)} cannot be reached (${error.code})`,
+        allowed: `${servers()} that runs at this address`,
         transient: true,
       };
     case 'EAI_AGAIN':
       return {
-        found: 'the name server does not answer (EAI_AGAIN)',
+        found: `the name server does not answer for ${peerOf(error)} (EAI_AGAIN)`,
         allowed: 'name resolution that works',
         transient: true,
       };
     case 'ENOTFOUND':
       return {
-        found: `the endpoint’s host name does not resolve (${error.code})`,
-        allowed: 'the address of an S3 server that is known here; many want forcePathStyle',
+        found: `the host name ${peerOf(error)} does not resolve (${error.code})`,
+        allowed: `${servers()} by a name that is known here; many want forcePathStyle`,
       };
     case 'NoSuchBucket':
       return { found: `bucket "${bucket}" does not exist`, allowed: 'a bucket that exists: it is never created here' };
@@ -217,7 +234,7 @@ function explain(error: SdkError, bucket: string): Explanation {
     case 'ETIMEDOUT':
       return {
         found: `no answer in time (${error.message})`,
-        allowed: 'an S3 server that can be reached from here',
+        allowed: `${servers()} to be reached from here`,
         transient: true,
       };
     case 'ECONNRESET':
