@@ -24,11 +24,11 @@ import {
 } from '@facetrain/native';
 import { buildBackbone } from '@facetrain/trainer/backbones/backbone';
 import { withInputRange } from '@facetrain/trainer/onnx/input-range';
+import { splitPRelus } from '@facetrain/trainer/onnx/prelu-parts';
 import { readOnnx } from '@facetrain/trainer/onnx/read';
 import { encodeOnnx } from '@facetrain/trainer/onnx/write';
 import { fold } from '@facetrain/trainer/quantize/fold';
 import { writeNcnn } from '@facetrain/trainer/quantize/ncnn';
-import { splitPRelus } from '@facetrain/trainer/quantize/prelu-parts';
 import { encodeInt7 } from '@facetrain/trainer/quantize/qdq';
 import { MOBILEFACENET } from '@facetrain/trainer/testing/onnx-oracles';
 import * as ort from 'onnxruntime-node';

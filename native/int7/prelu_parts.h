@@ -1,6 +1,6 @@
 // PRelu in parts, as the quantizer writes it for ONNX Runtime: relu(x) + slope * min(x, 0). One without slopes is
 // written as Relu, which the reader knows.
-// trainer-image/src/quantize/prelu-parts.ts writes them, and joins them in the same way.
+// trainer-image/src/onnx/prelu-parts.ts writes them, and joins them in the same way.
 #pragma once
 
 #include <vector>

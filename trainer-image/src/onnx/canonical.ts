@@ -13,6 +13,7 @@ import type { GraphNode, Tensor } from '@facetrain/native';
 import { intAttribute, intsAttribute } from './attributes.ts';
 import { broadcastTo } from './constant-folding.ts';
 import { axisIndex, sliceIndices } from './known-integers.ts';
+import { isRelu } from './operators.ts';
 
 /** What the canonical graph is written with. */
 export interface CanonicalContext {
@@ -454,16 +455,11 @@ export class Canonicalizer {
   }
 
   private unary(node: GraphNode, view: View): boolean {
-    if (this.isRelu(node)) return this.unary({ ...node, op: 'Relu', inputs: node.inputs.slice(0, 1) }, view);
+    if (node.op !== 'Relu' && isRelu(node, this.context.constantOf))
+      return this.unary({ ...node, op: 'Relu', inputs: node.inputs.slice(0, 1) }, view);
     if (node.op === 'Max' || (view.pads && !KEEPS_ZERO.has(node.op))) return false;
     this.define(node, [view.base, ...node.inputs.slice(1)], this.shapes.get(view.base)!, view);
     return true;
-  }
-
-  /** Clip from 0 to infinity, and Max with 0. */
-  private isRelu({ op, inputs }: GraphNode): boolean {
-    const low = this.context.constantOf(inputs[1] ?? '');
-    return (op === 'Clip' || op === 'Max') && !inputs[2] && low?.data.length === 1 && Number(low.data[0]) === 0;
   }
 
   private prelu(node: GraphNode, view: View): boolean {

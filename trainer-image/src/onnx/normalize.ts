@@ -4,7 +4,8 @@
  * 1. Every node has its form of operator set 17 (translate-node.ts). Nodes of constants are computed
  *    (constant-folding.ts); Identity, Dropout and casts between floats are gone; of an If whose condition is known, the
  *    chosen branch stays.
- * 2. A normalisation that ends the model is gone (embedding-norm.ts).
+ * 2. A normalisation that ends the model is gone (embedding-norm.ts), and a PRelu in parts is one node
+ *    (prelu-parts.ts).
  * 3. What can be written with the operators of operators.ts is written with them (canonical.ts); a MatMul and the Add
  *    of its bias are a Gemm. The output is [N, d].
  * 4. There is no node or constant that the output does not depend on.
@@ -19,6 +20,7 @@ import { foldConstants, MAX_FOLDED_ELEMENTS } from './constant-folding.ts';
 import { computesFloats } from './element-types.ts';
 import { normalisationsAtEnd } from './embedding-norm.ts';
 import { inferShapes, ShapeInference } from './infer-shapes.ts';
+import { joinPRelus } from './prelu-parts.ts';
 import { dataTypeNumber } from './proto.ts';
 import { type Context, translateNode } from './translate-node.ts';
 import { UniqueNames } from './unique-names.ts';
@@ -117,7 +119,13 @@ export function normalize(
     },
     keepsAll: kept !== undefined,
   });
-  for (const node of liveNodes(live, outputs)) canonical.visit(node);
+  const { nodes: whole } = joinPRelus({
+    ...graph,
+    nodes: liveNodes(live, outputs),
+    initializers: Object.fromEntries(initializers),
+    outputs: outputs.map((name) => ({ name, dims: [] })),
+  });
+  for (const node of whole) canonical.visit(node);
   if (!isEmbedding) canonical.finishAll(outputs);
   else if (!canonical.finish(outputs[0]!, graph.input.name))
     throw new FacetrainError({

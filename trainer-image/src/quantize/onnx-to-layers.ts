@@ -25,7 +25,6 @@ import {
   whyReal,
 } from './node-layers.ts';
 import { dimsOf, Operands, type Value } from './onnx-operands.ts';
-import { joinPRelus } from './prelu-parts.ts';
 
 /** y = scale·x + offset per channel, or per value of a flattened feature map: in front of an fc, that is as good. */
 export interface AffineMap {
@@ -71,7 +70,7 @@ export function onnxToLayers(graph: Graph, options: ReadLayersOptions = {}): Lay
  * @throws FacetrainError UnsupportedOperator naming the operator and its node; InvalidModel
  */
 export function onnxToOperations(graph: Graph, options: ReadLayersOptions = {}): Operation[] {
-  return new OnnxReader(joinPRelus(graph), options).read();
+  return new OnnxReader(graph, options).read();
 }
 
 export function toLayerGraph(

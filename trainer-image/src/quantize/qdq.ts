@@ -12,7 +12,7 @@
  *   residual additions in float. Their zero point is 128 more than that of the scales.
  * - Every tensor that a layer reads is quantized once. So there is a Q/DQ pair before and after each PRelu, and before
  *   and after each Flatten, there with the same scale.
- * - A PRelu is written in parts (prelu-parts.ts), which onnxToLayers joins; for TensorRT it stays one node.
+ * - A PRelu is written in parts (onnx/prelu-parts.ts), which parseOnnx joins; for TensorRT it stays one node.
  * - TensorRT wants int8 activations with zero point 0, and biases in FP32. It gets a file of its own, which decodeInt7
  *   does not read. Its integers are ours less the zero point: within ±126, so int8 holds them.
  * - Our runtime clamps the operands of convolutions at 7 bits. Other runtimes clamp them at 8 bits, which loses no more
@@ -23,12 +23,12 @@
  */
 import { FacetrainError } from '@facetrain/api';
 import type { Graph, GraphNode, Layer, LayerGraph, Scales, Tensor } from '@facetrain/native';
+import { splitPRelus } from '../onnx/prelu-parts.ts';
 import { UniqueNames } from '../onnx/unique-names.ts';
 import { inputsOf } from './layer-shapes.ts';
 import { type WrittenLayers, writeLayers } from './layers-to-onnx.ts';
 import { movesNumbers } from './node-layers.ts';
 import { onnxToLayers } from './onnx-to-layers.ts';
-import { splitPRelus } from './prelu-parts.ts';
 
 /** The largest absolute value of a weight, and of an activation that weights multiply. */
 export const WEIGHT_LIMIT = 63;

@@ -4,6 +4,8 @@ import { test } from 'node:test';
 import type { Graph, GraphNode } from '@facetrain/native';
 import { GraphBuilder } from '../testing/graph-fixtures.ts';
 import { joinPRelus, splitPRelus } from './prelu-parts.ts';
+import { parseOnnx } from './read.ts';
+import { encodeOnnx } from './write.ts';
 
 function twoPRelus(): Graph {
   const b = new GraphBuilder();
@@ -31,6 +33,26 @@ test('parts are joined to the PRelu that they were, whatever the order of their 
   for (const op of ['Min', 'Mul', 'Add'])
     assert.deepEqual(joinPRelus(changed(parts, op, ({ inputs }) => inputs.toReversed())).nodes, graph.nodes, op);
 });
+
+test('a file with parts is read with PRelus, by every command, also behind a Flatten', () => {
+  const b = new GraphBuilder();
+  const slopes = { dims: [192], data: Float32Array.from({ length: 192 }, (_, i) => i / 192) };
+  const graph = b.graph(b.node('PRelu', [b.flatten(b.prelu(b.conv('data', 3, 3, 3), 3)), slopes]));
+  const parts = splitPRelus(graph);
+  const zero = parts.nodes.find(({ op }) => op === 'Min')!.inputs[1]!;
+  const byMax = { ...parts, nodes: parts.nodes.map((n) => (n.op === 'Relu' ? maxOf(n, zero) : n)) };
+  for (const written of [parts, byMax]) {
+    const { graph: read } = parseOnnx(encodeOnnx(written), 'model.onnx', { every: true });
+    assert.deepEqual(
+      read.nodes.map(({ op }) => op),
+      ['Conv', 'PRelu', 'Flatten', 'PRelu'],
+    );
+  }
+  const maps = splitPRelus(twoPRelus());
+  assert.equal(preluCount(parseOnnx(encodeOnnx(maps), 'model.onnx').graph), 2);
+});
+
+const maxOf = (node: GraphNode, zero: string): GraphNode => ({ ...node, op: 'Max', inputs: [...node.inputs, zero] });
 
 test('a graph without PRelu, or without parts of one, stays as it is', () => {
   const b = new GraphBuilder();

@@ -1,14 +1,17 @@
 /**
  * PRelu as ONNX Runtime computes it fastest: relu(x) + slope · min(x, 0), or relu(x) where all slopes are 0. Its kernel
  * of PRelu uses one value at a time, those of the parts use vectors; the numbers are the same (docs/benchmarks.md).
+ * normalize.ts joins them before it moves nodes to in front of a Flatten, which would keep some parts behind it.
  * native/int7/prelu_parts.h joins the parts in the same way.
  */
 import type { Graph, GraphNode } from '@facetrain/native';
-import { UniqueNames } from '../onnx/unique-names.ts';
+import { isRelu } from './operators.ts';
+import { UniqueNames } from './unique-names.ts';
 
 /**
  * The graph with each PRelu of constant slopes in parts. The last one has the PRelu's name and output. A Relu takes its
- * place where it is only quantized: elsewhere readers could take it for a part of a function (node-layers.ts).
+ * place where it is only quantized: elsewhere readers could take it for a part of a function
+ * (quantize/node-layers.ts).
  */
 export function splitPRelus(graph: Graph): Graph {
   const isSplit = ({ op, inputs }: GraphNode) => op === 'PRelu' && Object.hasOwn(graph.initializers, inputs[1]!);
@@ -49,17 +52,25 @@ export function splitPRelus(graph: Graph): Graph {
 
 const outputsOf = (graph: Graph) => (graph.outputs ?? [graph.output]).map(({ name }) => name);
 
-/** The graph with a PRelu for each sum of such parts. Operands may come in any order; others may not read the parts. */
+/**
+ * The graph with a PRelu for each sum of such parts. Operands may come in any order, and the first part may be any node
+ * that computes a Relu; others may not read the parts.
+ */
 export function joinPRelus(graph: Graph): Graph {
   const read = new Map<string, number>();
   for (const value of [...graph.nodes.flatMap(({ inputs }) => inputs), ...outputsOf(graph)])
     read.set(value, (read.get(value) ?? 0) + 1);
   const maker = new Map(graph.nodes.map((node) => [node.outputs[0]!, node]));
-  /** The node of that operator that makes the value, if nothing else reads it. */
-  const part = (op: string, value: string) => {
+  /** The node that makes the value, if nothing else reads it. */
+  const part = (value: string) => {
     const node = maker.get(value);
-    return node?.op === op && node.outputs.length === 1 && read.get(value) === 1 ? node : undefined;
+    return node?.outputs.length === 1 && read.get(value) === 1 ? node : undefined;
   };
+  const partOf = (op: string, value: string) => {
+    const node = part(value);
+    return node?.op === op ? node : undefined;
+  };
+  const constantOf = (value: string) => (isConstant(value) ? graph.initializers[value] : undefined);
   const isConstant = (value: string) => Object.hasOwn(graph.initializers, value);
   const isZero = (value: string) => {
     const constant = isConstant(value) ? graph.initializers[value]! : undefined;
@@ -77,12 +88,12 @@ export function joinPRelus(graph: Graph): Graph {
   for (const node of graph.nodes) {
     if (node.op !== 'Add' || node.inputs.length !== 2) continue;
     for (const [a, b] of [node.inputs, node.inputs.toReversed()] as [string, string][]) {
-      const positive = part('Relu', a);
-      const negative = part('Mul', b);
+      const positive = part(a);
+      const negative = partOf('Mul', b);
       const product = negative && operands(negative, isConstant);
-      const below = product && part('Min', product.computed);
+      const below = product && partOf('Min', product.computed);
       const least = below && operands(below, isZero);
-      if (!positive || !least || positive.inputs[0] !== least.computed) continue;
+      if (!positive || !isRelu(positive, constantOf) || !least || positive.inputs[0] !== least.computed) continue;
       for (const each of [positive, negative, below]) parts.add(each);
       joined.set(node, { ...node, op: 'PRelu', inputs: [least.computed, product.constant] });
       break;
