@@ -13,6 +13,14 @@ export const GroupComparison = z.strictObject({
   fp32: GroupAccuracy,
   int7: GroupAccuracy,
   drop: z.number().describe('fp32 − int7 accuracy.'),
+  positives: z.int().min(0).optional().describe('Pairs of one person. Absent in artifacts from before it.'),
+  tarAtFar: z
+    .record(z.string(), z.tuple([z.number(), z.number()]))
+    .optional()
+    .describe(
+      'True accept rates of FP32 and INT7 by false accept rate, at the thresholds that have this rate on the whole ' +
+        'set, of each model its own. Absent: the group has no pairs of one person, or an artifact from before it.',
+    ),
 });
 export type GroupComparison = z.infer<typeof GroupComparison>;
 
@@ -110,6 +118,7 @@ export const Gate = z.strictObject({
   minMeanCosine: z.number().nullable(),
   maxTarDrop: z.number().optional().describe('Absent: not checked.'),
   maxGroupAccuracyDrop: z.number().optional().describe('Absent: not checked.'),
+  maxGroupTarDrop: z.number().optional().describe('Absent: not checked.'),
   minWorstCosine: z.number().optional().describe('Absent: not checked.'),
   minTop1Agreement: z.number().optional().describe('Absent: not checked.'),
   passed: z.boolean(),

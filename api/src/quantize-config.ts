@@ -94,6 +94,12 @@ export const QuantizeConfig = z.strictObject({
         'Largest drop of accuracy on the pairs of any group that has enough of them: one pair then changes the ' +
           'accuracy by no more than this bound; absent: not checked.',
       ),
+    maxGroupTarDrop: accuracyDrop
+      .optional()
+      .describe(
+        'Largest drop of the true accept rate on the pairs of any group that has enough pairs of one person, at the ' +
+          'thresholds of the whole set for the rates that maxTarDrop judges; absent: not checked.',
+      ),
     minWorstCosine: cosine.optional().describe('Smallest cosine of any picture; absent: not checked.'),
     minTop1Agreement: agreement
       .optional()

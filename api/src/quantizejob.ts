@@ -141,6 +141,14 @@ const gate = section(
           'the threshold of the whole set. A group has to have so many pairs that one of them changes its accuracy ' +
           'by no more than this: 50 for 0.02; absent: not checked.',
       ),
+    maxGroupTarDrop: accuracyDrop
+      .optional()
+      .describe(
+        'Largest drop of the true accept rate from FP32 to INT7 on the pairs of any group of a set with `groups`, ' +
+          'e.g. 0.05, at the thresholds of the whole set, at the false accept rates that maxTarDrop judges. A group ' +
+          'has to have so many pairs of one person that one of them changes its rate by no more than this: 20 for ' +
+          '0.05; absent: not checked.',
+      ),
     minWorstCosine: cosine
       .optional()
       .describe('Smallest cosine between the FP32 and the INT7 embedding of any picture; absent: not checked.'),

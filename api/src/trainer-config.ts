@@ -213,7 +213,11 @@ export const TrainerConfig = z.strictObject({
       .describe('Both intervals null: only the end of training is evaluated, as it always is.'),
     everySteps: z.int().positive().nullable(),
     gate: z
-      .strictObject({ maxTarDrop: accuracyDrop.optional(), maxGroupAccuracyDrop: accuracyDrop.optional() })
+      .strictObject({
+        maxTarDrop: accuracyDrop.optional(),
+        maxGroupAccuracyDrop: accuracyDrop.optional(),
+        maxGroupTarDrop: accuracyDrop.optional(),
+      })
       .optional()
       .describe(
         'Bounds of the quantization that follows, where it is judged on these sets: sets without the pairs for them ' +

@@ -442,6 +442,12 @@ inputRange(command('quantize', 'quantize an ONNX face model to INT7 by EasyQuant
     ),
   )
   .addOption(
+    new Option(
+      '--max-group-tar-drop <share>',
+      'gate: largest drop of the true accept rate on a group of pairs',
+    ).argParser(share),
+  )
+  .addOption(
     new Option('--min-mean-cosine <cosine>', 'gate: smallest mean cosine of FP32 and INT7').argParser(cosineOf),
   )
   .addOption(new Option('--min-worst-cosine <cosine>', 'gate: smallest cosine of any picture').argParser(cosineOf))

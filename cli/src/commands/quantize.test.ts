@@ -66,7 +66,7 @@ test('bounds of the gate are judged: a model that misses one leaves its report a
   await assert.rejects(run({ minMeanCosine: 1 }), { code: 'GateFailed', found: /less than minMeanCosine 1$/ });
   await assert.rejects(run({ minWorstCosine: 1 }), { code: 'GateFailed', found: /less than minWorstCosine 1$/ });
   assert.deepEqual((await readdir(out)).toSorted(), ['fences', 'rejected']);
-  for (const bound of ['maxAccuracyDrop', 'maxTarDrop', 'maxGroupAccuracyDrop'])
+  for (const bound of ['maxAccuracyDrop', 'maxTarDrop', 'maxGroupAccuracyDrop', 'maxGroupTarDrop'])
     await assert.rejects(run({ [bound]: 0.5 }), { subject: `gate.${bound}`, allowed: /--pairs/ });
   const pairs = [join(exampleFaces, 'lfw-small.bin')];
   await assert.rejects(run({ pairs, maxGroupAccuracyDrop: 0.5 }), { allowed: /--groups/ });

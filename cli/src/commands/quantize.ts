@@ -32,6 +32,7 @@ interface GateOptions {
   maxAccuracyDrop?: number;
   maxTarDrop?: number;
   maxGroupAccuracyDrop?: number;
+  maxGroupTarDrop?: number;
   minMeanCosine?: number;
   minWorstCosine?: number;
   minTop1Agreement?: number;
@@ -196,11 +197,12 @@ async function makeConfig(options: QuantizeOptions, read: ReadModel | undefined)
 
 function gateOf(options: GateOptions): QuantizeConfig['gate'] {
   const { maxAccuracyDrop = null, minMeanCosine = null, maxTarDrop, maxGroupAccuracyDrop } = options;
-  const { minWorstCosine, minTop1Agreement } = options;
+  const { maxGroupTarDrop, minWorstCosine, minTop1Agreement } = options;
   return {
     ...{ maxAccuracyDrop, minMeanCosine },
     ...(maxTarDrop !== undefined && { maxTarDrop }),
     ...(maxGroupAccuracyDrop !== undefined && { maxGroupAccuracyDrop }),
+    ...(maxGroupTarDrop !== undefined && { maxGroupTarDrop }),
     ...(minWorstCosine !== undefined && { minWorstCosine }),
     ...(minTop1Agreement !== undefined && { minTop1Agreement }),
   };

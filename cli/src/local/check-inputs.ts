@@ -59,7 +59,8 @@ export async function checkQuantizationInputs(
     await checkCalibration(config.calibration.datasetPath, graph?.input, config.calibration.maxBadPictures, signal);
   const { sets } = quantize?.evaluation ?? training.evaluation;
   const isRead = afterTraining && !quantize?.evaluation;
-  if (isRead && config.gate.maxTarDrop === undefined && config.gate.maxGroupAccuracyDrop === undefined) return;
+  const { maxTarDrop, maxGroupAccuracyDrop, maxGroupTarDrop } = config.gate;
+  if (isRead && (maxTarDrop ?? maxGroupAccuracyDrop ?? maxGroupTarDrop) === undefined) return;
   const read: VerificationSet[] = [];
   for (const [index, set] of sets.entries())
     if (isHereWithGroups(set)) read.push(await readSet(config.evaluation.sets[index]!));

@@ -168,9 +168,11 @@ describe('the config has every default that the spec leaves out', () => {
     'the gate of a quantization that is judged on them': {
       spec: {
         evaluation: { sets: [set] },
-        quantize: { gate: { maxTarDrop: 0.02, maxGroupAccuracyDrop: 0.05, maxAccuracyDrop: 0.1 } },
+        quantize: {
+          gate: { maxTarDrop: 0.02, maxGroupAccuracyDrop: 0.05, maxGroupTarDrop: 0.1, maxAccuracyDrop: 0.1 },
+        },
       },
-      want: { evaluation: { gate: { maxTarDrop: 0.02, maxGroupAccuracyDrop: 0.05 } } },
+      want: { evaluation: { gate: { maxTarDrop: 0.02, maxGroupAccuracyDrop: 0.05, maxGroupTarDrop: 0.1 } } },
     },
     'no steps in memory by default': { spec: {}, want: { checkpoint: { memoryDirectory: null } } },
     'steps in memory': {

@@ -155,10 +155,11 @@ const nullIfZero = (value: number): number | null => (value === 0 ? null : value
 /** Images of before know no gate, so none is named where there is nothing to judge. */
 function gateOnSets({ quantize }: FaceTrainJobSpec): Pick<TrainerConfig['evaluation'], 'gate'> {
   if (!quantize || quantize.evaluation) return {};
-  const { maxTarDrop, maxGroupAccuracyDrop } = quantize.gate;
+  const { maxTarDrop, maxGroupAccuracyDrop, maxGroupTarDrop } = quantize.gate;
   const gate = {
     ...(maxTarDrop !== undefined && { maxTarDrop }),
     ...(maxGroupAccuracyDrop !== undefined && { maxGroupAccuracyDrop }),
+    ...(maxGroupTarDrop !== undefined && { maxGroupTarDrop }),
   };
   return Object.keys(gate).length > 0 ? { gate } : {};
 }

@@ -88,14 +88,14 @@ test('a comparison with the paper’s search is in the config only when it is as
 test('an output folder is mounted, and nothing is published', () => {
   const { config, pod } = childrenOf(
     makeQuantizeJob().with({
-      gate: { minMeanCosine: 0.98, maxTarDrop: 0.02, maxGroupAccuracyDrop: 0.05 },
+      gate: { minMeanCosine: 0.98, maxTarDrop: 0.02, maxGroupAccuracyDrop: 0.05, maxGroupTarDrop: 0.1 },
       evaluation: { sets: [{ name: 'lfw', uri: 'pvc://d/lfw.bin', groups: { uri: 's3://faces/groups.txt' } }] },
     }),
   );
   assert.partialDeepStrictEqual(config, {
     publish: null,
     outputDirectory: '/mnt/output',
-    gate: { maxAccuracyDrop: null, minMeanCosine: 0.98, maxTarDrop: 0.02, maxGroupAccuracyDrop: 0.05 },
+    gate: { maxAccuracyDrop: null, maxTarDrop: 0.02, maxGroupAccuracyDrop: 0.05, maxGroupTarDrop: 0.1 },
     evaluation: { sets: [{ name: 'lfw', path: '/mnt/evaluation-0', groups: '/mnt/evaluation-0-groups' }] },
   });
   const fetches = pod.spec.initContainers?.map(({ name }) => name);

@@ -63,8 +63,11 @@ describe('two models on a set', () => {
     const groups = same.map((_, pair) => (pair < 6 ? 'hard' : 'easy'));
     const { comparison } = compareOnSet({ name: 'set', same, groups }, dim, set, embeddings(3).set);
     const of = (accuracy: number, falseRejectRate: number) => ({ accuracy, falseAcceptRate: 0, falseRejectRate });
-    const found = comparison.groups?.map(({ drop, ...group }) => {
+    const found = comparison.groups?.map(({ drop, positives, tarAtFar, ...group }) => {
       assert.equal(drop, group.fp32.accuracy - group.int7.accuracy);
+      const isHard = group.group === 'hard';
+      assert.equal(positives, same.filter((isSame, pair) => isSame && groups[pair] === group.group).length);
+      assert.deepEqual(tarAtFar, { '1e-1': [1, isHard ? 0 : 1], '1e-3': [1, isHard ? 0 : 1] });
       return group;
     });
     assert.deepEqual(found, [
@@ -137,6 +140,20 @@ describe('the gate', () => {
     }));
     const all = metrics(0, 1);
     return { ...all, comparisons: [{ ...all.comparisons[0]!, groups: found }] };
+  };
+  /** At a false accept rate of one in a hundred. */
+  const ratesOfGroups = (
+    groups: Record<string, [positives: number, fp32: number, int7: number]>,
+    unresolvedFar?: string[],
+  ): Metrics => {
+    const found = grouped(Object.fromEntries(Object.keys(groups).map((group) => [group, [600, 1, 1]])));
+    const [comparison] = found.comparisons;
+    const withRates = comparison!.groups!.map((group) => {
+      const [positives, fp32, int7] = groups[group.group]!;
+      return { ...group, positives, tarAtFar: { '1e-2': [fp32, int7] as [number, number] } };
+    });
+    const few = unresolvedFar && { negatives: 90, unresolvedFar };
+    return { ...found, comparisons: [{ ...comparison!, ...few, groups: withRates }] };
   };
   const cases = [
     { name: 'no bounds', bounds: NONE, metrics: metrics(0.5, -1), failures: [] },
@@ -223,6 +240,25 @@ describe('the gate', () => {
       failures: [
         'accuracy on group old of cfp_fp falls by 1.0000 (1.0000 to 0.0000, 1 pairs), more than ' +
           'maxGroupAccuracyDrop 0',
+      ],
+    },
+    {
+      name: 'a true accept rate of a group that falls too far, though that of the set does not',
+      bounds: { ...NONE, maxTarDrop: 0.02, maxGroupTarDrop: 0.05 },
+      metrics: ratesOfGroups({ old: [20, 0.9, 0.8], young: [280, 0.99, 0.95] }),
+      failures: [
+        'the true accept rate at 1e-2 on group old of cfp_fp falls by 0.1000 (0.9000 to 0.8000, 20 pairs of one ' +
+          'person), more than maxGroupTarDrop 0.05',
+      ],
+    },
+    {
+      name: 'a group with few pairs of one person, and a rate of a set with few of different people, are not judged',
+      bounds: { ...NONE, maxGroupTarDrop: 0.05 },
+      metrics: ratesOfGroups({ old: [19, 0.9, 0.1], young: [280, 0.99, 0.1] }, ['1e-2']),
+      failures: [],
+      notJudged: [
+        'maxGroupTarDrop does not judge cfp_fp at 1e-2: it has 90 pairs of different people, too few for this rate',
+        'maxGroupTarDrop does not judge groups of cfp_fp with fewer than 20 pairs of one person: old (19)',
       ],
     },
     {

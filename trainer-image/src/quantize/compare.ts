@@ -11,7 +11,14 @@ import {
 import type { GraphOutput } from '@facetrain/native';
 import { lengthOf } from '../verification/check-embeddings.ts';
 import { fewestPairs, ROUNDING } from '../verification/gate-pairs.ts';
-import { type GroupFigures, type Verification, verify, verifyGroups } from '../verification/protocol.ts';
+import {
+  type GroupAcceptRates,
+  type GroupFigures,
+  groupAcceptRates,
+  type Verification,
+  verify,
+  verifyGroups,
+} from '../verification/protocol.ts';
 import type { VerificationSet } from '../verification/verification-set.ts';
 import { scoreFigures } from './score-figures.ts';
 
@@ -45,15 +52,26 @@ export function cosines(
   });
 }
 
-/** The pairs of each group, by what verifyGroups found with both models. */
-function compareGroups(fp32: GroupFigures[], int7: GroupFigures[]): GroupComparison[] {
+/** The pairs of each group, by what verifyGroups and groupAcceptRates found with both models. */
+function compareGroups(
+  fp32: GroupFigures[],
+  int7: GroupFigures[],
+  rates: { fp32: Map<string, GroupAcceptRates>; int7: Map<string, GroupAcceptRates> },
+): GroupComparison[] {
   const figures = ({ accuracy, falseAcceptRate, falseRejectRate }: GroupFigures) => ({
     ...{ accuracy, falseAcceptRate, falseRejectRate },
   });
   return fp32.map((reference, index) => {
     const { group, pairs, accuracy } = reference;
     const quantized = int7[index]!;
-    return { group, pairs, fp32: figures(reference), int7: figures(quantized), drop: accuracy - quantized.accuracy };
+    const { positives, tarAtFar } = rates.fp32.get(group)!;
+    const after = rates.int7.get(group)!.tarAtFar;
+    const both = Object.entries(tarAtFar).map(([rate, before]) => [rate, [before, after[rate]!]]);
+    return {
+      ...{ group, pairs, fp32: figures(reference), int7: figures(quantized), drop: accuracy - quantized.accuracy },
+      positives,
+      ...(positives > 0 && { tarAtFar: Object.fromEntries(both) }),
+    };
   });
 }
 
@@ -93,6 +111,7 @@ export function compareOnSet(
       groups: compareGroups(
         verifyGroups(a, dim, same, groups, reference.threshold),
         verifyGroups(b, dim, same, groups, quantized.threshold),
+        { fp32: groupAcceptRates(a, dim, same, groups), int7: groupAcceptRates(b, dim, same, groups) },
       ),
     }),
   };
@@ -211,7 +230,7 @@ function isEasy({ set, fp32 }: Comparison): boolean {
 /** Compares metrics with the bounds of a job; a bound that is null or absent is not checked. */
 export function checkGate(bounds: QuantizeConfig['gate'], metrics: Metrics): Gate {
   const failures: string[] = [];
-  const { maxAccuracyDrop, minMeanCosine, maxTarDrop, maxGroupAccuracyDrop } = bounds;
+  const { maxAccuracyDrop, minMeanCosine, maxTarDrop, maxGroupAccuracyDrop, maxGroupTarDrop } = bounds;
   const { minWorstCosine, minTop1Agreement } = bounds;
   for (const { set, drop, fp32, int7 } of metrics.comparisons) {
     if (maxAccuracyDrop === null || drop <= maxAccuracyDrop + ROUNDING) continue;
@@ -245,6 +264,19 @@ export function checkGate(bounds: QuantizeConfig['gate'], metrics: Metrics): Gat
           `more than maxGroupAccuracyDrop ${maxGroupAccuracyDrop}`,
       );
     }
+  const fewestOfOne = maxGroupTarDrop === undefined ? Infinity : fewestPairs(maxGroupTarDrop);
+  for (const { set, groups = [], unresolvedFar } of metrics.comparisons)
+    for (const { group, positives = 0, tarAtFar = {} } of groups)
+      for (const [rate, [before, after]] of Object.entries(tarAtFar)) {
+        if (positives < fewestOfOne || unresolvedFar?.includes(rate)) continue;
+        if (before - after <= maxGroupTarDrop! + ROUNDING) continue;
+        const count = digitsToTell(before - after, maxGroupTarDrop!);
+        const [fall, from, to] = [before - after, before, after].map((value) => value.toFixed(count));
+        failures.push(
+          `the true accept rate at ${rate} on group ${group} of ${set} falls by ${fall} (${from} to ${to}, ` +
+            `${positives} pairs of one person), more than maxGroupTarDrop ${maxGroupTarDrop}`,
+        );
+      }
   const checkCosine = (what: string, value: number, name: string, bound: number) => {
     if (value >= bound) return;
     failures.push(
@@ -262,32 +294,26 @@ export function checkGate(bounds: QuantizeConfig['gate'], metrics: Metrics): Gat
         `less than minTop1Agreement ${minTop1Agreement}`,
     );
   }
-  const ratesNotJudged =
-    maxTarDrop === undefined
+  const ratesNotJudged = (['maxTarDrop', 'maxGroupTarDrop'] as const).flatMap((bound) =>
+    bounds[bound] === undefined
       ? []
       : metrics.comparisons.flatMap(({ set, negatives, unresolvedFar }) =>
           unresolvedFar
             ? [
-                `maxTarDrop does not judge ${set} at ${unresolvedFar.join(', ')}: ` +
+                `${bound} does not judge ${set} at ${unresolvedFar.join(', ')}: ` +
                   `it has ${negatives} pairs of different people, too few for this rate`,
               ]
             : [],
-        );
-  const groupsNotJudged =
-    maxGroupAccuracyDrop === undefined
+        ),
+  );
+  const groupsNotJudged = [
+    ...(maxGroupAccuracyDrop === undefined
       ? []
-      : metrics.comparisons.flatMap(({ set, groups }) => {
-          const few = (groups ?? [])
-            .filter(({ pairs }) => pairs < fewest)
-            .map(({ group, pairs }) => `${group} (${pairs})`);
-          if (groups && few.length === 0) return [];
-          return groups
-            ? [
-                `maxGroupAccuracyDrop does not judge groups of ${set} with fewer than ${fewest} pairs: ` +
-                  few.join(', '),
-              ]
-            : [`maxGroupAccuracyDrop does not judge ${set}: it has no groups`];
-        });
+      : smallGroups('maxGroupAccuracyDrop', metrics, fewest, 'pairs', ({ pairs }) => pairs)),
+    ...(maxGroupTarDrop === undefined
+      ? []
+      : smallGroups('maxGroupTarDrop', metrics, fewestOfOne, 'pairs of one person', ({ positives = 0 }) => positives)),
+  ];
   const agreementNotJudged =
     minTop1Agreement === undefined || agreements.length > 0
       ? []
@@ -301,6 +327,22 @@ export function checkGate(bounds: QuantizeConfig['gate'], metrics: Metrics): Gat
     ...(notJudged.length > 0 && { notJudged }),
     ...(easySets && { easySets }),
   };
+}
+
+/** What a bound on groups does not judge: sets without groups, and groups with too few pairs, named by `what`. */
+function smallGroups(
+  bound: string,
+  { comparisons }: Metrics,
+  fewest: number,
+  what: string,
+  sizeOf: (group: GroupComparison) => number,
+): string[] {
+  return comparisons.flatMap(({ set, groups }) => {
+    if (!groups) return [`${bound} does not judge ${set}: it has no groups`];
+    const few = groups.filter((group) => sizeOf(group) < fewest).map((group) => `${group.group} (${sizeOf(group)})`);
+    const named = `${bound} does not judge groups of ${set} with fewer than ${fewest} ${what}: ${few.join(', ')}`;
+    return few.length > 0 ? [named] : [];
+  });
 }
 
 /** On how many pictures the largest number is the same, of each output of which that was measured. */

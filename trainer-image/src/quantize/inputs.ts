@@ -118,7 +118,7 @@ export async function loadModel(
 /** @throws FacetrainError InvalidConfig when the gate needs an evaluation set and there is none */
 export function checkGateHasSets({ evaluation, gate }: Pick<QuantizeConfig, 'evaluation' | 'gate'>): void {
   if (evaluation.sets.length > 0) return;
-  for (const bound of ['maxAccuracyDrop', 'maxTarDrop', 'maxGroupAccuracyDrop'] as const)
+  for (const bound of ['maxAccuracyDrop', 'maxTarDrop', 'maxGroupAccuracyDrop', 'maxGroupTarDrop'] as const)
     if (typeof gate[bound] === 'number')
       throw new FacetrainError({
         code: 'InvalidConfig',

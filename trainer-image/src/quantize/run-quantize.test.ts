@@ -726,6 +726,19 @@ describe('refused before any work', () => {
       code: 'InvalidConfig',
       expected: /^gate\.maxGroupAccuracyDrop: no group has more than 6 pairs; .* with 10 pairs or more for 0\.1; /,
     },
+    'a bound on true accept rates of groups with too few pairs of one person': {
+      change: async () => {
+        const path = await writeSmallSet(join(inputs, 'few.bin'), 15);
+        await writeFile(join(inputs, 'groups.txt'), 'old\nyoung\n'.repeat(15));
+        return {
+          evaluation: { sets: [{ name: 'few', path, groups: join(inputs, 'groups.txt') }] },
+          gate: { maxAccuracyDrop: null, minMeanCosine: null, maxGroupTarDrop: 0.05 },
+        };
+      },
+      code: 'InvalidConfig',
+      expected:
+        /^gate\.maxGroupTarDrop: no group has more than \d+ pairs of one person; .* with 20 pairs of one person/,
+    },
     'groups of another set': {
       change: async () => {
         const path = await writeSmallSet(join(inputs, 'few.bin'), 5);

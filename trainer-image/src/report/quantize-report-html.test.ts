@@ -167,17 +167,23 @@ test('groups of pairs, the largest drop first', () => {
   const found = report();
   const of = (accuracy: number) => ({ accuracy, falseAcceptRate: null, falseRejectRate: 1 - accuracy });
   const group = (name: string, drop: number) => ({
-    ...{ group: name, pairs: 1200, fp32: of(0.95), int7: of(0.95 - drop), drop },
+    ...{ group: name, pairs: 1200, fp32: of(0.95), int7: of(0.95 - drop), drop, positives: 600 },
+    tarAtFar: { '1e-1': [1, 1], '1e-2': [0.9, 0.9 - drop] } as Record<string, [number, number]>,
   });
   const [comparison] = found.metrics.comparisons;
   const groups = [group('young', 0.001), group('o<d', 0.04)];
   const html = renderQuantizeReport({
     ...found,
     metrics: { ...found.metrics, comparisons: [{ ...comparison!, groups }] },
-    gate: { maxAccuracyDrop: null, minMeanCosine: null, maxGroupAccuracyDrop: 0.05, passed: true, failures: [] },
+    gate: {
+      ...{ maxAccuracyDrop: null, minMeanCosine: null, maxGroupAccuracyDrop: 0.05, maxGroupTarDrop: 0.1 },
+      ...{ passed: true, failures: [] },
+    },
   });
   assert.match(html, /By group.*o&#60;d.*1,200.*95\.00 %.*91\.00 %.*4\.00 pt.*– → –.*5\.00 % → 9\.00 %.*young/s);
-  assert.match(html, /Gate passed<\/b> accuracy drop of any group at most 5\.00 pt\./);
+  assert.match(html, /90\.00 % → 86\.00 % at 1e-2.*young/s);
+  assert.match(html, /Gate passed<\/b> accuracy drop of any group at most 5\.00 pt, drop of any group’s true/);
+  assert.match(html, /true accept rate at most 10\.00 pt\./);
   assert.doesNotMatch(renderQuantizeReport(found), /By group/);
 });
 

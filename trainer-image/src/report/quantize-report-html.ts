@@ -56,6 +56,9 @@ function verdict({ gate }: QuantizeReport): string {
     ...(gate.maxGroupAccuracyDrop === undefined
       ? []
       : [`accuracy drop of any group at most ${points(gate.maxGroupAccuracyDrop)}`]),
+    ...(gate.maxGroupTarDrop === undefined
+      ? []
+      : [`drop of any group’s true accept rate at most ${points(gate.maxGroupTarDrop)}`]),
     ...(gate.minWorstCosine === undefined ? [] : [`worst cosine at least ${gate.minWorstCosine}`]),
     ...(gate.minTop1Agreement === undefined
       ? []
@@ -204,10 +207,10 @@ function verification(comparisons: Comparison[]): string {
 
 /** The largest drop of each set first. */
 function groups(comparisons: Comparison[]): string {
-  const rows = comparisons.flatMap(({ set, groups: found = [] }) =>
+  const rows = comparisons.flatMap(({ set, groups: found = [], unresolvedFar = [] }) =>
     found
       .toSorted((a, b) => b.drop - a.drop)
-      .map(({ group, pairs, fp32, int7, drop }) => ({
+      .map(({ group, pairs, fp32, int7, drop, tarAtFar = {} }) => ({
         ...{ set, group, pairs },
         figures: [
           percent(fp32.accuracy),
@@ -215,11 +218,20 @@ function groups(comparisons: Comparison[]): string {
           points(drop),
           `${percent(fp32.falseAcceptRate)} → ${percent(int7.falseAcceptRate)}`,
           `${percent(fp32.falseRejectRate)} → ${percent(int7.falseRejectRate)}`,
+          largestFall(Object.entries(tarAtFar).filter(([rate]) => !unresolvedFar.includes(rate))),
         ],
       })),
   );
-  const headings = ['FP32', 'INT7', 'Drop', 'False accepts', 'False rejects'];
+  const headings = ['FP32', 'INT7', 'Drop', 'False accepts', 'False rejects', 'Largest fall of the true accept rate'];
   return groupTable(headings, rows, 'at the threshold of the whole set, of each model its own');
+}
+
+/** Of true accept rates by false accept rate. */
+function largestFall(rates: [rate: string, [fp32: number, int7: number]][]): string {
+  const [first] = rates.toSorted(([, a], [, b]) => b[0] - b[1] - (a[0] - a[1]));
+  if (!first) return '–';
+  const [rate, [fp32, int7]] = first;
+  return `${percent(fp32)} → ${percent(int7)} at ${rate}`;
 }
 
 /** ROC and histograms of scores of both models on one set. */

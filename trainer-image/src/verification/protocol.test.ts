@@ -2,7 +2,7 @@ import assert from 'node:assert/strict';
 import { test } from 'node:test';
 import { FacetrainError } from '@facetrain/api';
 import fc from 'fast-check';
-import { verify, verifyGroups, wilson } from './protocol.ts';
+import { groupAcceptRates, verify, verifyGroups, wilson } from './protocol.ts';
 
 /** Embeddings from a linear congruential generator, with which the reference's figures were computed, too. */
 function example(pairs: number, dim: number, seed: number): { embeddings: Float32Array; same: boolean[] } {
@@ -245,4 +245,23 @@ test('groups are judged at the threshold of the whole set', () => {
   ]);
   const [positivesOnly] = verifyGroups(embeddings, 2, same, ['p', 'p', 'n', 'n', 'n', 'n'], 1).slice(1);
   assert.deepEqual([positivesOnly?.group, positivesOnly?.falseAcceptRate], ['p', null]);
+});
+
+test('true accept rates of groups are those at the thresholds of the whole set', () => {
+  // Group "far" has its pairs of one person at a wider angle than one in ten of the different people.
+  const kinds = [
+    ...new Array(10).fill({ group: 'near', isSame: true, angle: 0.1 }),
+    ...new Array(4).fill({ group: 'far', isSame: true, angle: 1.2 }),
+    { group: 'far', isSame: true, angle: 0.2 },
+    ...new Array(18).fill({ group: 'near', isSame: false, angle: 1.5 }),
+    ...new Array(2).fill({ group: 'different', isSame: false, angle: 1 }),
+  ];
+  const embeddings = Float32Array.from(kinds.flatMap(({ angle }) => [1, 0, Math.cos(angle), Math.sin(angle)]));
+  const [same, groups] = [kinds.map(({ isSame }) => isSame), kinds.map(({ group }) => group)];
+  const found = groupAcceptRates(embeddings, 2, same, groups);
+  assert.deepEqual(Object.fromEntries(found), {
+    near: { positives: 10, tarAtFar: { '1e-1': 1, '1e-3': 1 } },
+    far: { positives: 5, tarAtFar: { '1e-1': 1, '1e-3': 0.2 } },
+    different: { positives: 0, tarAtFar: {} },
+  });
 });

@@ -211,6 +211,38 @@ export function groupFigures(
     });
 }
 
+/** Of one group, at the thresholds that have a false accept rate on the whole set. */
+export interface GroupAcceptRates {
+  /** Pairs of one person. */
+  positives: number;
+  /** The share of them that is accepted; without any, no rates. */
+  tarAtFar: Record<string, number>;
+}
+
+/**
+ * True accept rates of each group by the false accept rates of the whole set, as a system has one threshold for all.
+ * @param groups by pair
+ */
+export function groupAcceptRates(
+  embeddings: Float32Array,
+  dim: number,
+  same: readonly boolean[],
+  groups: readonly string[],
+): Map<string, GroupAcceptRates> {
+  const distance = distances(embeddings, dim, same.length);
+  const { thresholds } = acceptRates(distance, same);
+  const pairs = Map.groupBy(groups.keys(), (pair) => groups[pair]!);
+  return new Map(
+    [...pairs].map(([group, own]) => {
+      const positives = own.filter((pair) => same[pair]);
+      const shareBelow = (threshold: number) =>
+        positives.filter((pair) => distance[pair]! < threshold).length / positives.length;
+      const rates = Object.entries(thresholds).map(([rate, threshold]) => [rate, shareBelow(threshold)]);
+      return [group, { positives: positives.length, tarAtFar: Object.fromEntries(positives.length > 0 ? rates : []) }];
+    }),
+  );
+}
+
 /**
  * @param embeddings [2 x pairs, dim], not normalized; 2i and 2i + 1 are pair i
  * @param same by pair: at least ten, of both kinds (readVerificationSet checks this)
