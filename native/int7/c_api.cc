@@ -1,5 +1,6 @@
 #include <algorithm>
 #include <array>
+#include <atomic>
 #include <cerrno>
 #include <cstdio>
 #include <cstring>
@@ -165,6 +166,17 @@ std::vector<uint8_t> read_file(const char* path, int64_t largest_memory) {
   return bytes;
 }
 
+// The network in a file. Where the caller chose another size of the pictures, that may be what does not fit.
+OnnxModel read_model(const uint8_t* data, size_t size, const PictureSize& picture) {
+  try {
+    return read_onnx(data, size, picture);
+  } catch (const InvalidModel& error) {
+    if (picture.height == 0 && picture.width == 0) throw;
+    throw InvalidModel("with the height or width of the options: " + error.found,
+                       error.wanted + "; or 0 for the size of the file");
+  }
+}
+
 bool check_threads(int32_t threads) noexcept {
   return (threads >= 1 && threads <= 256) ||
          (failed(FT_INT7_INVALID_ARGUMENT, "threads: out of range; 1 to 256"), false);
@@ -180,6 +192,7 @@ struct ft_int7_context {
   std::shared_ptr<const Loaded> loaded;
   Runtime::Context memory;
   std::unique_ptr<ThreadPool> pool;  // null: one thread
+  std::atomic_flag is_running{};
 };
 
 extern "C" {
@@ -194,7 +207,7 @@ ft_int7_status ft_int7_load_memory(const void* data, size_t size, const ft_int7_
   Options options;
   if (!read_options(given, options)) return FT_INT7_INVALID_ARGUMENT;
   return guarded(FT_INT7_INVALID_MODEL, "data", [&] {
-    OnnxModel read = read_onnx(static_cast<const uint8_t*>(data), size, options.picture);
+    OnnxModel read = read_model(static_cast<const uint8_t*>(data), size, options.picture);
     *model = new ft_int7_model{load(std::move(read), options)};
   });
 }
@@ -206,7 +219,7 @@ ft_int7_status ft_int7_load_file(const char* path, const ft_int7_options* given,
   if (!read_options(given, options)) return FT_INT7_INVALID_ARGUMENT;
   return guarded(FT_INT7_INVALID_MODEL, path, [&] {
     std::vector<uint8_t> bytes = read_file(path, options.largest_memory);
-    OnnxModel read = read_onnx(bytes.data(), bytes.size(), options.picture);
+    OnnxModel read = read_model(bytes.data(), bytes.size(), options.picture);
     check_memory(static_cast<int64_t>(bytes.size()) + read.network.bytes(), options.largest_memory);
     bytes = std::vector<uint8_t>();  // The network has what it needs of them. {} would keep the memory.
     *model = new ft_int7_model{load(std::move(read), options)};
@@ -287,7 +300,10 @@ ft_int7_status ft_int7_create_context(const ft_int7_model* model, int32_t thread
 ft_int7_status ft_int7_run(ft_int7_context* context, const uint8_t* picture, float* outputs) {
   if (!context || !picture || !outputs)
     return failed(FT_INT7_INVALID_ARGUMENT, "context, picture or outputs: null; a pointer");
-  return guarded(FT_INT7_INTERNAL, nullptr, [&] {
+  // Two runs in one context would overwrite each other's tensors, and wait for each other's threads for ever.
+  if (context->is_running.test_and_set(std::memory_order_acquire))
+    return failed(FT_INT7_INVALID_ARGUMENT, "context: another thread runs it; one thread at a time, or two contexts");
+  const ft_int7_status status = guarded(FT_INT7_INTERNAL, nullptr, [&] {
     const Runtime& runtime = context->loaded->runtime;
     if (context->pool) {
       runtime.run(context->memory, picture, outputs, *context->pool);
@@ -295,6 +311,8 @@ ft_int7_status ft_int7_run(ft_int7_context* context, const uint8_t* picture, flo
       runtime.run(context->memory, picture, outputs);
     }
   });
+  context->is_running.clear(std::memory_order_release);
+  return status;
 }
 
 void ft_int7_free_context(ft_int7_context* context) { delete context; }

@@ -1,6 +1,8 @@
 // Tests the C library through its header.
 #include <unistd.h>
 
+#include <atomic>
+#include <chrono>
 #include <cstdio>
 #include <cstdlib>
 #include <fstream>
@@ -152,6 +154,38 @@ void test_instruction_sets() {
   CHECK_EQ(std::string(ft_int7_last_error()), "instruction_set: sse2; one that this processor has: " + names);
 }
 
+// Two threads in one context: one of them runs, the other is refused, and both return.
+void test_one_thread_at_a_time() {
+  const std::string file = testing::detector_file();
+  ft_int7_model* model = nullptr;
+  ft_int7_info info;
+  CHECK_EQ(int{ft_int7_load_memory(file.data(), file.size(), nullptr, &model)}, int{FT_INT7_OK});
+  CHECK_EQ(int{ft_int7_get_info(model, &info)}, int{FT_INT7_OK});
+  for (const int32_t threads : {1, 2}) {
+    ft_int7_context* context = nullptr;
+    CHECK_EQ(int{ft_int7_create_context(model, threads, &context)}, int{FT_INT7_OK});
+    std::atomic<bool> is_refused = false;
+    const auto deadline = std::chrono::steady_clock::now() + std::chrono::minutes(2);
+    const auto run = [&] {
+      const std::vector<uint8_t> picture(int64_t{info.height} * info.width * info.channels, 200);
+      std::vector<float> outputs(info.output_size);
+      while (!is_refused && std::chrono::steady_clock::now() < deadline) {
+        const ft_int7_status status = ft_int7_run(context, picture.data(), outputs.data());
+        if (status == FT_INT7_OK) continue;
+        is_refused = status == FT_INT7_INVALID_ARGUMENT &&
+                     std::string(ft_int7_last_error()).find("context: another thread runs it") == 0;
+        return;
+      }
+    };
+    std::thread other(run);
+    run();
+    other.join();
+    CHECK(is_refused);
+    ft_int7_free_context(context);
+  }
+  ft_int7_free_model(model);
+}
+
 // A detector's file: nodes, two outputs, and pictures of another size than the file's.
 void test_outputs() {
   const std::string file = testing::detector_file();
@@ -207,7 +241,10 @@ void test_outputs() {
   ft_int7_options options = {};
   options.height = 9;
   CHECK_EQ(int{ft_int7_load_memory(face.data(), face.size(), &options, &model)}, int{FT_INT7_INVALID_MODEL});
-  CHECK(std::string(ft_int7_last_error()).find("to_e: has weights that do not fit") != std::string::npos);
+  CHECK(std::string(ft_int7_last_error())
+            .find("with the height or width of the options: to_e: has weights that "
+                  "do not fit its input") != std::string::npos);
+  CHECK(std::string(ft_int7_last_error()).find("; or 0 for the size of the file") != std::string::npos);
   options.height = -1;
   CHECK_EQ(int{ft_int7_load_memory(face.data(), face.size(), &options, &model)}, int{FT_INT7_INVALID_ARGUMENT});
   options = {};
@@ -294,6 +331,7 @@ int main(int argc, char** argv) {
   if (argc > 1) test_example(argv[1]);
   test_computes();
   test_threads();
+  test_one_thread_at_a_time();
   test_instruction_sets();
   test_outputs();
   test_failures();

@@ -20,10 +20,11 @@
  * is thrown. Files are not trusted: a damaged one is refused. Running allocates no memory (in a library that dlopen has
  * loaded, the C library itself allocates a thread's storage, 1 KB, at that thread's first call).
  *
- * Threads. A model may be used by several threads at once, a context by one at a time. A context of more than one
- * thread starts the others when it is made, and keeps them until it is freed. They sleep between runs; during a run
- * they wait actively for each other, so there should be as many free cores. Threads do not survive fork(): in the
- * child, such a context may be neither used nor freed. Models, and contexts of one thread, may.
+ * Threads. A model may be used by several threads at once, a context by one at a time: a second run in it meanwhile is
+ * refused. A context of more than one thread starts the others when it is made, and keeps them until it is freed. They
+ * sleep between runs; during a run they wait actively for each other, so there should be as many free cores. Threads
+ * do not survive fork(): in the child, such a context may be neither used nor freed. Models, and contexts of one
+ * thread, may.
  *
  * Versions. FT_INT7_ABI_VERSION is the number behind the library's name (libfacetrain_int7.so.3). It changes when a
  * struct or a function changes, so a program never runs with a library of another version. Every version reads all
