@@ -23,6 +23,21 @@ interface PrintedError {
 
 type Body = (...args: never[]) => Promise<Outcome>;
 
+/**
+ * Makes commander refuse an option that has one value and is given twice: it would take the last, without a word.
+ * @param command with its subcommands; to be called when they have all their options
+ */
+export function refuseRepeatedOptions(command: Command): void {
+  for (const option of command.options.filter(({ required, variadic }) => required && !variadic)) {
+    let isGiven = false;
+    command.on(`option:${option.name()}`, () => {
+      if (isGiven) command.error(`error: option '${option.flags}' is given twice; it takes one value`);
+      isGiven = true;
+    });
+  }
+  command.commands.forEach(refuseRepeatedOptions);
+}
+
 /** @returns a handler for commander's `action` */
 export function makeAction(stop: Stop): (body: Body) => (this: Command, ...args: unknown[]) => Promise<void> {
   return (body) =>

@@ -6,7 +6,7 @@
 import { API_VERSION, ExitCode, FaceTrainJob, parseDocument } from '@facetrain/api';
 import { Command, CommanderError, InvalidArgumentError } from 'commander';
 import packageJson from '../package.json' with { type: 'json' };
-import { makeAction, type Outcome, printError, readable } from './command-action.ts';
+import { makeAction, type Outcome, printError, readable, refuseRepeatedOptions } from './command-action.ts';
 import { Cluster, type ClusterOptions } from './kubectl/cluster.ts';
 import type { FetchOptions } from './kubectl/fetch.ts';
 import type { LogsOptions } from './kubectl/logs.ts';
@@ -25,7 +25,7 @@ for (const stream of [process.stdout, process.stderr])
 const program = new Command('kubectl facetrain')
   .version(packageJson.version)
   .description('Shows and steers the FaceTrainJobs of a cluster.')
-  .showHelpAfterError('(kubectl facetrain --help lists the commands)')
+  .showHelpAfterError('(kubectl facetrain --help lists the commands; options stand behind the command)')
   .exitOverride();
 
 /** A whole number from `min`. */
@@ -47,6 +47,7 @@ function command(name: string, description: string): Command {
     .option('--context <name>', 'of the kubeconfig (default: the current one)')
     .option('--kubeconfig <file>', '(default: KUBECONFIG, else ~/.kube/config)')
     .option('--json', 'print one JSON object on standard output, and nothing else there')
+    .showHelpAfterError(`(kubectl facetrain ${name} --help explains it)`)
     .exitOverride();
 }
 
@@ -184,6 +185,7 @@ command('restart', 'suspend a job, wait until its pods have ended, and resume it
     }),
   );
 
+refuseRepeatedOptions(program);
 try {
   await program.parseAsync();
 } catch (error) {

@@ -18,7 +18,7 @@ test('validate prints a line for people, and an object with --json', async () =>
   const program = await facetrain('validate', '-f', job, '--json');
   assert.deepEqual(JSON.parse(program.stdout), {
     valid: true,
-    manifests: [{ kind: 'FaceTrainJob', name: 'lfw-small', warnings: [] }],
+    manifests: [{ file: job, kind: 'FaceTrainJob', name: 'lfw-small', warnings: [] }],
   });
 });
 
@@ -44,6 +44,21 @@ test('validate warns of a label that names a queue where the spec names none', a
   assert.match(stdout, /queue-name: team; .* \(QueueNotSet\): a queue is set by spec\.queue\.name\n$/);
   const queued = await validate(minimalJob({ metadata, spec: { queue: { name: 'team' } } }));
   assert.equal(queued.stdout, '-: FaceTrainJob faces is valid\n');
+});
+
+test('validate checks every file that is given, each with its own -f or all with one', async () => {
+  const folder = await mkdtemp(join(tmpdir(), 'facetrain-validate-'));
+  try {
+    const wrong = join(folder, 'wrong.yaml');
+    await writeFile(wrong, 'apiVersion: facetrain.dev/v1alpha1\nkind: FaceTrainJob\n');
+    const both = await facetrain('validate', '-f', job, job);
+    assert.deepEqual([both.code, both.stdout.trim().split('\n').length], [0, 2]);
+    const refused = await facetrain('validate', '-f', wrong, '-f', job);
+    assert.equal(refused.code, 2, refused.stdout);
+    assert.match(refused.stderr, /wrong\.yaml/);
+  } finally {
+    await rm(folder, { recursive: true });
+  }
 });
 
 test('validate reads standard input, and refuses a field of a pod template that would have no effect', async () => {
@@ -117,6 +132,18 @@ const refusals: Record<string, { args: string[]; wantMessage: RegExp }> = {
   'an output folder whose name is too long': {
     args: ['quantize', '--model', 'a', '--calibration', exampleFaces, '--out', `/tmp/${'y'.repeat(300)}`],
     wantMessage: /^\/tmp\/y+: name too long \(ENAMETOOLONG\)/,
+  },
+  'an option with one value, twice': {
+    args: ['head', 'remove', 'a', '--classes', '1', '--classes', '2'],
+    wantMessage: /^error: option '--classes <ids>' is given twice; it takes one value\n\(facetrain head remove --help/m,
+  },
+  'an option twice, of a command that reads the same option of another command': {
+    args: ['run', '-f', job, '-f', job],
+    wantMessage: /^error: option '-f, --file <manifest>' is given twice/m,
+  },
+  'a number of classes that is not whole': {
+    args: ['plan', '-f', job, '--classes', '1.5'],
+    wantMessage: /--classes.*whole number from 1/,
   },
   'an argument that is empty': { args: ['inspect', ''], wantMessage: /^error: argument 'path' is empty$/m },
   'an option that is empty': {

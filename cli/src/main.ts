@@ -22,7 +22,7 @@ import {
 import { deviceKindNames } from '@facetrain/trainer/estimate/device-kinds';
 import { Command, CommanderError, Help, InvalidArgumentError, Option } from 'commander';
 import packageJson from '../package.json' with { type: 'json' };
-import { makeAction, printError } from './command-action.ts';
+import { makeAction, printError, refuseRepeatedOptions } from './command-action.ts';
 import type { ConvertOptions } from './commands/convert.ts';
 import type { CheckOptions, IndexOptions } from './commands/dataset.ts';
 import type { PairsOptions } from './commands/dataset-pairs.ts';
@@ -80,6 +80,13 @@ function amount(text: string): number {
   const value = text.trim() === '' ? NaN : Number(text);
   if (value > 0 && Number.isFinite(value)) return value;
   throw new InvalidArgumentError('Must be a number above 0.');
+}
+
+/** A whole number from 1, also written as 1e6. */
+function wholeAmount(text: string): number {
+  const value = Number(text);
+  if (Number.isSafeInteger(value) && value > 0) return value;
+  throw new InvalidArgumentError('Must be a whole number from 1.');
 }
 
 function classId(text: string): number {
@@ -154,6 +161,9 @@ function command(name: string, description: string, parent = program): Command {
     .command(name)
     .description(description)
     .option('--json', 'print one JSON object on standard output, and nothing else there')
+    .showHelpAfterError(
+      `(facetrain ${parent === program ? '' : `${parent.name()} `}${name.split(' ')[0]} --help explains it)`,
+    )
     .exitOverride();
 }
 
@@ -208,7 +218,7 @@ function runsModel(command: Command): Command {
 
 for (const [name, description, trainOnly] of [
   ['run', 'run a FaceTrainJob on this machine: train, evaluate, quantize, publish', false],
-  ['train', 'the same without the quantization', true],
+  ['train', 'as run, without the quantization', true],
 ] as const) {
   command(name, description)
     .requiredOption('-f, --file <manifest>', 'the FaceTrainJob, in YAML or JSON')
@@ -225,17 +235,20 @@ for (const [name, description, trainOnly] of [
 }
 
 command('validate', 'check a manifest, as the API server would')
-  .requiredOption('-f, --file <manifest>', 'FaceTrainJobs and QuantizeJobs, in YAML or JSON; - is standard input')
+  .requiredOption('-f, --file <manifest...>', 'FaceTrainJobs and QuantizeJobs, in YAML or JSON; - is standard input')
   .action(
-    action(async ({ file }: { file: string }) => {
+    action(async ({ file: files }: { file: string[] }) => {
       const { checkPodTemplates, readManifests, warningsOf } = await import('./manifest.ts');
-      const read = await readManifests(file);
-      checkPodTemplates(read);
-      const manifests = read.map((manifest) => {
-        const { kind, metadata } = manifest;
-        return { kind, name: metadata.name, warnings: warningsOf(manifest) };
-      });
-      const lines = manifests.flatMap(({ kind, name, warnings }) => [
+      const manifests: { file: string; kind: string; name: string; warnings: string[] }[] = [];
+      for (const file of files) {
+        const read = await readManifests(file);
+        checkPodTemplates(read);
+        for (const manifest of read) {
+          const { kind, metadata } = manifest;
+          manifests.push({ file, kind, name: metadata.name, warnings: warningsOf(manifest) });
+        }
+      }
+      const lines = manifests.flatMap(({ file, kind, name, warnings }) => [
         `${file}: ${kind} ${name} is valid\n`,
         ...warnings.map((warning) => `${file}: ${kind} ${name}: warning: ${warning}\n`),
       ]);
@@ -252,14 +265,14 @@ command('plan', 'what a job needs before it is applied: memory by part, time of 
   )
   .addOption(
     new Option('--classes <n>', 'number of identities')
-      .argParser(amount)
+      .argParser(wholeAmount)
       .default(undefined, 'model.numClasses, or that of a dataset on this machine'),
   )
-  .addOption(new Option('--images <n>', 'pictures of the dataset').argParser(amount))
+  .addOption(new Option('--images <n>', 'pictures of the dataset').argParser(wholeAmount))
   .addOption(new Option('--memory <GiB>', 'that each trainer may use, in place of the device’s').argParser(amount))
   .addOption(
     new Option('--ranks-per-machine <n>', 'trainers with NVLink or PCIe between them')
-      .argParser(amount)
+      .argParser(wholeAmount)
       .default(undefined, '8 with GPUs, else 1'),
   )
   .addOption(
@@ -546,6 +559,7 @@ headCommand('remove', 'remove classes from every checkpoint, and search the file
     }),
   );
 
+refuseRepeatedOptions(program);
 try {
   await program.parseAsync();
 } catch (error) {

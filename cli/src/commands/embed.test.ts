@@ -106,6 +106,7 @@ test('what a user gets wrong is said in words', async () => {
     [[large], {}, /^\S*large\.bmp: .*3 x 3.*2 x 2/],
     [[red], { runtime: 'int7' }, /an FP32 model; --runtime fp32/],
     [[], { pairs: [red, black], inputRange: '0..255' }, /^embedding of \S*black\.bmp: its length is 0;/],
+    [[], { pairs: [red, blue], npy: join(folder, 'pairs.npy') }, /^--npy: no pictures but those of --pairs/],
     [
       [red],
       { npy: join(folder, 'no/such.npy') },

@@ -39,6 +39,13 @@ export interface EmbedOptions extends InputRangeOptions {
 export async function embed(images: string[], options: EmbedOptions, line: StatusLine, signal: AbortSignal) {
   const { model: file, pairs = [], npy, threads = availableParallelism(), device = 'auto' } = options;
   checkImages(images, pairs);
+  if (npy !== undefined && images.length === 0)
+    throw new FacetrainError({
+      code: 'InvalidArgument',
+      subject: '--npy',
+      found: 'no pictures but those of --pairs',
+      allowed: 'the pictures whose embeddings it receives, before --pairs',
+    });
   checkDevice(device);
   const read = await readOnnx(file, { output: options.output, every: 'several' });
   const channelOrder = options.channelOrder ?? channelOrderOf(read.metadata) ?? DEFAULT_ORDER;
