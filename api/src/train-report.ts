@@ -68,6 +68,20 @@ export const EvaluationReport = EvaluationResult.extend({
 });
 export type EvaluationReport = z.infer<typeof EvaluationReport>;
 
+/** Degrees; the angle of a cosine of 0.99. Models with random weights have 18 and more. */
+const SAME_DIRECTION_DEGREES = 8.1;
+
+/**
+ * Whether all pictures of a set have nearly the same embedding: the training has collapsed, or has hardly begun. Then
+ * accuracy is that of guessing. By the mean angle between different people.
+ */
+export function isHardlyToldApart({ histograms }: Pick<EvaluationReport, 'histograms'>): boolean {
+  if (!histograms) return false;
+  const { sum, counts } = histograms.differentAngle;
+  const pairs = counts.reduce((total, number) => total + number, 0);
+  return pairs > 0 && sum / pairs < SAME_DIRECTION_DEGREES;
+}
+
 export const TrainReport = z.strictObject({
   schemaVersion: z.literal(1),
   job: z.strictObject({ name: z.string(), uid: z.string(), attempt: z.int().min(0) }),

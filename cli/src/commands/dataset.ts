@@ -43,6 +43,7 @@ export async function checkDataset(
         ['Pictures', `${images} of ${height}x${width}, all decoded`],
         ['Bad pictures', `${bad}; ${allowed} are allowed by dataset.maxBadPictures ${maxBadPictures}`],
         ['Identities', `${identities}, of which ${seen}; labels ${labelMin} to ${labelMax}`],
+        ...(identities < 2 ? [['Too few', 'a training needs two identities or more'] as [string, string]] : []),
         ['Pictures each', `${summary.least} to ${summary.most}, median ${summary.median}`],
         ...(summary.withOne > 0
           ? [

@@ -49,6 +49,13 @@ test('a run without a quantization succeeds beside a damaged artifact', async ()
   }
 });
 
+test('a training that has collapsed succeeds with a warning', () => {
+  const { evaluation: _, ...kept } = makeKeptResult(job, paths());
+  const figures = { set: 'lfw', pairs: 600, accuracy: 0.5, std: 0 };
+  assert.match(summary({ ...kept, evaluation: [{ ...figures, alike: true }] }), /^ +Warning +the model hardly tells/m);
+  assert.doesNotMatch(summary({ ...kept, evaluation: [figures] }), /Warning/);
+});
+
 test('the report of a missed gate is named; one of an earlier run is not', async () => {
   await mkdir(join(out, 'int7', 'rejected'), { recursive: true });
   for (const name of ['train-report.html', 'int7/report.html', 'int7/rejected/report.html'])

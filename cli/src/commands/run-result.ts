@@ -1,7 +1,14 @@
 /** The result of a run: one object for programs, a table for people. */
 import { existsSync, statSync } from 'node:fs';
 import { join } from 'node:path';
-import { ARTIFACT, type EvaluationReport, ExitCode, type FaceTrainJob, OUTPUT } from '@facetrain/api';
+import {
+  ARTIFACT,
+  type EvaluationReport,
+  ExitCode,
+  type FaceTrainJob,
+  isHardlyToldApart,
+  OUTPUT,
+} from '@facetrain/api';
 import { type ArtifactSummary, readArtifactManifest } from '../local/artifact-manifest.ts';
 import type { LocalFaceTrainJob } from '../local/process-executor.ts';
 import { hasArtifact, type RunPaths } from '../local/run-files.ts';
@@ -28,7 +35,8 @@ export interface RunResult {
     /** Path of the FP32 model. */
     model: string;
   };
-  evaluation: { set: string; pairs: number; accuracy: number; std: number }[];
+  /** `alike`: all pictures have nearly the same embedding. */
+  evaluation: { set: string; pairs: number; accuracy: number; std: number; alike?: true }[];
   artifact?: {
     /** The folder, or the s3:// address. */
     dir: string;
@@ -114,7 +122,10 @@ function trainResult(out: string): Pick<RunResult, 'train' | 'evaluation'> {
 /** The newest evaluation of each set; a report has them in the order of their steps. */
 function lastEvaluations(evaluations: EvaluationReport[]): RunResult['evaluation'] {
   const last = new Map(evaluations.map((evaluation) => [evaluation.set, evaluation]));
-  return [...last.values()].map(({ set, pairs, accuracy, std }) => ({ set, pairs, accuracy, std: std ?? 0 }));
+  return [...last.values()].map((evaluation) => {
+    const { set, pairs, accuracy, std = 0 } = evaluation;
+    return { set, pairs, accuracy, std, ...(isHardlyToldApart(evaluation) && { alike: true as const }) };
+  });
 }
 
 function artifactResult(uri: string | undefined, manifest: ArtifactSummary | undefined): Pick<RunResult, 'artifact'> {
@@ -169,6 +180,8 @@ function accuracyRows({ evaluation, artifact }: RunResult): Rows {
       `${percent(accuracy)} ± ${(100 * std).toFixed(2)} FP32${ofInt7} (${pairs} pairs, 10-fold, flip)`,
     ];
   });
+  if (evaluation.some(({ alike }) => alike))
+    rows.push(['Warning', 'the model hardly tells pictures apart: it needs more training, or the training collapsed']);
   if (artifact) rows.push(['Embedding cosine', `${artifact.meanCosine.toFixed(4)} between FP32 and INT7, mean`]);
   return rows;
 }

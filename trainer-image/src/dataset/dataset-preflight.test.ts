@@ -94,6 +94,15 @@ test('an image folder and tar shards, as datasets', async () => {
   await refused(folder(), /^.*: cannot be read \(No such file or directory\)/);
 });
 
+test('one identity: no loss could teach anything', async () => {
+  const photos = folder();
+  writeImageFolder(photos, { identities: 1, perIdentity: 10 });
+  for (const numClasses of [null, 10])
+    await refused(photos, /: one identity; two or more; an image folder has a folder of pictures for each/, {
+      numClasses,
+    });
+});
+
 test('a .rec that was cut short is refused without decoding anything', async () => {
   const directory = folder();
   const offsets = writeDataset(directory, '2,112,112', records([0, 1, 0]));

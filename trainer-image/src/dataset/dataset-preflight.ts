@@ -69,6 +69,9 @@ export async function preflightDataset(directory: string, options: PreflightOpti
     );
   }
   checkBadPictures(directory, info, maxBadPictures);
+  // The loss of one class is 0 whatever the model gives.
+  if (info.identities < 2)
+    refuse('one identity', 'two or more; an image folder has a folder of pictures for each identity');
   if (numClasses !== null && numClasses <= info.labelMax)
     refuse(`labels up to ${info.labelMax}`, `the model has ${numClasses} classes, so labels up to ${numClasses - 1}`);
   const stepsPerEpoch = Math.floor(info.images / globalBatchSize);

@@ -97,6 +97,17 @@ test('histograms of norms and angles, of the newest evaluation of a set that has
   assert.doesNotMatch(html, /NaN|undefined|Infinity/);
 });
 
+test('a training that has collapsed is called so, by its newest evaluation', () => {
+  const at = (...differentAngle: number[]) => {
+    const histograms = { norm: histogram([1]), sameAngle: histogram([1]), differentAngle: histogram(differentAngle) };
+    return { ...report().evaluations[0]!, histograms };
+  };
+  const words = /hardly tells pictures apart:<\/b> those of /;
+  assert.match(trainReportHtml(report({ evaluations: [at(80, 90), at(0.01, 3)] })), words);
+  for (const evaluations of [[at(0.01, 3), at(80, 90)], [at(15, 20)], report().evaluations])
+    assert.doesNotMatch(trainReportHtml(report({ evaluations })), words);
+});
+
 test('bad pictures are named, and those beyond the list are counted', () => {
   const html = trainReportHtml(
     report({

@@ -3,6 +3,7 @@ import {
   dataShare,
   type EvaluationReport as Evaluation,
   type Histogram,
+  isHardlyToldApart,
   NOTABLE_DATA_SHARE,
   STEP_STAGES,
   stepStages,
@@ -152,10 +153,23 @@ function evaluationTable(report: TrainReport, sets: string[]): string {
       .join(', ')
       .concat(missingRates(Object.keys(unresolvedFar ?? {}), negatives));
     const spread = std === undefined ? '' : ` ± ${(std * 100).toFixed(2)}`;
-    return [set, count(pairs), count(step), `${percent(accuracy)}${spread}`, short(threshold), rates].map(escapeHtml);
+    const figures = [count(pairs), count(step), `${percent(accuracy)}${spread}`, short(threshold)].map(escapeHtml);
+    return [wrapped(set), ...figures, wrapped(rates)];
   });
   const all = table(['Set', 'Pairs', 'Step', 'Accuracy', 'Threshold', 'TAR @ FAR'], rows);
-  return all + groups(report, sets);
+  return all + warnings(report, sets) + groups(report, sets);
+}
+
+/** HTML of a text that may break into lines in a cell. */
+const wrapped = (text: string) => `<span class="wrapped">${escapeHtml(text)}</span>`;
+
+function warnings(report: TrainReport, sets: string[]): string {
+  const alike = sets.filter((set) => isHardlyToldApart(report.evaluations.findLast((result) => result.set === set)!));
+  if (alike.length === 0) return '';
+  return (
+    `<p><b>The model hardly tells pictures apart:</b> those of ${escapeHtml(alike.join(', '))} have nearly the same ` +
+    'embedding. The training has hardly begun, or has collapsed: see the loss, and try a lower learning rate.</p>'
+  );
 }
 
 function groups(report: TrainReport, sets: string[]): string {
@@ -276,6 +290,8 @@ function duration(seconds: number): string {
 const STYLE = `
 svg { width: 100%; height: auto; display: block; }
 svg text { fill: var(--soft); font-size: 11px; }
+@media (max-width: 600px) { svg { overflow: visible; } svg text { font-size: 20px; } }
+.wrapped { display: inline-block; min-width: 12em; white-space: normal; overflow-wrap: anywhere; }
 polyline { fill: none; stroke-width: 1.8; stroke-linejoin: round; }
 .grid { stroke: var(--line); }
 ${Array.from({ length: COLORS }, (_, n) => {
