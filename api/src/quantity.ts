@@ -1,6 +1,8 @@
 /** Amounts of resources as Kubernetes writes them. */
 import { z } from 'zod';
 
+const FORM = 'a quantity such as 2, 0.5, 500m, 64Gi or 1e3';
+
 /** A resource.Quantity of Kubernetes, as YAML has it: 500m, 64Gi, 1e3, and the numbers 2 and 0.5. */
 export const Quantity = z
   .union(
@@ -8,10 +10,10 @@ export const Quantity = z
       z
         .string()
         .max(64)
-        .regex(/^(\d+(\.\d*)?|\.\d+)([KMGTPE]i|[numkMGTPE]|[eE][+-]?\d+)?$/),
+        .regex(/^(\d+(\.\d*)?|\.\d+)([KMGTPE]i|[numkMGTPE]|[eE][+-]?\d+)?$/, FORM),
       z.number().min(0),
     ],
-    { error: 'a quantity such as 2, 0.5, 500m, 64Gi or 1e3' },
+    { error: FORM },
   )
   // A structural schema has int-or-string, but no number-or-string, and kubectl users write "cpu: 0.5".
   .meta({ 'x-kubernetes-preserve-unknown-fields': true });

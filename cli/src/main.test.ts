@@ -87,7 +87,7 @@ test('dataset check reads and decodes every picture', async () => {
   );
 });
 
-const refusals: Record<string, { args: string[]; wantMessage: RegExp }> = {
+const refusals: Record<string, { args: string[]; input?: string; wantMessage: RegExp }> = {
   'an unknown command': { args: ['trian'], wantMessage: /unknown command 'trian'/ },
   'an unknown option': { args: ['validate', '-f', job, '--frobnicate'], wantMessage: /unknown option '--frobnicate'/ },
   'a missing option': { args: ['run'], wantMessage: /-f, --file/ },
@@ -163,11 +163,16 @@ const refusals: Record<string, { args: string[]; wantMessage: RegExp }> = {
     wantMessage: /is no file; the name of a file/,
   },
   'a folder that is no dataset': { args: ['dataset', 'check', join(exampleFaces, '..')], wantMessage: /lfw-small/ },
+  'a quantity of bytes with a unit that Kubernetes has not': {
+    args: ['validate', '-f', '-'],
+    input: minimalJob({ spec: { trainers: { resources: { limits: { memory: '4GB' } } } } }),
+    wantMessage: /spec\.trainers\.resources\.limits\.memory: "4GB"; a quantity such as 2, 0\.5, 500m, 64Gi or 1e3$/m,
+  },
   'a folder without manifest.json': { args: ['inspect', join(exampleFaces, '..')], wantMessage: /manifest\.json/ },
 };
-for (const [name, { args, wantMessage }] of Object.entries(refusals)) {
+for (const [name, { args, input, wantMessage }] of Object.entries(refusals)) {
   test(`exit code 2: ${name}`, async () => {
-    const { code, stdout, stderr } = await facetrain(...args);
+    const { code, stdout, stderr } = await new Running(args, input === undefined ? {} : { input }).outcome;
     assert.equal(code, 2, stderr);
     assert.match(stderr, wantMessage);
     assert.equal(stdout, '');

@@ -21,11 +21,19 @@ const labels = (description: string, value: Record<string, string> = {}) =>
 
 const DURATION = /^([0-9]+(ms|[smhdwy]))+$/;
 const NAMESPACE = /^([a-z0-9]([-a-z0-9]{0,61}[a-z0-9])?)?$/;
+const NAME = /^([a-z0-9]([-a-z0-9]*[a-z0-9])?)?$/;
+const REGISTRY = /^((\[[0-9a-fA-F:]+\]|[A-Za-z0-9]([-A-Za-z0-9.]*[A-Za-z0-9])?)(:[0-9]+)?(\/[a-z0-9._-]+)*)?$/;
+/** Without a tag. It may begin with the registry. */
+const REPOSITORY = /^([A-Za-z0-9][-A-Za-z0-9.]*(:[0-9]+)?\/)?[a-z0-9]+([._/-]+[a-z0-9]+)*$/;
 const DIGEST = /^(sha256:[0-9a-f]{64})?$/;
 
 const imageShape = (repository: string) => ({
-  registry: text('', 'Host (and port) of the registry; empty: the one that the nodes take for images without.'),
-  repository: z.string().min(1).default(repository).describe('Name of the image in the registry.'),
+  registry: z
+    .string()
+    .regex(REGISTRY)
+    .default('')
+    .describe('Host (and port) of the registry; empty: the one that the nodes take for images without.'),
+  repository: z.string().regex(REPOSITORY).default(repository).describe('Name of the image in the registry.'),
   tag: text('', "Tag; empty: the chart's appVersion."),
   digest: z
     .string()
@@ -205,8 +213,12 @@ export const Values = z.strictObject({
     },
     "For Prometheus. The monitors need its operator's CustomResourceDefinitions.",
   ),
-  nameOverride: text('', "In place of the chart's name, in names and labels."),
-  fullnameOverride: text('', "In place of the release's and the chart's name, in names."),
+  nameOverride: z.string().regex(NAME).default('').describe("In place of the chart's name, in names and labels."),
+  fullnameOverride: z
+    .string()
+    .regex(NAME)
+    .default('')
+    .describe("In place of the release's and the chart's name, in names."),
 });
 export type Values = z.infer<typeof Values>;
 

@@ -240,6 +240,15 @@ const refusals: Record<string, { values: object; want: RegExp }> = {
     values: { image: { digest: 'sha256:12' } },
     want: /at '\/image\/digest': 'sha256:12' does not match pattern/,
   },
+  'a registry with a scheme': {
+    values: { image: { registry: 'https://registry.example.com' } },
+    want: /at '\/image\/registry': 'https:\/\/registry\.example\.com' does not match pattern/,
+  },
+  'a repository with a tag': {
+    values: { image: { repository: 'registry.example.com:5000/facetrain/operator:0.1.0' } },
+    want: /at '\/image\/repository': .* does not match pattern/,
+  },
+  'a name that no object may have': { values: { fullnameOverride: 'A_b' }, want: /at '\/fullnameOverride': 'A_b'/ },
   'two namespaces': { values: { watchNamespace: 'a,b' }, want: /at '\/watchNamespace': 'a,b' does not match pattern/ },
   'a variable that a value sets': {
     values: { extraEnv: [{ name: 'FACETRAIN_WORKERS', value: '9' }] },

@@ -1,7 +1,7 @@
 /** Where `facetrain head` finds checkpoints: in a folder of this machine, or behind the head of an object store. */
 import { randomUUID } from 'node:crypto';
 import { readdir } from 'node:fs/promises';
-import { resolve } from 'node:path';
+import { basename, dirname, resolve } from 'node:path';
 import { FacetrainError, type StorageAddress } from '@facetrain/api';
 import {
   type EditedFiles,
@@ -58,6 +58,13 @@ export function openPlace(where: string, options: StoreOptions): Promise<HeadPla
 }
 
 async function openFolder(root: string): Promise<HeadPlace> {
+  if (/^step-\d{10}$/.test(basename(root)))
+    throw new FacetrainError({
+      code: 'InvalidCheckpoint',
+      subject: root,
+      found: 'one checkpoint',
+      allowed: `the folder with all of them, which are changed together: ${dirname(root)}`,
+    });
   await openHeads(root); // Nothing is claimed in a folder without checkpoints.
   const fence = await Fence.claim(root, owner());
   return {

@@ -197,6 +197,7 @@ test('what cannot be done is refused before anything is changed', async () => {
     [['merge', checkpoints, '--classes', '1', '--into', '3'], /class 3: it was removed or merged before/],
     [['merge', checkpoints, '--classes', '5', '--into', '5'], /class 5: it would be merged into itself; another class/],
     [['remove', join(folder, 'first'), '--classes', '1'], /no checkpoint; a folder with checkpoints/],
+    [['remove', join(folder, 'step-0000000001'), '--classes', '1'], /: one checkpoint; the folder with all of them/],
     [['remove', checkpoints, '--classes', '1', '--region', 'x'], /a folder, with an option for object stores/],
     [
       ['remove', 's3://faces/nothing', '--classes', '1', ...access()],

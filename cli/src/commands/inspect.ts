@@ -9,9 +9,11 @@ import {
   FacetrainError,
   type Gate,
   hasBounds,
+  OUTPUT,
   parseDocument,
 } from '@facetrain/api';
 import type { Graph } from '@facetrain/native';
+import { checkpointDirectory, completeSteps } from '@facetrain/trainer/checkpoint/directory';
 import { readIdentities } from '@facetrain/trainer/checkpoint/retired';
 import { describeModel } from '@facetrain/trainer/onnx/describe';
 import { type FoundRange, withInputRange } from '@facetrain/trainer/onnx/input-range';
@@ -82,6 +84,17 @@ async function checkModel(graph: Graph, file: string): Promise<true | string> {
   }
 }
 
+/** What of the folder of a run, or of one with checkpoints, can be described by itself. */
+async function describable(folder: string): Promise<string[]> {
+  const newestIn = async (place: string) => (await completeSteps(place).catch(() => []))[0];
+  const inside = [OUTPUT.model, OUTPUT.int7].map((name) => join(folder, name)).filter((path) => existsSync(path));
+  for (const place of [folder, join(folder, OUTPUT.checkpoints)]) {
+    const step = await newestIn(place);
+    if (step !== undefined) inside.push(checkpointDirectory(place, step));
+  }
+  return inside;
+}
+
 async function inspectFolder(path: string) {
   const file = join(path, 'manifest.json');
   const refuse = (found: string, cause?: unknown) =>
@@ -92,7 +105,12 @@ async function inspectFolder(path: string) {
       allowed: 'an ONNX file, a checkpoint (step-…) or an artifact folder, the latter two with a manifest.json',
       cause,
     });
-  if (!existsSync(file)) throw refuse('a folder without manifest.json');
+  if (!existsSync(file)) {
+    const inside = await describable(path);
+    throw refuse(
+      `a folder without manifest.json${inside.length > 0 ? `, in which there are ${inside.join(', ')}` : ''}`,
+    );
+  }
   let manifest: { kind?: unknown };
   try {
     manifest = JSON.parse(await readFile(file, 'utf8')) as { kind?: unknown };

@@ -11,6 +11,7 @@ import {
   rankCount,
 } from '@facetrain/api';
 import { CONTAINER, type PlanEvent } from '@facetrain/planner';
+import { completeSteps } from '@facetrain/trainer/checkpoint/directory';
 import { checkInputs, checkQuantizationInputs } from '../local/check-inputs.ts';
 import { localEnvironment } from '../local/local-environment.ts';
 import { freePorts } from '../local/ports.ts';
@@ -59,11 +60,24 @@ async function runIn(folder: RunFolder, job: FaceTrainJob, display: Display, sig
   const startedAt = Date.now();
   const firstAttempt = folder.mode === 'quantize' ? null : folder.attempt;
   const local = await makeLocalJob(job, folder, display);
-  await runToEnd(local, signal).finally(() => display.clear());
+  try {
+    await runToEnd(local, signal).finally(() => display.clear());
+  } catch (error) {
+    if (signal.aborted) display.print(await stoppedAt(local, folder));
+    throw error;
+  }
   const result = makeRunResult(job, local, folder.paths, firstAttempt, (Date.now() - startedAt) / 1000);
   await folder.recordEnd(result).catch((error: Error) => display.print(`Warning: not recorded: ${error.message}`));
   if (result.phase === 'Failed') display.printLogPaths(local);
   return result;
+}
+
+/** What the next run begins with, for who has stopped this one. */
+async function stoppedAt({ quantizeJob }: LocalFaceTrainJob, { paths: { checkpoints } }: RunFolder): Promise<string> {
+  if (quantizeJob) return 'Stopped: the same command goes on with the quantization';
+  const [newest] = await completeSteps(checkpoints).catch(() => []);
+  if (newest === undefined) return 'Stopped before the first checkpoint: the same command begins anew';
+  return `Stopped: the same command goes on from the checkpoint of step ${newest}`;
 }
 
 /** The job as it can run here: fields that only a cluster has do not apply. */

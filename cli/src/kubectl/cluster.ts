@@ -138,7 +138,7 @@ export class Cluster {
 
   async #refuseName(name: string): Promise<never> {
     const names = (await this.jobs()).map(({ metadata }) => metadata.name);
-    const some = names.length === 0 ? 'there is none' : `there are ${names.slice(0, 20).join(', ')}`;
+    const some = names.length === 0 ? 'it has none' : `there are ${names.slice(0, 20).join(', ')}`;
     throw refusal(`FaceTrainJob ${name}`, `not found in namespace ${this.namespace}`, `${some}; -n names another one`);
   }
 

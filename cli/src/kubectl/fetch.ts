@@ -74,5 +74,9 @@ function open(cluster: Cluster, job: Job, place: StorageRef, options: OpenOption
     return Promise.resolve(new StoredResults({ ...storageAddress(place), ...(endpoint && { endpoint }) }, signal));
   if (endpoint !== undefined) throw refusal('--endpoint', `${endpoint} for ${place.uri}`, 'results in s3://');
   if (scheme === 'pvc') return VolumeResults.open(cluster, job, place.uri, options);
-  throw refusal(place.uri, 'a folder of a node', 'pvc:// or s3://; copy it there by other means');
+  throw refusal(
+    place.uri,
+    scheme === 'file' ? 'a path in the pods' : 'a folder of a node',
+    'pvc:// or s3://; copy it there by other means',
+  );
 }

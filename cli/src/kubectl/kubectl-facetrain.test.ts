@@ -234,7 +234,7 @@ describe('what is typed wrong is answered in words', () => {
     'what is no name of a namespace': { args: ['top', '-n', 'a/b'], want: /^namespace: "a\/b"; lower-case letters, / },
     'a namespace without jobs': {
       args: ['logs', 'x', '-n', 'nowhere'],
-      want: /not found in namespace nowhere; there is none/,
+      want: /not found in namespace nowhere; it has none/,
     },
     'a context that does not exist': {
       args: ['top', '--context', 'prod'],

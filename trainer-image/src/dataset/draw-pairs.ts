@@ -52,7 +52,11 @@ export function drawPairs(labels: ArrayLike<number>, count: number, seed: number
       found:
         `${persons.length} identities, ${several} of them with two pictures or more, ` +
         `give ${2 * FOLDS * possible} pairs`,
-      allowed: `${count} pairs in ${FOLDS} folds without a common person: fewer --pairs, or more identities`,
+      allowed:
+        `${count} pairs in ${FOLDS} folds without a common person: ` +
+        (possible > 0
+          ? 'fewer --pairs, or more identities'
+          : `${2 * FOLDS} identities or more, ${FOLDS} of them with two pictures or more`),
     });
   }
   let draws = 0;
