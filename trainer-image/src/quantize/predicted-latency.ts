@@ -8,6 +8,11 @@
  * Winograd; with it 48.4 ms with AVX2. With VNNI it is 22.9 ms, but trained weights bring less than those random ones:
  * such layers are 1.28 times as fast in a pretrained ResNet.
  *
+ * No processor with AVX-VNNI was at hand. Its kernels ran on that AMD EPYC of Zen 4 with vpdpbusd in the encoding of
+ * AVX512-VL: the same instruction on the same sixteen registers of 256 bits. By turns with those of AVX512-VNNI the
+ * MobileFaceNet took 1.38 times as long, the IResNet-50 1.13 times without Winograd and 1.12 times with it
+ * (docs/benchmarks.md): 2.5, 33.5 and 25.6 ms. Zen 4 computes 512 bits of vpdpbusd a cycle either way.
+ *
  * On ARM nothing was measured: cycles of the inner loops, by llvm-mca, without memory and without storing results.
  */
 import type { PredictedLatency } from '@facetrain/api';
@@ -16,6 +21,7 @@ import { elementCount, type Shape, tensorShapes } from './layer-shapes.ts';
 
 const MEASURED = [
   { target: 'x86 with AVX512-VNNI', msPerGmac: 4.49, msPerWinogradGmac: 3.5, msPerMillionValues: 0.24 },
+  { target: 'x86 with AVX-VNNI', msPerGmac: 4.9, msPerWinogradGmac: 3.83, msPerMillionValues: 0.43 },
   { target: 'x86 with AVX2', msPerGmac: 9.77, msPerWinogradGmac: 6.53, msPerMillionValues: 0.95 },
 ];
 

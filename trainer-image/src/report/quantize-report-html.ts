@@ -362,7 +362,7 @@ function latency({ latency: all = [], search }: QuantizeReport): string {
     `${basis === 'simulated' ? 'more than ' : 'about '}${milliseconds} ms`,
     basis === 'simulated'
       ? 'simulated inner loops, without memory'
-      : 'the rates of two networks, measured on an Intel Xeon',
+      : `the rates of two networks, measured on an AMD EPYC${target.includes('AVX-VNNI') ? ', which has AVX512' : ''}`,
   ]);
   const note =
     'an estimate from counted operations, nothing was run: one picture, one thread' +
