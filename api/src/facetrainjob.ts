@@ -949,6 +949,16 @@ export const FaceTrainJobStatus = z
       .describe('Pods of the current attempt.'),
     scaling: Scaling.optional(),
     progress: TrainingProgress.optional(),
+    unanswered: z
+      .strictObject({
+        seconds: z.int().min(0).describe('How long they had been asked by then, by all leaders of the operator.'),
+        time: Time.describe('When that was counted.'),
+      })
+      .optional()
+      .describe(
+        'The trainers are asked for their progress, and do not answer. progressDeadlineSeconds counts it; absent: ' +
+          'they have answered, or were asked for a short time.',
+      ),
     restarts: Restarts.optional(),
     refusal: Refusal.optional(),
     checkpoint: z

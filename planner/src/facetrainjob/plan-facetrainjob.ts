@@ -87,6 +87,7 @@ import {
   progressOf,
   secondsToHang,
   setAsideEvents,
+  unansweredAfter,
   withoutStaleProgress,
 } from './training-progress.ts';
 
@@ -129,6 +130,7 @@ export const planFaceTrainJob: PlanFaceTrainJob = (input, now, environment) => {
       ttl,
       progressDueInSeconds,
       secondsToHang(stage, observed, view),
+      unansweredAfter(stage, observed, view).dueInSeconds,
       secondsToResize(stage, observed, view),
       secondsToNextPlan(stage, view),
     ),
@@ -305,6 +307,7 @@ function compose(
       progress && (trained || stage.name === 'Failed' || stage.name === 'Suspended')
         ? { ...progress, estimatedCompletionTime: undefined }
         : progress,
+    unanswered: unansweredAfter(stage, observed, view).unanswered,
     checkpoint,
     damagedCheckpoints,
     evaluations,

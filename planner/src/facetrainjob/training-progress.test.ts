@@ -263,7 +263,7 @@ describe('a hang', () => {
       watch: { since: at(2000), isUnreadable: false },
       at: 2001,
       want: 'continues',
-      wantRequeue: 299,
+      wantRequeue: 29,
     },
     'is detected when the answer is that nothing has moved meanwhile': {
       status: AT_100,
@@ -277,6 +277,25 @@ describe('a hang', () => {
       watch: { since: at(2000), isUnreadable: false },
       at: 2300,
       want: 'restarts',
+    },
+    'is detected when several leaders together get no answer for as long': {
+      status: { ...AT_100, unanswered: { seconds: 250, time: at(1900) } },
+      watch: { since: at(2000), isUnreadable: false },
+      at: 2050,
+      want: 'restarts',
+    },
+    'is not detected before that': {
+      status: { ...AT_100, unanswered: { seconds: 250, time: at(1900) } },
+      watch: { since: at(2000), isUnreadable: false },
+      at: 2029,
+      want: 'continues',
+      wantRequeue: 1,
+    },
+    'is not told by what was counted before the gang was last seen at work': {
+      status: { ...AT_100, unanswered: { seconds: 250, time: at(99) } },
+      watch: { since: at(2000), isUnreadable: false },
+      at: 2050,
+      want: 'continues',
     },
     'is not detected while the answers cannot be read': {
       status: RUNNING,
@@ -300,6 +319,17 @@ describe('a hang', () => {
       if (wantRequeue !== undefined) assert.equal(result.requeueAfterSeconds, wantRequeue);
     });
   }
+  test('is counted in the status while no answer comes, and no longer once one has come', () => {
+    const watch = { since: at(2000), isUnreadable: false };
+    const early = plan(AT_100, undefined, 2029, job, PODS, watch);
+    assert.deepEqual([early.status, early.requeueAfterSeconds], [AT_100, 1]);
+    const counted = plan(AT_100, undefined, 2030, job, PODS, watch).status;
+    assert.deepEqual(counted.unanswered, { seconds: 30, time: at(2030) });
+    assert.equal(plan(counted, undefined, 2059, job, PODS, watch).status, counted);
+    const twice = plan(counted, undefined, 2062, job, PODS, watch).status;
+    assert.deepEqual(twice.unanswered, { seconds: 62, time: at(2062) });
+    assert.equal(plan(twice, progress(100, { activity: 101 }), 2063, job, PODS, watch).status.unanswered, undefined);
+  });
   describe('while a node does not answer', () => {
     const silent = PODS.map((pod) => ({ ...pod, silentNode: { reason: 'node-1 is silent', since: at(110) } }));
     const patient = job.failurePolicy({ nodeLostSeconds: 900 });

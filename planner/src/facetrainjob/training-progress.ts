@@ -28,6 +28,8 @@ import { secondsSince, timestamp } from '../time.ts';
 import { checkpointsUri } from '../written-places.ts';
 
 const WRITE_INTERVAL_SECONDS = 10;
+/** Between two statuses that count for how long a gang has not answered. */
+const MIN_NOTE_SECONDS = 30;
 /** A hundred years. */
 const MAX_ETA_SECONDS = 3_153_600_000;
 
@@ -194,30 +196,77 @@ export const secondsToHang = (stage: Stage, observed: ObservedFaceTrainJob, view
   stage.name === 'Active' ? secondsBeforeHang(observed, view) : null;
 
 /**
- * The time counts from when all ranks are ready: waiting to be scheduled is not a hang. While a node does not answer,
- * nodeLostSeconds decides how long its gang may stand still, and the restart that follows is no fault of the training.
- *
- * Before the first answer, the time does not count in which nobody has asked: an operator that was away for longer
- * would restart every gang when it comes back. What answers and cannot be read is alive: the liveness probe looks after
- * it.
+ * Whether a gang may count as hung now. While a node does not answer, nodeLostSeconds decides how long its gang may
+ * stand still, and the restart that follows is no fault of the training. What answers and cannot be read is alive: the
+ * liveness probe looks after it.
  */
-function secondsBeforeHang(job: ObservedFaceTrainJob, view: JobView): number | null {
-  const { progress: observed, progressWatch: watch, spec, status } = job;
+const mayHang = ({ progressWatch: watch }: ObservedFaceTrainJob, view: JobView): boolean =>
+  view.startedAt !== undefined && !hasSilentNode(view) && !watch?.isUnreadable;
+
+/** When the gang was last seen at work, or all its ranks were ready: waiting to be scheduled is not a hang. */
+function lastSign({ status }: ObservedFaceTrainJob, view: JobView): string | undefined {
   const { progress, conditions } = status;
-  if (view.startedAt === undefined || hasSilentNode(view) || watch?.isUnreadable) return null;
-  if (observed?.attempt === view.attempt && hasMoved(observed, progress, view.startedAt))
-    return spec.progressDeadlineSeconds;
   const ready = findCondition(conditions, ConditionType.podsReady);
   // The heartbeat, or before the first one the time of PodsReady. Times before this attempt belong to the previous one.
   const times = [progress?.lastHeartbeatTime, ready?.status === 'True' ? ready.lastTransitionTime : undefined];
   const seen = times.find((time) => time !== undefined && Date.parse(time) >= Date.parse(view.startedAt!));
-  if (seen === undefined) return null;
   // Trainers that were started again in their pods have their time anew.
   const restarted = view.restartsInPlace > 0 ? status.restarts?.lastTime : undefined;
-  const asked = observed?.attempt === view.attempt ? undefined : watch?.since;
-  const since = [restarted, asked].reduce<string>(
+  return seen !== undefined && restarted !== undefined && restarted > seen ? restarted : seen;
+}
+
+/**
+ * For how long the gang was asked without an answer. The time does not count in which nobody has asked: an operator
+ * that was away for longer would restart every gang when it comes back. What former leaders have counted is in the
+ * status, or each new one would begin anew.
+ *
+ * @returns null: the gang has answered this leader, or nobody asks it. `own`: what the status does not have yet
+ */
+function askedInVain(
+  { progress: observed, progressWatch: watch, status: { unanswered } }: ObservedFaceTrainJob,
+  sign: string,
+  view: JobView,
+): { before: Unanswered | undefined; own: number } | null {
+  if (watch === undefined || observed?.attempt === view.attempt) return null;
+  const before = unanswered !== undefined && unanswered.time >= sign ? unanswered : undefined;
+  const since = [before?.time, watch.since].reduce<string>(
     (last, time) => (time !== undefined && time > last ? time : last),
-    seen,
+    sign,
   );
-  return spec.progressDeadlineSeconds - secondsSince(since, view.now);
+  return { before, own: Math.max(0, secondsSince(since, view.now)) };
+}
+
+function secondsBeforeHang(job: ObservedFaceTrainJob, view: JobView): number | null {
+  const { progress: observed, spec, status } = job;
+  if (!mayHang(job, view)) return null;
+  if (observed?.attempt === view.attempt && hasMoved(observed, status.progress, view.startedAt!))
+    return spec.progressDeadlineSeconds;
+  const sign = lastSign(job, view);
+  if (sign === undefined) return null;
+  const asked = askedInVain(job, sign, view);
+  const seconds = asked ? (asked.before?.seconds ?? 0) + asked.own : secondsSince(sign, view.now);
+  return spec.progressDeadlineSeconds - seconds;
+}
+
+type Unanswered = NonNullable<FaceTrainJobStatus['unanswered']>;
+
+/**
+ * `status.unanswered`, and the seconds until more has to be written to it (null: nothing). A leader writes it ten times
+ * at most until the deadline, so a change of leader prolongs that by a tenth.
+ */
+export function unansweredAfter(
+  stage: Stage,
+  job: ObservedFaceTrainJob,
+  view: JobView,
+): { unanswered: Unanswered | undefined; dueInSeconds: number | null } {
+  const nothing = { unanswered: undefined, dueInSeconds: null };
+  if (stage.name !== 'Active' || !mayHang(job, view)) return nothing;
+  const sign = lastSign(job, view);
+  const asked = sign === undefined ? null : askedInVain(job, sign, view);
+  if (asked === null) return nothing;
+  const { before, own } = asked;
+  const interval = Math.max(MIN_NOTE_SECONDS, job.spec.progressDeadlineSeconds / 10);
+  if (own < interval) return { unanswered: before, dueInSeconds: interval - own };
+  const seconds = Math.round((before?.seconds ?? 0) + own);
+  return { unanswered: { seconds, time: timestamp(view.now) }, dueInSeconds: interval };
 }
