@@ -18,9 +18,10 @@ import { archive, PAUSE_IMAGE } from './images.ts';
 import { NodeContainer } from './node.ts';
 
 const API_PORT = 6443;
+const ETCD_PORT = 2379;
 /** The port of the object store on every node: nodePort in object-store.yaml. */
 export const S3_NODE_PORT = 30_900;
-const CONTROL_PLANE = 'control-plane';
+export const CONTROL_PLANE = 'control-plane';
 const WORKERS = ['worker-1', 'worker-2'];
 const START_MILLISECONDS = 120_000;
 const NODE_GRACE_SECONDS = 10;
@@ -41,6 +42,8 @@ export interface ClusterOptions {
   nodeGraceSeconds?: number;
   /** The node, pods and Services have addresses of both families, IPv6 first; absent: of IPv4 alone. */
   ipv6First?: boolean;
+  /** This machine reaches etcd, which stores JSON: each change of each object can be read there. */
+  readableEtcd?: boolean;
 }
 
 interface Node {
@@ -96,6 +99,7 @@ export class Cluster {
         SERVER: `https://127.0.0.1:${API_PORT}`,
         NODE_GRACE_SECONDS: String(options.nodeGraceSeconds ?? NODE_GRACE_SECONDS),
         ...(options.ipv6First && { POD_CIDR6: 'fd00:244::/64' }),
+        ...(options.readableEtcd && { READABLE_ETCD: 'true' }),
         TOKEN_ADMIN: tokens.admin,
         TOKEN_CONTROLLER_MANAGER: randomUUID(),
         TOKEN_SCHEDULER: randomUUID(),
@@ -106,7 +110,7 @@ export class Cluster {
           .join('\n'),
       },
       files: [{ content: privateKey, target: '/opt/facetrain/service-accounts.key' }],
-      ports: [API_PORT, S3_NODE_PORT],
+      ports: [API_PORT, S3_NODE_PORT, ...(options.readableEtcd ? [ETCD_PORT] : [])],
       shared: join(folder, 'shared'),
     }).start();
     const nodes = new Map([[CONTROL_PLANE, { container, podCidr }]]);
@@ -121,7 +125,7 @@ export class Cluster {
       await writeFile(file, config, { mode: 0o600 });
       const client = new Client((await readKubeConfig({ file })).connection);
       const cluster = new Cluster(options, folder, tokens, nodes, client);
-      await cluster.#waitUntilReady(CONTROL_PLANE);
+      await cluster.waitUntilReady(CONTROL_PLANE);
       return cluster;
     } catch (error) {
       const logs = await logsOf(container);
@@ -140,10 +144,20 @@ export class Cluster {
     return join(this.#folder, 'shared');
   }
 
-  /** host:port by which this machine reaches a NodePort. */
-  address(nodePort: number): string {
+  /** host:port by which this machine reaches a NodePort, or a program of the control plane. */
+  address(port: number): string {
     const { container } = this.#nodes.get(CONTROL_PLANE)!;
-    return `${container.getHost()}:${container.getMappedPort(nodePort)}`;
+    return `${container.getHost()}:${container.getMappedPort(port)}`;
+  }
+
+  /** Base URL of etcd, with `readableEtcd`. */
+  get etcd(): string {
+    return `http://${this.address(ETCD_PORT)}`;
+  }
+
+  /** Names of the nodes, the control plane's first. */
+  get nodeNames(): string[] {
+    return [...this.#nodes.keys()];
   }
 
   /** Adds a worker, and routes between its pods and those of the other nodes. @returns the node's name */
@@ -174,7 +188,7 @@ export class Cluster {
       await executeIn(container, ['ip', 'route', 'replace', other.podCidr, 'via', addressOf(other.container)]);
     }
     this.#nodes.set(name, { container, podCidr });
-    await this.#waitUntilReady(name);
+    await this.waitUntilReady(name);
     return name;
   }
 
@@ -237,7 +251,8 @@ export class Cluster {
     await rm(this.#folder, { recursive: true, force: true });
   }
 
-  async #waitUntilReady(name: string): Promise<void> {
+  /** The node's kubelet says that it is ready. */
+  async waitUntilReady(name: string): Promise<void> {
     await eventually(async () => {
       const node = (await this.client.raw(`/api/v1/nodes/${name}`)) as {
         status?: { conditions?: { type: string; status: string; message?: string }[] };

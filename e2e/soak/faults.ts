@@ -492,13 +492,7 @@ const FAULTS: Record<string, [number, Fault]> = {
 
 /** Does something at random. @returns its name and what was done; undefined: nothing was done */
 export async function doFault(around: Surroundings): Promise<(Done & { name: string }) | undefined> {
-  const total = Object.values(FAULTS).reduce((sum, [weight]) => sum + weight, 0);
-  let left = around.random.next() * total;
-  for (const [name, [weight, fault]] of Object.entries(FAULTS)) {
-    left -= weight;
-    if (left >= 0) continue;
-    const what = await fault(around);
-    return what && { name, ...what };
-  }
-  return undefined;
+  const name = around.random.weighted(FAULTS);
+  const what = await FAULTS[name]![1](around);
+  return what && { name, ...what };
 }

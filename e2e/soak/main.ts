@@ -1,5 +1,6 @@
 /** `npm run soak`: prints what happens, and a summary; exit code 1 after a violation. */
 import { parseArgs } from 'node:util';
+import { runKubeletSoak } from './kubelet/soak.ts';
 import type { FaultSummary } from './recovery.ts';
 import { runSoak } from './soak.ts';
 
@@ -14,6 +15,8 @@ stored. The seed also decides whether gangs are PodGroups, and whether the API s
 --jobs COUNT      that run at the same time (default 16)
 --nodes COUNT     (default 8)
 --every MS        mean time between two faults (default 700)
+--cluster         real trainers on the real kubelets of a cluster in containers, and faults of these (faults of every
+                  8 s by default); needs root or a Docker engine. --jobs and --nodes are fixed
 `;
 
 class UsageError extends Error {}
@@ -21,9 +24,13 @@ class UsageError extends Error {}
 function settings() {
   const text = { type: 'string' } as const;
   const options = { minutes: text, seed: text, faults: text, jobs: text, nodes: text, every: text };
-  let values: ReturnType<typeof parseArgs<{ options: typeof options }>>['values'] & { help?: boolean };
+  let values: ReturnType<typeof parseArgs<{ options: typeof options }>>['values'] & {
+    help?: boolean;
+    cluster?: boolean;
+  };
   try {
-    ({ values } = parseArgs({ options: { ...options, help: { type: 'boolean', short: 'h' } } }));
+    const flags = { help: { type: 'boolean', short: 'h' }, cluster: { type: 'boolean' } } as const;
+    ({ values } = parseArgs({ options: { ...options, ...flags } }));
   } catch (error) {
     throw new UsageError((error as Error).message);
   }
@@ -34,15 +41,21 @@ function settings() {
     return value;
   };
   if (values.help) return null;
+  const { cluster = false } = values;
+  if (cluster && (values.jobs ?? values.nodes) !== undefined)
+    throw new UsageError('--cluster: without --jobs, --nodes');
   return {
+    cluster,
     seconds: 60 * number('minutes', 5, 0.05),
     seed: number('seed', Math.floor(Math.random() * 1e6), 0),
     ...(values.faults !== undefined && { maxFaults: number('faults', 1, 1) }),
     jobs: number('jobs', 16, 1),
     nodes: number('nodes', 8, 2),
-    faultMilliseconds: number('every', 700, 1),
+    faultMilliseconds: number('every', cluster ? 8000 : 700, 1),
   };
 }
+
+type Settings = NonNullable<ReturnType<typeof settings>>;
 
 /** Recoveries: of jobs that a fault disturbed until they run again, or of the operator until it acts on an edit. */
 function table(faults: FaultSummary[]): string {
@@ -57,26 +70,51 @@ function table(faults: FaultSummary[]): string {
   return all.map((row) => `${line(row)}\n`).join('');
 }
 
+function print(line: string): void {
+  process.stdout.write(`${line}\n`);
+}
+
+function conclude(seed: number, violations: string[]): void {
+  for (const violation of violations) print(`VIOLATION  ${violation}`);
+  print(`${violations.length} violations, seed ${seed}`);
+  process.exitCode = violations.length === 0 ? 0 : 1;
+}
+
+const countOf = (faults: FaultSummary[]): number => faults.reduce((sum, { count }) => sum + count, 0);
+
+async function simulated(options: Settings): Promise<void> {
+  const result = await runSoak({ ...options, say: print });
+  const { faults, jobs, restarts, changes, expiredWatches, overlent, quietSeconds, violations } = result;
+  process.stdout.write(table(faults));
+  print(
+    `${countOf(faults)} faults; ${jobs.created} jobs created, ${jobs.succeeded} succeeded, ${jobs.deleted} deleted; ` +
+      `${restarts.attempts} further attempts, ${restarts.inPlace} restarts in place; ` +
+      `${expiredWatches} watches expired; Kueue lent too much ${overlent} times; ` +
+      `all had ended ${quietSeconds} s after the last fault`,
+  );
+  print(
+    `checked ${changes.pods} changes of pods, ${changes.facetrainjobs + changes.quantizejobs} of jobs and ` +
+      `${changes.workloads} of Workloads`,
+  );
+  conclude(options.seed, violations);
+}
+
+async function onKubelets(options: Settings): Promise<void> {
+  const { faults, restarts, checkpoints, changes, violations } = await runKubeletSoak({ ...options, say: print });
+  process.stdout.write(table(faults));
+  print(
+    `${countOf(faults)} faults; ${restarts.attempts} further attempts, ${restarts.inPlace} restarts in place; ` +
+      `checked ${changes.pods} changes of pods, ${changes.facetrainjobs} of jobs, and ${checkpoints} checkpoints`,
+  );
+  conclude(options.seed, violations);
+}
+
 try {
   const options = settings();
   if (options === null) process.stdout.write(HELP);
   else {
-    process.stdout.write(`seed ${options.seed}\n`);
-    const result = await runSoak({ ...options, say: (line) => process.stdout.write(`${line}\n`) });
-    const { faults, jobs, restarts, changes, expiredWatches, overlent, quietSeconds, violations } = result;
-    process.stdout.write(table(faults));
-    const total = faults.reduce((sum, { count }) => sum + count, 0);
-    process.stdout.write(
-      `${total} faults; ${jobs.created} jobs created, ${jobs.succeeded} succeeded, ${jobs.deleted} deleted; ` +
-        `${restarts.attempts} further attempts, ${restarts.inPlace} restarts in place; ` +
-        `${expiredWatches} watches expired; Kueue lent too much ${overlent} times; ` +
-        `all had ended ${quietSeconds} s after the last fault\n` +
-        `checked ${changes.pods} changes of pods, ${changes.facetrainjobs + changes.quantizejobs} of jobs and ` +
-        `${changes.workloads} of Workloads\n`,
-    );
-    for (const violation of violations) process.stdout.write(`VIOLATION  ${violation}\n`);
-    process.stdout.write(`${violations.length} violations, seed ${options.seed}\n`);
-    process.exitCode = violations.length === 0 ? 0 : 1;
+    print(`seed ${options.seed}`);
+    await (options.cluster ? onKubelets(options) : simulated(options));
   }
 } catch (error) {
   if (!(error instanceof UsageError)) throw error;

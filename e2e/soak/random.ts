@@ -28,4 +28,14 @@ export class Random {
   pick<T>(items: readonly T[]): T | undefined {
     return items[Math.floor(this.next() * items.length)];
   }
+
+  /** A name of the table, by the weights. */
+  weighted(table: Record<string, readonly [number, ...unknown[]]>): string {
+    let left = this.next() * Object.values(table).reduce((sum, [weight]) => sum + weight, 0);
+    for (const [name, [weight]] of Object.entries(table)) {
+      left -= weight;
+      if (left < 0) return name;
+    }
+    throw new RangeError('a table without weights');
+  }
 }

@@ -17,8 +17,14 @@ CSV
 cp /opt/facetrain/service-accounts.key $state/
 services=${POD_CIDR6:+fd00:96::/112,}10.96.0.0/16
 
-start etcd "$programs/etcd" --data-dir=/var/lib/etcd --unsafe-no-fsync
-start kube-apiserver "$programs/kube-apiserver" --etcd-servers=http://127.0.0.1:2379 \
+storage=()
+serve=()
+if [ -n "${READABLE_ETCD:-}" ]; then
+  serve=(--listen-client-urls=http://0.0.0.0:2379 --advertise-client-urls=http://127.0.0.1:2379)
+  storage=(--storage-media-type=application/json)
+fi
+start etcd "$programs/etcd" --data-dir=/var/lib/etcd --unsafe-no-fsync "${serve[@]}"
+start kube-apiserver "$programs/kube-apiserver" --etcd-servers=http://127.0.0.1:2379 "${storage[@]}" \
   --secure-port=6443 --cert-dir=$state/certificates --advertise-address="${addresses%%,*}" \
   --service-cluster-ip-range="$services" --kubelet-preferred-address-types=InternalIP \
   --authorization-mode=Node,RBAC --token-auth-file=$state/tokens.csv --allow-privileged \

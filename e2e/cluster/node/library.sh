@@ -1,5 +1,5 @@
 # Functions of both kinds of node. Sourced. NODE, POD_CIDR, SERVER, PAUSE, NODE_GRACE_SECONDS
-# and TOKEN_* come from ../cluster.ts; POD_CIDR6 as well, if IPv6 is the first family of the cluster.
+# and TOKEN_* come from ../cluster.ts; POD_CIDR6 as well, if IPv6 is the first family of the cluster, and READABLE_ETCD.
 # shellcheck shell=bash
 programs=/opt/kubernetes
 logs=/var/log/facetrain
