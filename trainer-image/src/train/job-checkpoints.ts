@@ -20,7 +20,7 @@ import type { CheckpointStore } from '../checkpoint/target.ts';
 import { gatherJson } from '../program/gather-json.ts';
 import type { Program } from '../program/program.ts';
 import type { Ranks } from '../program/ranks.ts';
-import type { KeptSteps } from './kept-steps.ts';
+import { type HeadFacts, headFacts, type KeptSteps } from './kept-steps.ts';
 
 const done = Promise.resolve();
 /** Between two looks whether a store is away, in milliseconds. */
@@ -45,8 +45,8 @@ export interface ResumedState {
   /** Steps done. */
   step: number;
   history: CheckpointManifest['history'];
-  /** Of the newest checkpoint; less than `step` where that was kept in memory. */
-  checkpointStep: number;
+  /** The newest checkpoint, of fewer steps where these were kept in memory; null if there is none. */
+  checkpoint: HeadFacts | null;
 }
 
 export class JobCheckpoints {
@@ -95,19 +95,19 @@ export class JobCheckpoints {
         this.#ranks.rank === 0
           ? await this.#store.findNewest((damage, step) => this.#setAside(damage, step))
           : undefined;
-      const own = newest ? { step: newest.manifest.step, time: newest.manifest.time } : null;
+      const own = newest ? { head: headFacts(newest.manifest), time: newest.manifest.time } : null;
       const [found] = await gatherJson(this.#session, own);
-      const recalled = await kept.recall(found?.step ?? null);
+      const head = found?.head ?? null;
+      const recalled = await kept.recall(head);
       if (recalled) {
-        const checkpointStep = found?.step ?? 0;
-        this.#last = { step: checkpointStep, at: performance.now() };
-        if (found) progress.update({ checkpoint: found });
+        this.#last = { step: head?.step ?? 0, at: performance.now() };
+        if (found) progress.update({ checkpoint: { step: found.head.step, time: found.time } });
         this.#identities = recalled.identities;
         if (recalled.identities) await this.#retire();
-        return { ...recalled, checkpointStep };
+        return { ...recalled, checkpoint: head };
       }
-      if (!found) return undefined;
-      const { step } = found;
+      if (!head) return undefined;
+      const { step } = head;
 
       const loaded = await this.#load(step, {
         name: settings.shared ? null : job.name,
@@ -131,7 +131,7 @@ export class JobCheckpoints {
         log.info({ from: manifest.numClasses, to: this.#size.numClasses }, 'added classes, with rows from the seed');
       this.#logConversion(manifest);
       await this.#retire();
-      return { step, history: manifest.history, checkpointStep: step };
+      return { step, history: manifest.history, checkpoint: head };
     }
   }
 

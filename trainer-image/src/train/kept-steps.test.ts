@@ -20,7 +20,7 @@ import {
   trainerConfig,
   writeSmallDataset,
 } from '../testing/training-gang.ts';
-import { newestCommonStep } from './kept-steps.ts';
+import { type HeadFacts, newestCommonStep, wasEdited } from './kept-steps.ts';
 import { backboneGraph } from './training-preflight.ts';
 
 afterEach(killRanks);
@@ -157,6 +157,54 @@ test('identities that were removed before stay so', async () => {
     );
   const models = [await model(attempt), await model(untouched.config)];
   assert(models[0]!.equals(models[1]!), 'another model');
+});
+
+test('an identity that is removed from the checkpoint does not come back from memory', async () => {
+  const { folder, config } = await job(({ checkpoint }) => ({ checkpoint: { ...checkpoint, everySteps: 8 } }));
+  const ranks = await startGang(folder, config, 2);
+  await ranks[0]!.logged('checkpoint written');
+  await steps(ranks[0]!, 9);
+  await kill(ranks, 1);
+  const { directory } = config.checkpoint;
+  const fence = await Fence.claim(directory, { name: 'head', uid: 'head', attempt: 0, start: 'edit' });
+  for (const head of await openHeads(directory))
+    await editHead(editedFolder(fence, head.checkpoint.directory), head, removal(head, [3]));
+  const again = ranks.map((rank) => rank.startAgain());
+  await again[0]!.logged('the identities of the newest checkpoint were edited: forgot the steps in memory');
+  const { step } = await again[0]!.logged('resumed from a checkpoint');
+  for (const rank of again) await rank.logged('identities that are no longer trained');
+  // From here on they keep steps of the edited head.
+  await steps(again[0]!, (step as number) + 3);
+  await kill(again, 0);
+  const last = again.map((rank) => rank.startAgain());
+  await last[0]!.logged('went on from memory');
+  for (const rank of last) await rank.logged('identities that are no longer trained');
+  last[0]!.kill('SIGTERM');
+  await Promise.all(last.map(({ ended }) => ended));
+  for (const { identities, checkpoint } of await openHeads(directory))
+    assert.deepEqual(identities.retired, [{ class: 3, into: null }], checkpoint.directory);
+});
+
+test('memory counts only with the checkpoints that its training began with and wrote', () => {
+  const head = (change: Partial<HeadFacts> = {}): HeadFacts => ({
+    ...{ step: 4, numClasses: 7, classesAdded: false, retired: null },
+    ...change,
+  });
+  const cases: [newest: HeadFacts, begun: HeadFacts | null, want: boolean][] = [
+    [head(), null, false],
+    [head({ retired: 'a' }), null, true],
+    [head({ classesAdded: true }), null, true],
+    [head({ numClasses: 6 }), head({ numClasses: 6 }), false],
+    [head({ step: 8 }), head({ numClasses: 6 }), false],
+    [head(), head({ numClasses: 6 }), true],
+    [head({ step: 8, retired: 'a' }), head({ retired: 'a' }), false],
+    [head({ step: 8, retired: 'b' }), head({ retired: 'a' }), true],
+    [head({ step: 8 }), head({ retired: 'a' }), true],
+    [head({ step: 8, classesAdded: true }), head({ classesAdded: true }), false],
+    [head({ step: 8, numClasses: 8, classesAdded: true }), head({ classesAdded: true }), true],
+  ];
+  for (const [newest, begun, want] of cases)
+    assert.equal(wasEdited(newest, begun, 7), want, JSON.stringify([newest, begun]));
 });
 
 test('ranks go on from the newest step that all have of one training', () => {

@@ -4,11 +4,18 @@
  *
  * The newest steps that ranks have kept differ by one at most (native/train/kept_steps.h). They go on from the newest
  * one that all have. A rank without it, whose pod is new or whose file is another job's, sends all to the checkpoint.
+ * So does a checkpoint that `facetrain head` has changed since: it has the identities that are trained from now on.
  */
 import { createHash, randomUUID } from 'node:crypto';
 import { mkdir, readFile, writeFile } from 'node:fs/promises';
 import { join } from 'node:path';
-import { type CheckpointManifest, FacetrainError, type Precision, type TrainerConfig } from '@facetrain/api';
+import {
+  type AnyCheckpointManifest,
+  type CheckpointManifest,
+  FacetrainError,
+  type Precision,
+  type TrainerConfig,
+} from '@facetrain/api';
 import { addonDigest, type KeptStep, type TrainingSessionContract } from '@facetrain/native';
 import type { Identities } from '../checkpoint/retired.ts';
 import { gatherJson } from '../program/gather-json.ts';
@@ -18,7 +25,7 @@ import type { Ranks } from '../program/ranks.ts';
 type History = CheckpointManifest['history'];
 
 /** Of Note and the file of identities. Files of another format are forgotten. */
-const FORMAT = 1;
+const FORMAT = 2;
 
 /** What is kept with a step beside the state. */
 interface Note {
@@ -30,6 +37,42 @@ interface Note {
   precision: Precision;
   hasIdentities: boolean;
   history: History;
+  /** That the training began with; null if it began without one. */
+  checkpoint: HeadFacts | null;
+}
+
+/** A checkpoint, and what an edit by `facetrain head` changes about it. */
+export interface HeadFacts {
+  step: number;
+  numClasses: number;
+  classesAdded: boolean;
+  /** Digest of the classes that are no longer trained; null: none. */
+  retired: string | null;
+}
+
+export function headFacts(manifest: AnyCheckpointManifest): HeadFacts {
+  const { step, numClasses } = manifest;
+  const edited = manifest.schemaVersion === 1 ? undefined : manifest;
+  return {
+    step,
+    numClasses,
+    classesAdded: edited?.classesAdded === true,
+    retired: edited?.retired?.sha256 ?? null,
+  };
+}
+
+/**
+ * Whether a checkpoint was edited after a training began, or after that training wrote it.
+ * @param begun the checkpoint that the training began with; null if it began without one
+ * @param numClasses of the training
+ */
+export function wasEdited(newest: HeadFacts, begun: HeadFacts | null, numClasses: number): boolean {
+  const wanted = newest.step === begun?.step ? begun.numClasses : numClasses;
+  return (
+    newest.numClasses !== wanted ||
+    newest.classesAdded !== (begun?.classesAdded ?? false) ||
+    newest.retired !== (begun?.retired ?? null)
+  );
 }
 
 export interface RecalledState {
@@ -53,6 +96,7 @@ export class KeptSteps {
   readonly #program: Pick<Program, 'log'>;
   readonly #path: string;
   readonly #rank: number;
+  readonly #numClasses: number;
   /** What this rank has of a former process. */
   #found: KeptStep[] = [];
   #isKeeping: boolean;
@@ -61,12 +105,14 @@ export class KeptSteps {
   private constructor(
     session: TrainingSessionContract,
     directory: string | null,
+    numClasses: number,
     { rank }: Ranks,
     program: Pick<Program, 'log'>,
   ) {
     this.#session = session;
     this.#program = program;
     this.#rank = rank;
+    this.#numClasses = numClasses;
     this.#path = join(directory ?? '', `rank-${rank}`);
     this.#isKeeping = directory !== null;
   }
@@ -80,7 +126,7 @@ export class KeptSteps {
     program: Pick<Program, 'log'>,
   ): Promise<KeptSteps> {
     const { memoryDirectory } = config.checkpoint;
-    const kept = new KeptSteps(session, memoryDirectory, ranks, program);
+    const kept = new KeptSteps(session, memoryDirectory, size.numClasses, ranks, program);
     if (memoryDirectory !== null) await kept.#open(memoryDirectory, config, size, ranks);
     return kept;
   }
@@ -107,22 +153,30 @@ export class KeptSteps {
   }
 
   /**
-   * Goes back to the newest step that all ranks have kept, if it is newer than the newest checkpoint. A collective: to
-   * be called on every rank.
-   * @param checkpoint the step of that checkpoint; null if there is none
+   * Goes back to the newest step that all ranks have kept, if it is newer than the newest checkpoint, which has not
+   * been edited meanwhile. A collective: to be called on every rank.
+   * @param newest that checkpoint, the same on every rank; null if there is none
    */
-  async recall(checkpoint: number | null): Promise<RecalledState | undefined> {
+  async recall(newest: HeadFacts | null): Promise<RecalledState | undefined> {
     if (!this.#isKeeping) return undefined;
     const notes = new Map(this.#found.map(({ step, note }) => [step, JSON.parse(note) as Note]));
     const own = [...notes].map(([step, { lineage }]) => ({ step, lineage }));
     const step = newestCommonStep(await gatherJson(this.#session, own));
     const { log } = this.#program;
     const level = this.#rank === 0 ? 'info' : 'debug';
+    const checkpoint = newest?.step ?? null;
     if (step === null || step <= (checkpoint ?? 0)) {
       log[level]({ kept: own.map((one) => one.step), checkpoint }, 'no newer steps in the memory of all ranks');
       return undefined;
     }
     const { history, ...note } = notes.get(step)!;
+    if (newest && wasEdited(newest, note.checkpoint, this.#numClasses)) {
+      log[level](
+        { step, checkpoint },
+        'the identities of the newest checkpoint were edited: forgot the steps in memory',
+      );
+      return undefined;
+    }
     const identities = note.hasIdentities ? await this.#readIdentities(note.lineage) : undefined;
     // First: it resets the loss scale, which recall() sets.
     await this.#session.usePrecision(note.precision);
@@ -132,11 +186,20 @@ export class KeptSteps {
     return { step, history, identities };
   }
 
-  /** Keeps the state after `step` steps, which is not a recalled one. A collective: to be called on every rank. */
-  async begin(step: number, history: History, identities: Identities | undefined): Promise<void> {
+  /**
+   * Keeps the state after `step` steps, which is not a recalled one. A collective: to be called on every rank.
+   * @param checkpoint that the training begins with; null if it begins without one
+   */
+  async begin(
+    step: number,
+    history: History,
+    identities: Identities | undefined,
+    checkpoint: HeadFacts | null,
+  ): Promise<void> {
     if (!this.#isKeeping) return;
     const [lineage] = await gatherJson(this.#session, randomUUID());
-    const note = { lineage: lineage!, precision: this.#session.precision, hasIdentities: identities !== undefined };
+    const { precision } = this.#session;
+    const note = { lineage: lineage!, precision, hasIdentities: identities !== undefined, checkpoint };
     try {
       // Its name is new: what a former training has kept stays whole until keepAll() forgets it.
       if (identities) await writeFile(this.#identitiesPath(note.lineage), JSON.stringify(identities));

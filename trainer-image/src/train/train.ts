@@ -102,8 +102,9 @@ async function trainIn(folders: JobFolders, config: TrainerConfig, ranks: Ranks,
     );
   };
 
-  const isRecalled = resumed !== undefined && resumed.step > resumed.checkpointStep;
-  if (!isRecalled) await kept.begin(stepsDone, history.forCheckpoint, checkpoints.identities);
+  const isRecalled = resumed !== undefined && resumed.step > (resumed.checkpoint?.step ?? 0);
+  if (!isRecalled)
+    await kept.begin(stepsDone, history.forCheckpoint, checkpoints.identities, resumed?.checkpoint ?? null);
   // The end may have come between the step and its checkpoint.
   else if (stepsDone === totalSteps) await checkpoints.save(stepsDone, history.forCheckpoint);
   else if (isCheckpointDue(stepsDone, config, stepsPerEpoch)) await checkpoints.begin(stepsDone, history.forCheckpoint);
