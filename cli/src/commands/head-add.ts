@@ -49,8 +49,13 @@ export async function addIdentities(where: string, options: AddOptions, line: St
       device: 'auto',
     });
     try {
-      const directions: Float32Array[] = [];
+      const directions: (Float32Array | null)[] = [];
+      const retired = new Set(head.identities.retired.map((each) => each.class));
       for (const [index, own] of pictures.entries()) {
+        if (retired.has(first + index)) {
+          directions.push(null);
+          continue;
+        }
         line.show('Embedding', `step ${manifest.step}, identity ${index + 1} of ${count}`);
         const decoded = await readPictures(dataset, own, { channelOrder, signal });
         const identity = `identity ${first + index} of ${dataset}`;

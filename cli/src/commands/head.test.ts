@@ -6,7 +6,7 @@ import { tmpdir } from 'node:os';
 import { join } from 'node:path';
 import { after, before, test } from 'node:test';
 import { CHECKPOINT_MANIFEST } from '@facetrain/api';
-import { openCheckpoint, storedFiles } from '@facetrain/trainer/checkpoint/directory';
+import { checkpointDirectory, openCheckpoint, storedFiles } from '@facetrain/trainer/checkpoint/directory';
 import { type OpenHead, openHeads, rowsOf, storedRows } from '@facetrain/trainer/checkpoint/edit-head';
 import { ObjectTarget } from '@facetrain/trainer/checkpoint/object-target';
 import { readIdentities } from '@facetrain/trainer/checkpoint/retired';
@@ -187,6 +187,50 @@ test('in an object store the same edits give the same checkpoints, and leave not
     assert.deepEqual((await store.list('')).sort(), wanted.sort());
   } finally {
     store.close();
+  }
+});
+
+test('a class that an older checkpoint does not have yet is removed from all, and does not come back', async () => {
+  const [older, newer] = [join(folder, 'older'), join(folder, 'newer')];
+  await cp(join(folder, 'first', 'out', 'checkpoints'), older, { recursive: true });
+  const grown = join(folder, 'grown');
+  writeSmallDataset(grown, { identities: IDENTITIES + 2, perIdentity: PICTURES });
+  const model = { backbone: 'mobilefacenet', width: 1, blocks: [1, 1, 1, 1], embeddingDim: 32 };
+  const resume = async (name: string, root: string, epochs: number) => {
+    const job = await jobOf(name, epochs, {
+      dataset: { uri: `file://${grown}` },
+      model: { ...model, numClasses: IDENTITIES + 2 },
+      checkpoint: { uri: `file://${root}`, everyEpochs: 100 },
+    });
+    const { code, stderr } = await facetrain('train', '-f', job);
+    assert.equal(code, 0, stderr);
+  };
+  await cp(older, newer, { recursive: true });
+  await resume('grow', newer, 3);
+  const merged = await facetrain('head', 'merge', newer, '--classes', '8', '--into', '5');
+  assert.equal(merged.code, 0, merged.stderr);
+  const removed = await facetrain('head', 'remove', newer, '--classes', '9,4');
+  assert.equal(removed.code, 0, removed.stderr);
+  const [step] = await stepsOf(newer);
+  // Training goes on from a checkpoint that has no row of the classes 8 and 9.
+  await rm(checkpointDirectory(newer, step!), { recursive: true });
+  assert.equal((await openHeads(newer))[0]!.checkpoint.manifest.numClasses, IDENTITIES);
+  const added = join(folder, 'added');
+  await cp(newer, added, { recursive: true });
+  await resume('again', newer, 3);
+  const onnx = join(folder, 'first', 'out', 'model', 'backbone.onnx');
+  const add = await facetrain('head', 'add', added, '--dataset', grown, '--model', onnx);
+  assert.equal(add.code, 0, add.stderr);
+  const retired = [
+    { class: 4, into: null },
+    { class: 8, into: 5 },
+    { class: 9, into: null },
+  ];
+  for (const root of [newer, added]) {
+    const [{ checkpoint, identities }] = (await openHeads(root)) as [OpenHead];
+    assert.equal(checkpoint.manifest.numClasses, IDENTITIES + 2, root);
+    assert.deepEqual(identities.retired, retired, root);
+    for (const [id, row] of await rowsOf(checkpoint, [4, 8, 9])) assert.equal(Math.hypot(...row), 0, `${root} ${id}`);
   }
 });
 

@@ -34,16 +34,19 @@ export interface EditedCheckpoint {
 
 /**
  * Edits all checkpoints, the oldest first: if the command is killed, the newest is whole for longest.
+ * @param editOf is called for each, the newest first, with the classes of the largest
  * @throws FacetrainError InvalidCheckpoint, InvalidArgument, FencedOff, DiskFull, StorageFailed
  */
 export async function editAll(
   place: HeadPlace,
   line: StatusLine,
-  editOf: (head: OpenHead) => Promise<HeadEdit>,
+  editOf: (head: OpenHead, numClasses: number) => Promise<HeadEdit>,
 ): Promise<EditedCheckpoint[]> {
   // All edits are known to be possible before the first is carried out.
   const edits: { head: OpenHead; edit: HeadEdit }[] = [];
-  for (const head of await place.heads()) edits.push({ head, edit: await editOf(head) });
+  const heads = await place.heads();
+  const numClasses = Math.max(...heads.map(({ checkpoint }) => checkpoint.manifest.numClasses));
+  for (const head of heads) edits.push({ head, edit: await editOf(head, numClasses) });
   const edited: EditedCheckpoint[] = [];
   for (const { head, edit } of edits.reverse()) {
     const { step } = head.checkpoint.manifest;
@@ -68,8 +71,8 @@ export async function removeIdentities(where: string, options: RemoveOptions, li
   using place = await openPlace(where, options);
   const needles: Buffer[] = [];
   const searchedFor = new Set<number>();
-  const edited = await editAll(place, line, async (head) => {
-    const edit = removal(head, classes);
+  const edited = await editAll(place, line, async (head, numClasses) => {
+    const edit = removal(head, classes, numClasses);
     for (const [label, needle] of await needlesOf(head, edit.zero)) {
       searchedFor.add(label);
       needles.push(needle);
@@ -113,8 +116,8 @@ export async function mergeIdentities(where: string, options: MergeOptions, line
   const { classes, into, map } = options;
   using place = await openPlace(where, options);
   let labels: { class: number; into: number }[] = [];
-  const edited = await editAll(place, line, async (head) => {
-    const edit = await merger(head, classes, into);
+  const edited = await editAll(place, line, async (head, numClasses) => {
+    const edit = await merger(head, classes, into, numClasses);
     // Newest first: the map is that of the newest checkpoint.
     if (labels.length === 0)
       labels = edit.retired.flatMap((each) => (each.into === null ? [] : [{ ...each, into: each.into }]));

@@ -48,7 +48,7 @@ export interface HeadEdit {
   zero: readonly number[];
   /** New class centres [embeddingDim] by class; the optimizer starts anew for them. */
   replace: ReadonlyMap<number, Float32Array>;
-  /** Class centres of the classes that follow the last. */
+  /** Class centres of the classes that follow the last; zero for a class that is retired already. */
   add: readonly Float32Array[];
   retired: readonly RetiredClass[];
 }
@@ -99,28 +99,42 @@ export async function openHeadsOf(place: Pick<CheckpointStore, 'name' | 'list' |
 
 /**
  * The edit that removes classes: their rows become zero, and their pictures are left out from now on. So are those of
- * classes that were merged into them.
- * @throws FacetrainError InvalidArgument for a class that the head does not have
+ * classes that were merged into them. A checkpoint that has no row of a class yet names it all the same: a training
+ * that goes on from there would draw the row from the seed.
+ * @param numClasses of the largest head of the same training
+ * @throws FacetrainError InvalidArgument for a class that no head has
  */
-export function removal({ checkpoint: { manifest }, identities }: OpenHead, classes: readonly number[]): HeadEdit {
-  checkClasses(classes, manifest.numClasses);
+export function removal(
+  { checkpoint: { manifest }, identities }: OpenHead,
+  classes: readonly number[],
+  numClasses = manifest.numClasses,
+): HeadEdit {
+  checkClasses(classes, numClasses);
   const removed = new Set(classes);
   const done = new Set(identities.retired.map((each) => each.class));
   const others = identities.retired
     .filter((each) => !removed.has(each.class))
     .map((each) => (each.into !== null && removed.has(each.into) ? { ...each, into: null } : each));
   const retired = sorted([...others, ...[...removed].map((id) => ({ class: id, into: null }))]);
-  return { zero: [...removed].filter((id) => !done.has(id)), replace: new Map(), add: [], retired };
+  const zero = [...removed].filter((id) => !done.has(id) && id < manifest.numClasses);
+  return { zero, replace: new Map(), add: [], retired };
 }
 
 /**
  * The edit that merges classes into one: its row becomes the mean direction, at the mean length; the rows of the others
- * become zero, and their pictures count as its own.
- * @throws FacetrainError InvalidArgument for a class that the head does not have, or no longer trains
+ * become zero, and their pictures count as its own. Classes of which a checkpoint has no row count for nothing in it.
+ * @param numClasses of the largest head of the same training
+ * @throws FacetrainError InvalidArgument for a class that no head has, or that is no longer trained
  */
-export async function merger(head: OpenHead, classes: readonly number[], into: number): Promise<HeadEdit> {
+export async function merger(
+  head: OpenHead,
+  classes: readonly number[],
+  into: number,
+  numClasses = head.checkpoint.manifest.numClasses,
+): Promise<HeadEdit> {
   const { checkpoint, identities } = head;
-  checkClasses([...classes, into], checkpoint.manifest.numClasses);
+  const { numClasses: own } = checkpoint.manifest;
+  checkClasses([...classes, into], numClasses);
   const gone = identities.retired.find((each) => each.class === into);
   if (gone) throw argument(`class ${into}`, 'it was removed or merged before', 'a class that is trained');
   const sources = classes.filter((id) => id !== into);
@@ -134,8 +148,8 @@ export async function merger(head: OpenHead, classes: readonly number[], into: n
   );
   const rows = await rowsOf(checkpoint, [...todo, into]);
   return {
-    zero: todo,
-    replace: todo.length > 0 ? new Map([[into, meanRow([...rows.values()])]]) : new Map(),
+    zero: todo.filter((id) => id < own),
+    replace: todo.length > 0 && into < own ? new Map([[into, meanRow([...rows.values()])]]) : new Map(),
     add: [],
     retired: sorted([...others, ...todo.map((id) => ({ class: id, into }))]),
   };
@@ -146,15 +160,15 @@ const MOST_MEASURED_BLOCKS = 16;
 
 /**
  * The edit that adds classes after the last.
- * @param directions of unit length or any other, one for each new class; rows get the mean length of those that are
- * there
+ * @param directions of unit length or any other, one for each new class, null for one that is retired; rows get the
+ * mean length of those that are there
  * @throws FacetrainError InvalidArgument for a direction without a length
  */
-export async function addition(head: OpenHead, directions: readonly Float32Array[]): Promise<HeadEdit> {
+export async function addition(head: OpenHead, directions: readonly (Float32Array | null)[]): Promise<HeadEdit> {
   const { checkpoint, identities } = head;
   const { embeddingDim: dim, numClasses, rows: stored } = checkpoint.manifest;
-  const lengths = directions.map(lengthOf);
-  const without = lengths.findIndex((length) => !(length > SHORTEST));
+  const lengths = directions.map((direction) => direction && lengthOf(direction));
+  const without = lengths.findIndex((length) => length !== null && !(length > SHORTEST));
   if (without >= 0)
     throw argument(
       `class ${numClasses + without}`,
@@ -174,7 +188,9 @@ export async function addition(head: OpenHead, directions: readonly Float32Array
     }
   }
   const length = count > 0 ? sum / count : 1;
-  const add = directions.map((direction, index) => scaled(direction, length / lengths[index]!));
+  const add = directions.map((direction, index) =>
+    direction ? scaled(direction, length / lengths[index]!) : new Float32Array(dim),
+  );
   return { zero: [], replace: new Map(), add, retired: identities.retired };
 }
 

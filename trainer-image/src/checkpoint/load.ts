@@ -51,6 +51,19 @@ export async function loadCheckpoint(
   else await loadRows(session, { ...checkpoint, manifest }, job);
 }
 
+/**
+ * Sets the class centres of classes to zero, those that are the session's, and what their optimizer keeps.
+ * @throws FacetrainError of the session
+ */
+export async function zeroRows(session: TrainingSessionContract, classes: readonly number[]): Promise<void> {
+  for (const firstRow of classes.filter((id) => overlap({ firstRow: id, rows: 1 }, session.rowRange).count > 0)) {
+    const tensors = session.rowTensors.map(({ name, dtype, columns }) => {
+      return [name, { dtype, bytes: new Uint8Array(columns * BYTES_OF[dtype]) }] as const;
+    });
+    await session.loadRows({ firstRow, rows: 1, tensors: Object.fromEntries(tensors) });
+  }
+}
+
 /** The rows of a block that a session holds; a count of 0 or less: none. */
 function overlap(
   { firstRow, rows }: { firstRow: number; rows: number },

@@ -13,7 +13,7 @@ import {
 } from '@facetrain/api';
 import type { TrainingSessionContract } from '@facetrain/native';
 import { type Checkpoint, checkContent, checkpointDirectory, DamagedCheckpoint } from '../checkpoint/directory.ts';
-import { type JobFacts, loadCheckpoint, rowsOptimizerOf } from '../checkpoint/load.ts';
+import { type JobFacts, loadCheckpoint, rowsOptimizerOf, zeroRows } from '../checkpoint/load.ts';
 import { type Identities, readIdentities } from '../checkpoint/retired.ts';
 import { PendingCheckpoint } from '../checkpoint/save.ts';
 import type { CheckpointStore } from '../checkpoint/target.ts';
@@ -130,6 +130,12 @@ export class JobCheckpoints {
       if (manifest.numClasses < this.#size.numClasses)
         log.info({ from: manifest.numClasses, to: this.#size.numClasses }, 'added classes, with rows from the seed');
       this.#logConversion(manifest);
+      // Retired classes that the checkpoint has no row of: the session has drawn them from the seed.
+      const retired = this.#identities!.retired.map((each) => each.class);
+      await zeroRows(
+        this.#session,
+        retired.filter((id) => id >= manifest.numClasses),
+      );
       await this.#retire();
       return { step, history: manifest.history, checkpoint: head };
     }
