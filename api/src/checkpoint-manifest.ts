@@ -145,7 +145,7 @@ export const CheckpointManifest = z.object({
       .describe(
         'Blocks begin at the multiples of this row. A block of which two ranks had parts is listed in these parts.',
       ),
-    files: z.array(RowFile).min(1).describe('One of each rank that wrote; blocks in row order, without gaps.'),
+    files: z.array(RowFile).min(1).describe('One of each rank with class centres; blocks in row order, without gaps.'),
   }),
 });
 export type CheckpointManifest = z.infer<typeof CheckpointManifest>;

@@ -59,7 +59,8 @@ export interface SaveOptions {
 
 /** What one rank has written. */
 interface Part {
-  rows: RowFile;
+  /** Null for a rank without class centres. */
+  rows: RowFile | null;
   /** Of rank 0. */
   backbone: (StoredFile & { file: string }) | null;
   retired: CheckpointManifest['retired'] | null;
@@ -165,13 +166,17 @@ export class PendingCheckpoint {
   }
 }
 
-/** @param files receives each file that is opened */
+/**
+ * @param files receives each file that is opened
+ * @returns null, and writes nothing, for a rank without class centres: the name of its file would be another rank's
+ */
 async function writeRows(
   source: StateSource,
   { rowRange, rowTensors }: Pick<TrainingSessionContract, 'rowRange' | 'rowTensors'>,
   files: FileWriter[],
   { target, step, blockRows = BLOCK_ROWS, onBlock }: SaveOptions,
-): Promise<RowFile> {
+): Promise<RowFile | null> {
+  if (rowRange.rows === 0) return null;
   const parts = splitRows(rowRange, blockRows);
   const header = safetensorsHeader(parts.flatMap((part) => blockTensors(part, rowTensors)));
   const file = `rows-${tenDigits(rowRange.firstRow)}.safetensors`;
@@ -300,7 +305,7 @@ function makeManifest(
       optimizer: ROWS_OPTIMIZER_NAMES[rowsOptimizer],
       tensors: [...rowTensors],
       blockRows: options.blockRows ?? BLOCK_ROWS,
-      files: parts.map(({ rows }) => rows),
+      files: parts.flatMap(({ rows }) => rows ?? []),
     },
     history: options.history,
   };

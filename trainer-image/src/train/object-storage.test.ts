@@ -140,6 +140,16 @@ test('three ranks go on from a checkpoint of two', async () => {
   assert.equal((await ranks[0]!.logged('resumed from a checkpoint')).step, 6);
 });
 
+test('a rank without class centres writes none to the store', async () => {
+  const { folder, config } = await job();
+  const few = join(top, 'few');
+  writeSmallDataset(few, { identities: 3, perIdentity: 4 });
+  // Of the blocks of 3 classes, the first of three ranks has none.
+  const dataset = { path: few, maxBadPictures: 0.001 };
+  const { codes, ranks } = await runGang(folder, { ...config, dataset, microBatchSize: 2, epochs: 1 }, 3);
+  assert.deepEqual(codes, [0, 0, 0], texts(ranks));
+});
+
 test('a gang that freezes at any write to the store, and wakes after the next one’s end, changes nothing', async () => {
   for (const [method, name] of [
     ['PUT', /step-0000000002\/.*\/rows-/],

@@ -312,6 +312,32 @@ test('with micro-batches, a gang of 4, 3, 4, 2 and 4 ranks gives the model of on
   assert.deepEqual(await model(config), await model(steady.config));
 });
 
+test('a rank without class centres writes none, and resumes', async () => {
+  const few = join(top, 'few');
+  writeSmallDataset(few, { identities: 3, perIdentity: 4 });
+  const change = ({ checkpoint }: TrainerConfig): Partial<TrainerConfig> => ({
+    dataset: { path: few, maxBadPictures: 0.001 },
+    microBatchSize: 2,
+    checkpoint: { ...checkpoint, everySteps: 1 },
+  });
+  // Of the blocks of 3 classes, the first of three ranks has none.
+  const [first, resumed] = [await job(change), await job(change)];
+  const { codes, ranks } = await runGang(first.folder, first.config, 3);
+  assert.deepEqual(codes, [0, 0, 0], ranks.map(({ text }) => text).join('\n'));
+  const { manifest } = await openCheckpoint(first.config.checkpoint.directory, 1);
+  assert.deepEqual([manifest.worldSize, CheckpointManifest.parse(manifest).rows.files.length], [3, 2]);
+  await cp(
+    checkpointDirectory(first.config.checkpoint.directory, 1),
+    checkpointDirectory(resumed.config.checkpoint.directory, 1),
+    { recursive: true },
+  );
+  const memoryDirectory = join(resumed.folder, 'memory');
+  const again = { ...resumed.config, checkpoint: { ...resumed.config.checkpoint, memoryDirectory } };
+  assert.deepEqual((await runGang(resumed.folder, again, 3)).codes, [0, 0, 0]);
+  assert.equal((await readReport(again)).resumedFromStep, 1);
+  assert.deepEqual(await model(again), await model(first.config));
+});
+
 /** Names and digests of all files of a job. */
 async function written(config: TrainerConfig): Promise<string[]> {
   const folders = [config.checkpoint.directory, config.outputDirectory];
