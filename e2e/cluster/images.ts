@@ -157,9 +157,12 @@ export async function archive(image: string): Promise<string> {
   const file = join(archives, name);
   if (!existsSync(file)) {
     await mkdir(archives, { recursive: true });
-    await command(['sh', '-c', 'rm -f "$1"/"$2"-*.tar', 'sh', archives, image.replace(/[/:]/g, '-')]);
-    await command(['docker', 'save', '--output', `${file}.part`, image]);
-    await rename(`${file}.part`, file);
+    // Other processes may do the same.
+    const part = `${file}.${process.pid}`;
+    const older = 'find "$1" -name "$2-*" ! -name "$3*" -delete';
+    await command(['sh', '-c', older, 'sh', archives, image.replace(/[/:]/g, '-'), name]);
+    await command(['docker', 'save', '--output', part, image]);
+    await rename(part, file);
   }
   return name;
 }

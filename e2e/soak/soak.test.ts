@@ -5,10 +5,10 @@ import { runSoak } from './soak.ts';
 /** The same choices in each run, which judges a change; `npm run soak` makes others. */
 const seed = Number(process.env.FACETRAIN_SEED ?? 694_176);
 
-test(`half a minute of faults, seed ${seed}`, async (t) => {
+test(`a minute of faults, seed ${seed}`, async (t) => {
   const { violations, jobs } = await runSoak({
     seed,
-    seconds: 30,
+    seconds: 60,
     jobs: 10,
     nodes: 6,
     faultMilliseconds: 500,
