@@ -260,6 +260,16 @@ export const QuantizeReport = z.strictObject({
     .array(z.strictObject({ node: z.string(), reason: z.string() }))
     .optional()
     .describe('Nodes of the model that stay in FP32, each with what has no quantized form. Absent: none.'),
+  tail: z
+    .strictObject({
+      inputs: z.array(z.string()).describe('What our runtime gives: the outputs in front of these nodes.'),
+      operators: z.string().describe('How many nodes of each operator, such as "NonMaxSuppression 1, Gather 3".'),
+      causes: z
+        .array(z.strictObject({ node: z.string(), reason: z.string() }))
+        .describe('The nodes that our runtime does not compute, each with why; the others read of them.'),
+    })
+    .optional()
+    .describe('Nodes at the end of the model that only other runtimes compute, in FP32. Absent: none.'),
   layers: z.array(QuantizedLayer),
   errorSplit: ErrorSplit.optional().describe('Absent in artifacts from before it.'),
   // Absent in reports of before.

@@ -16,6 +16,10 @@
  * The outputs are what the network computes: an embedding is not normalized. The cosine of two faces is the product of
  * their embeddings divided by both lengths.
  *
+ * A file may end with operators that this library does not have, such as NonMaxSuppression, TopK or LSTM: its tail,
+ * which ONNX Runtime computes. The outputs are then the tensors in front of the tail, under their names in the file.
+ * The metadata "facetrain.tail" (ft_int7_get_metadata) says which operators follow: the caller has to compute them.
+ *
  * A function that can fail returns a status; ft_int7_last_error() then says what was found and what is allowed. Nothing
  * is thrown. Files are not trusted: a damaged one is refused. Running allocates no memory (in a library that dlopen has
  * loaded, the C library itself allocates a thread's storage, 1 KB, at that thread's first call).
@@ -93,7 +97,7 @@ typedef struct ft_int7_info {
   int64_t output_size; /* numbers of all outputs together */
   /* The bytes are mapped by the library. The file's own range, for information: its input is (byte - mean) / std. */
   float mean[4], std[4];
-  int32_t version; /* of the file's format, from 1 on */
+  int32_t version; /* of the file's format, from 1 on; 2: it has a tail */
   /* That the model uses: see ft_int7_options. Static; must not be freed. */
   const char* instruction_set;
 } ft_int7_info;
@@ -128,13 +132,16 @@ FT_INT7_API ft_int7_status ft_int7_get_output(const ft_int7_model* model, int32_
 /*
  * An entry of the file's metadata_props, or null if it has none of that key. Belongs to the model. Those of Facetrain:
  *   facetrain.format                           "int7"
- *   facetrain.version                          of that format; absent in the first files, which are of version 1
+ *   facetrain.version                          of that format: 2 for files with a tail, else 1 or absent
  *   facetrain.bits                             of activations that convolutions multiply: "7", or "7, 8"
  *   facetrain.limit                            the largest integer of a weight: "63"
  *   facetrain.rounding                         of all integers: "half to even"
  *   facetrain.channelOrder                     "rgb" or "bgr"
  *   facetrain.input.mean, .std                 of the file's input, "[127.5,127.5,127.5]": ft_int7_info has them
  *   facetrain.input.layout, .elementType       of the file's input if it is not NCHW of floats: "NHWC", "uint8"
+ *   facetrain.tail                             operators behind the outputs: "NonMaxSuppression 1, Gather 3"; absent:
+ *                                              none, so the outputs are those of the file
+ *   facetrain.outputs                          of a file with a tail: the names of ft_int7_get_output, a line each
  *   facetrain.source.sha256                    of the FP32 model's file
  *   facetrain.calibration.sha256               of the calibration pictures' pixels
  */

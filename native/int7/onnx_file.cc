@@ -1,6 +1,7 @@
 #include "int7/onnx_file.h"
 
 #include <charconv>
+#include <set>
 
 #include "int7/protobuf.h"
 
@@ -17,13 +18,16 @@ OnnxConstant read_constant(std::string_view bytes, std::string_view& name) {
   for (Protobuf field(bytes); field.next();) {
     if (field.number() == 1)
       field.integers([&](int64_t dim) {
-        if (constant.dims.size() == kMostAxes) refuse("a constant", "has more than eight dimensions");
-        constant.dims.push_back(dim);
+        if (constant.dims.size() == kMostAxes) {
+          constant.unreadable = true;
+        } else {
+          constant.dims.push_back(dim);
+        }
       });
     if (field.number() == 2) constant.type = static_cast<int>(field.integer());
     if (field.number() == 8) name = field.bytes();
     if (field.number() == 9) constant.raw = field.bytes();
-    if (field.number() == 14) constant.external = field.integer() != 0;
+    if (field.number() == 14 && field.integer() != 0) constant.unreadable = true;
   }
   return constant;
 }
@@ -59,6 +63,7 @@ void read_attribute(std::string_view bytes, OnnxNode& node) {
   }
 }
 
+// Without its attributes.
 OnnxNode read_node(std::string_view bytes) {
   OnnxNode node;
   for (Protobuf field(bytes); field.next();) {
@@ -66,9 +71,39 @@ OnnxNode read_node(std::string_view bytes) {
     if (field.number() == 2) node.outputs.push_back(field.bytes());
     if (field.number() == 3) node.name = field.bytes();
     if (field.number() == 4) node.op = field.bytes();
-    if (field.number() == 5) read_attribute(field.bytes(), node);
   }
   return node;
+}
+
+void read_attributes(std::string_view bytes, OnnxNode& node) {
+  for (Protobuf field(bytes); field.next();) {
+    if (field.number() == 5) read_attribute(field.bytes(), node);
+  }
+}
+
+// What computes the outputs: the other nodes are a tail, of operators for other runtimes, which may be anything.
+std::vector<bool> needed_nodes(const OnnxFile& file) {
+  std::vector<bool> needed(file.nodes.size());
+  std::set<std::string_view> values(file.outputs.begin(), file.outputs.end());
+  for (size_t i = needed.size(); i-- > 0;) {
+    for (const std::string_view output : file.nodes[i].outputs) needed[i] = needed[i] || values.count(output) > 0;
+    if (needed[i]) values.insert(file.nodes[i].inputs.begin(), file.nodes[i].inputs.end());
+  }
+  return needed;
+}
+
+// The names of the values in front of the tail, a line each; empty for a file without one.
+std::vector<std::string_view> outputs_of_metadata(const OnnxFile& file) {
+  std::vector<std::string_view> names;
+  const auto found = file.metadata.find("facetrain.outputs");
+  if (found == file.metadata.end()) return names;
+  std::string_view rest = found->second;
+  for (size_t end = 0; end != std::string_view::npos && names.size() <= kMostNodes;) {
+    end = rest.find('\n');
+    names.push_back(rest.substr(0, end));
+    if (end != std::string_view::npos) rest.remove_prefix(end + 1);
+  }
+  return names;
 }
 
 // Name, type and sizes of a graph's input or output; a size that is free is -1.
@@ -98,10 +133,14 @@ std::string_view read_value_info(std::string_view bytes, std::vector<int64_t>& d
 }
 
 void read_graph(std::string_view graph, OnnxFile& file) {
+  file.outputs = outputs_of_metadata(file);
+  const bool has_tail = !file.outputs.empty();
+  std::vector<std::string_view> bytes;  // of the nodes
   int inputs = 0;
   for (Protobuf field(graph); field.next();) {
     if (field.number() == 1) {
       if (file.nodes.size() == kMostNodes) refuse("the graph", "has more than 65536 nodes");
+      bytes.push_back(field.bytes());
       file.nodes.push_back(read_node(field.bytes()));
     }
     if (field.number() == 5) {
@@ -113,7 +152,7 @@ void read_graph(std::string_view graph, OnnxFile& file) {
       if (inputs++ > 0) refuse("the graph", "has several inputs");
       file.input = read_value_info(field.bytes(), file.input_dims, file.input_type);
     }
-    if (field.number() == 12) {
+    if (field.number() == 12 && !has_tail) {
       std::vector<int64_t> dims;
       int type = kFloat;
       file.outputs.push_back(read_value_info(field.bytes(), dims, type));
@@ -121,11 +160,19 @@ void read_graph(std::string_view graph, OnnxFile& file) {
     }
   }
   if (inputs == 0) refuse("the graph", "has no input");
+  const std::vector<bool> needed = has_tail ? needed_nodes(file) : std::vector<bool>(bytes.size(), true);
+  size_t kept = 0;
+  for (size_t i = 0; i < bytes.size(); ++i) {
+    if (!needed[i]) continue;
+    read_attributes(bytes[i], file.nodes[i]);
+    std::swap(file.nodes[kept++], file.nodes[i]);
+  }
+  file.nodes.resize(kept);
 }
 
 // A newer format may mean something else by the same nodes. The first files did not say theirs.
 void read_version(OnnxFile& file) {
-  constexpr int kNewest = 1;
+  constexpr int kNewest = 2;
   const auto found = file.metadata.find("facetrain.version");
   if (found == file.metadata.end()) return;
   const std::string_view text = found->second.substr(0, 20);

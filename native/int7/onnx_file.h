@@ -23,7 +23,7 @@ struct OnnxConstant {
   int type = 0;
   std::vector<int64_t> dims;
   std::string_view raw;
-  bool external = false;
+  bool unreadable = false;  // in another file, or of more than eight dimensions
 };
 
 struct OnnxNode {
@@ -36,12 +36,12 @@ struct OnnxNode {
 // The views are into the file's memory.
 struct OnnxFile {
   int version = 1;              // of the format
-  std::vector<OnnxNode> nodes;  // as the file has them
+  std::vector<OnnxNode> nodes;  // as the file has them, but for those of its tail
   std::map<std::string_view, OnnxConstant> constants;
   std::string_view input;
   std::vector<int64_t> input_dims;  // -1: free
   int input_type = 0;
-  std::vector<std::string_view> outputs;
+  std::vector<std::string_view> outputs;  // in front of the tail
   std::map<std::string_view, std::string_view> metadata;
 };
 

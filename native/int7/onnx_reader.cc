@@ -162,7 +162,8 @@ class Reader {
   bool is_constant(std::string_view name) const { return file_.constants.count(name) > 0; }
   const Constant& constant(std::string_view name, int type, int64_t count = -1) const {
     const auto found = file_.constants.find(name);
-    if (found == file_.constants.end() || found->second.external) refuse(name, "is no constant inside the file");
+    if (found == file_.constants.end() || found->second.unreadable)
+      refuse(name, "is no constant inside the file, of at most eight dimensions");
     const Constant& result = found->second;
     const int64_t numbers = count_of_constant(name, result);
     if (result.type != type || (count >= 0 && numbers != count) ||

@@ -210,7 +210,8 @@ void test_refusals() {
   };
   CHECK_EQ(read(onnx_file()).version, 1);
   CHECK_EQ(read(of_version("1")).version, 1);
-  CHECK_THROWS(read(of_version("2")), std::invalid_argument, "of version 2 of the format; at most 1, so a newer");
+  CHECK_EQ(read(of_version("2")).version, 2);
+  CHECK_THROWS(read(of_version("3")), std::invalid_argument, "of version 3 of the format; at most 2, so a newer");
   for (const char* version : {"", "0", "-1", "1.0", "99999999999999999999999"})
     CHECK_THROWS(read(of_version(version)), std::invalid_argument, "has metadata facetrain.version that is no number");
   CHECK_THROWS(read(onnx_file({.weight = 64})), std::invalid_argument, "to_c: has a weight beyond 63");
@@ -257,6 +258,28 @@ void test_refusals() {
   }
   CHECK_THROWS(read(onnx_file({.heads = 2})), std::invalid_argument,
                "head: reads 'data', which no earlier node computes");
+}
+
+// Operators of other runtimes behind the outputs.
+void test_tail() {
+  const OnnxModel with = read(testing::detector_file(128, 0, true)), without = read(testing::detector_file());
+  CHECK_EQ(with.version, 2);
+  CHECK_EQ(with.metadata.at("facetrain.tail"), std::string("Mystery 1, Softmax 1"));
+  CHECK_EQ(with.network.layers.size(), without.network.layers.size());
+  CHECK_EQ(with.outputs.size(), size_t{2});
+  for (size_t i = 0; i < with.outputs.size(); ++i) {
+    CHECK_EQ(with.outputs[i].name, without.outputs[i].name);
+    CHECK(with.outputs[i].dims == without.outputs[i].dims);
+    CHECK_EQ(with.network.outputs[i], without.network.outputs[i]);
+  }
+  const auto of_outputs = [](const std::string& outputs) {
+    return testing::onnx_file() +
+           testing::Message().message(14, testing::Message().bytes(1, "facetrain.outputs").bytes(2, outputs)).text();
+  };
+  CHECK_EQ(read(of_outputs("a")).outputs[0].name, std::string("a"));
+  CHECK_THROWS(read(of_outputs("")), std::invalid_argument, ": is an output that no layer computes");
+  CHECK_THROWS(read(of_outputs("a\n")), std::invalid_argument, ": is an output that no layer computes");
+  CHECK_THROWS(read(of_outputs("data")), std::invalid_argument, "data: is an output that no layer computes");
 }
 
 // Nodes of which a file may ask for more than it has.
@@ -322,6 +345,7 @@ int main() {
   test_eight_bits();
   test_damaged();
   test_refusals();
+  test_tail();
   test_nodes();
   return TEST_RESULT();
 }

@@ -70,7 +70,7 @@ class Joiner {
   bool is_constant(std::string_view value) const { return file_.constants.count(value) > 0; }
   bool is_zero(std::string_view value) const {
     const auto found = file_.constants.find(value);
-    if (found == file_.constants.end() || found->second.type != kFloat || found->second.external) return false;
+    if (found == file_.constants.end() || found->second.type != kFloat || found->second.unreadable) return false;
     const std::string_view raw = found->second.raw;
     return raw.size() == sizeof(float) && std::all_of(raw.begin(), raw.end(), [](char byte) { return byte == 0; });
   }

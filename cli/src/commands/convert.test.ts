@@ -8,6 +8,7 @@ import { encodeOnnx } from '@facetrain/trainer/onnx/write';
 import { modelFile } from '@facetrain/trainer/quantize/artifact-files';
 import { fold } from '@facetrain/trainer/quantize/fold';
 import { convert } from './convert.ts';
+import { inspect } from './inspect.ts';
 
 test('an INT7 model becomes files for ncnn, and others are refused', async (t) => {
   const folder = await mkdtemp(join(tmpdir(), 'facetrain-convert-'));
@@ -54,6 +55,21 @@ test('an INT7 model becomes files for ncnn, and others are refused', async (t) =
   // The folder of an artifact has a second file, for TensorRT.
   await writeFile(join(folder, 'model.int7.trt.onnx'), modelFile(written, found.scales, origin, 'tensorrt'));
   assert.deepEqual((await convert({ model: folder, to: 'ncnn', out })).json, json);
+
+  // What only ONNX Runtime computes of it is left out.
+  const nodes = [{ name: 'last', opType: 'Mystery', input: ['embedding'], output: ['found'], attribute: [] }];
+  const outputs = [{ name: 'found' }];
+  const end = { nodes, initializers: [], names: new Set(['last', 'found']), opsets: { '': 17 }, outputs };
+  const tail = { causes: [], operators: 'Mystery 1', file: { ...end, irVersion: 8, batch: null } };
+  await writeFile(model, modelFile(written, found.scales, origin, 'onnxruntime', tail));
+  const withoutTail = await convert({ model, to: 'ncnn', out });
+  assert.deepEqual(withoutTail.json, { ...json, tail: 'Mystery 1' });
+  assert.match(withoutTail.text, /Left out +Mystery 1: what the model has behind these/);
+  assert.equal(((await inspect(model)).json as { tail?: string }).tail, 'Mystery 1');
+  await assert.rejects(
+    inspect(model, { output: 'found' }),
+    /computes output "found" by operators that our runtime does not have \(Mystery 1\), for ONNX Runtime; one of the/,
+  );
 
   const fp32 = join(folder, 'fp32.onnx');
   await writeFile(fp32, encodeOnnx(graph));

@@ -3,7 +3,7 @@ import { join, resolve } from 'node:path';
 import { FacetrainError } from '@facetrain/api';
 import { type ChannelOrder, channelOrderOf } from '@facetrain/trainer/onnx/channel-order';
 import { withInputRange } from '@facetrain/trainer/onnx/input-range';
-import { readOnnx } from '@facetrain/trainer/onnx/read';
+import { readOnnx, TAIL_METADATA } from '@facetrain/trainer/onnx/read';
 import { withSubject } from '@facetrain/trainer/onnx/with-subject';
 import { writeNcnn } from '@facetrain/trainer/quantize/ncnn';
 import { decodeInt7, isQuantized } from '@facetrain/trainer/quantize/qdq';
@@ -34,6 +34,8 @@ interface Converted {
     norm: number[];
   };
   outputs: string[];
+  /** Operators that the model has behind these outputs, and these files do not; absent: none. */
+  tail?: string;
 }
 
 /**
@@ -69,14 +71,16 @@ export async function convert({ model: file, out }: ConvertOptions): Promise<{ j
     mean: each(mean),
     norm: each(std).map((value) => 1 / value),
   };
+  const { [TAIL_METADATA]: tail } = read.metadata;
   return {
-    json: { param, bin, input, outputs: written.outputs },
+    json: { param, bin, input, outputs: written.outputs, ...(tail !== undefined && { tail }) },
     text: table([
       ['Network', param],
       ['Weights', `${bin} (${bytes(written.bin.length)})`],
       ['Input', `blob "${input.blob}", ${channelOrder.toUpperCase()} of ${width} x ${height}`],
       ['Normalize', `substract_mean_normalize([${input.mean}], [${input.norm.map((value) => value.toPrecision(7))}])`],
       ['Outputs', written.outputs.map((name) => `blob "${name}"`).join(', ')],
+      ...(tail === undefined ? [] : [['Left out', `${tail}: what the model has behind these`] as [string, string]]),
     ]),
   };
 }

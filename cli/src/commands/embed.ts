@@ -5,7 +5,7 @@ import { FacetrainError, fileCause } from '@facetrain/api';
 import { type Device, decodePictures, EMBEDDING_BATCH, type Embedder, type Pictures } from '@facetrain/native';
 import { type ChannelOrder, channelOrderOf } from '@facetrain/trainer/onnx/channel-order';
 import { withInputRange } from '@facetrain/trainer/onnx/input-range';
-import { readOnnx } from '@facetrain/trainer/onnx/read';
+import { readOnnx, TAIL_METADATA } from '@facetrain/trainer/onnx/read';
 import { cosines } from '@facetrain/trainer/quantize/compare';
 import { npyFile } from '@facetrain/trainer/storage/npy';
 import { lengthOf } from '@facetrain/trainer/verification/check-embeddings';
@@ -49,6 +49,9 @@ export async function embed(images: string[], options: EmbedOptions, line: Statu
   checkDevice(device);
   const read = await readOnnx(file, { output: options.output, every: 'several' });
   const channelOrder = options.channelOrder ?? channelOrderOf(read.metadata) ?? DEFAULT_ORDER;
+  const { [TAIL_METADATA]: tail } = read.metadata;
+  if (tail !== undefined)
+    line.print(`${file} ends with operators for ONNX Runtime (${tail}): these are the outputs in front of them`);
   const { graph } = withInputRange(read, { given: givenRange(options), subject: file });
   const outputs = (graph.outputs ?? [{ name: graph.output.name, dims: [graph.output.dim] }]).map(({ name, dims }) => ({
     name,
@@ -97,6 +100,7 @@ export async function embed(images: string[], options: EmbedOptions, line: Statu
         model: file,
         runtime,
         channelOrder,
+        ...(tail !== undefined && { tail }),
         images: embeddings.map(({ image, values }) => ({ image, outputs: inOutputs(values) })),
         pairs: compared,
       },

@@ -98,6 +98,7 @@ export async function quantize(options: QuantizeOptions, line: StatusLine, signa
     json: {
       layers,
       realNodes: report.realNodes ?? [],
+      ...(report.tail && { tail: report.tail }),
       outputs: metrics.outputs ?? [],
       meanCosine: metrics.meanCosine,
       percentile1Cosine: metrics.percentile1Cosine,
@@ -112,6 +113,7 @@ export async function quantize(options: QuantizeOptions, line: StatusLine, signa
       ...(source.input ? [['Input', inputText(source.input, source.channelOrder)] as [string, string]] : []),
       ['Layers', `${layers.length}, in ${duration(seconds)}`],
       ...(report.realNodes ?? []).map(({ node, reason }): [string, string] => ['In FP32', `${node}: ${reason}`]),
+      ...(report.tail ? tailRows(report.tail) : []),
       ...metricsRows(metrics),
       ...(report.paperSearch ? paperRows(report.paperSearch) : []),
       ...gateRows(report.gate),
@@ -236,6 +238,17 @@ function paperRows(metrics: Metrics): [string, string][] {
   return metricsRows(metrics)
     .filter(([what]) => what !== MEASURED_ON)
     .map(([what, found]) => ['By the paper alone', `${what}: ${found}`]);
+}
+
+/** The tail: first the nodes for whose sake it is there. The report has all. */
+function tailRows({ inputs, operators, causes }: NonNullable<QuantizeReport['tail']>): [string, string][] {
+  const MOST = 5;
+  const more = causes.length - MOST;
+  return [
+    ...causes.slice(0, MOST).map(({ node, reason }): [string, string] => ['In the tail', `${node}: ${reason}`]),
+    ...(more > 0 ? [['In the tail', `${more} such nodes more`] as [string, string]] : []),
+    ['Tail', `${operators}: in FP32, for ONNX Runtime. Our runtime gives ${inputs.join(', ')}`],
+  ];
 }
 
 /** Of a gate that was passed: a missed one ends the command with an error. */

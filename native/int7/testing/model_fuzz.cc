@@ -80,8 +80,8 @@ int random_axis(testing::Source& source) { return -static_cast<int>(testing::bel
 std::string readable_file(testing::Source& source) {
   const int axis = random_axis(source);
   const int zero_point = axis == 0 ? random_zero_point(source) : 128;
-  return testing::below(source, 2) == 0 ? testing::detector_file(zero_point, axis)
-                                        : testing::onnx_file({.zero_point = zero_point, .bias_axis = axis});
+  if (testing::below(source, 2) == 0) return testing::onnx_file({.zero_point = zero_point, .bias_axis = axis});
+  return testing::detector_file(zero_point, axis, testing::below(source, 2) == 0);
 }
 
 // A file of one to five random nodes on a picture [1, 2, 6, 5] and on constants. Most are refused, and libFuzzer goes
@@ -180,7 +180,9 @@ std::string random_nodes(testing::Source& source) {
     }
   }
   graph.message(12, testing::value_info(values.back(), {}));
-  return testing::int7_file(graph);
+  if (below(source, 4) != 0) return testing::int7_file(graph);
+  const std::string& output = values[constants + below(source, values.size() - constants)];
+  return testing::int7_file(graph, {{"facetrain.outputs", output + "\n" + values.back()}});
 }
 
 }  // namespace

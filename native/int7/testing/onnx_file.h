@@ -194,8 +194,9 @@ inline std::string onnx_file(const Changes& changes = {}) {
 
 // A file that reads bytes with channels last, and has what detectors have: a HardSwish of four nodes, MaxPool, Slice,
 // Resize and Concat of integers, a Softmax in FP32, and an output that layers read as integers. `zero_point` is that of
-// what convolutions multiply, and `bias_axis` as in Changes.
-inline std::string detector_file(int zero_point = 128, int bias_axis = 0) {
+// what convolutions multiply, and `bias_axis` as in Changes. With a tail, what other runtimes compute is behind the
+// outputs.
+inline std::string detector_file(int zero_point = 128, int bias_axis = 0, bool has_tail = false) {
   Message graph;
   const auto add = [&](const std::string& op, std::vector<std::string> inputs, const std::string& y,
                        const Message& attributes = {}) {
@@ -208,7 +209,7 @@ inline std::string detector_file(int zero_point = 128, int bias_axis = 0) {
     graph.message(5, constant<int64_t>(name, 7, {static_cast<int>(values.size())}, values));
   };
   graph.message(11, value_info("data", {1, 24, 20, 3}, 2));
-  graph.message(12, value_info("scores", {1, 2, 12, 10}));
+  if (!has_tail) graph.message(12, value_info("scores", {1, 2, 12, 10}));
   graph.message(12, value_info("map", {1, 16, 12, 10}));
   graph.message(5, constant<uint8_t>("zero", 2, {}, {128}));
   graph.message(5, constant<uint8_t>("operand_zero", 2, {}, {static_cast<uint8_t>(zero_point)}));
@@ -248,11 +249,22 @@ inline std::string detector_file(int zero_point = 128, int bias_axis = 0) {
   add_weights(graph, "to_e", {2, 16, 1, 1}, 0.1f, weights);
   add("Conv", {"map.dq", "to_e.weight", "to_e.bias"}, "e");
   add("Softmax", {"e"}, "scores", number("axis", 1));
-  return int7_file(graph, {{"facetrain.input.mean", "[0,0,0]"},
-                           {"facetrain.input.std", "[1,1,1]"},
-                           {"facetrain.input.layout", "NHWC"},
-                           {"facetrain.input.elementType", "uint8"},
-                           {"facetrain.channelOrder", "rgb"}});
+  std::vector<std::pair<std::string, std::string>> metadata = {{"facetrain.input.mean", "[0,0,0]"},
+                                                               {"facetrain.input.std", "[1,1,1]"},
+                                                               {"facetrain.input.layout", "NHWC"},
+                                                               {"facetrain.input.elementType", "uint8"},
+                                                               {"facetrain.channelOrder", "rgb"}};
+  if (has_tail) {
+    // A type, a rank and attributes that nothing in front of it may have.
+    graph.message(5, constant<int64_t>("many", 9, {1, 1, 1, 1, 1, 1, 1, 1, 1}, {0}));
+    add("Mystery", {"scores", "many", "data"}, "found", lists("list", std::vector<int>(100)));
+    add("Softmax", {"found", "map"}, "likely");
+    graph.message(12, value_info("found", {1, 5}, 7));
+    metadata.emplace_back("facetrain.version", "2");
+    metadata.emplace_back("facetrain.outputs", "scores\nmap");
+    metadata.emplace_back("facetrain.tail", "Mystery 1, Softmax 1");
+  }
+  return int7_file(graph, metadata);
 }
 
 }  // namespace facetrain::int7::testing

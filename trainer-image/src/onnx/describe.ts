@@ -5,7 +5,7 @@ import { type ChannelOrder, channelOrderOf } from './channel-order.ts';
 import { inferShapes } from './infer-shapes.ts';
 import { fileSizes } from './input-layout.ts';
 import type { FoundRange } from './input-range.ts';
-import type { OnnxModel } from './read.ts';
+import { type OnnxModel, TAIL_METADATA } from './read.ts';
 import { elementType } from './tensor.ts';
 
 export interface ModelDescription {
@@ -24,6 +24,8 @@ export interface ModelDescription {
   output: { name: string; shape: ['N', ...number[]] };
   /** Of an INT7 model of several outputs: all of them. */
   outputs?: { name: string; shape: ['N', ...number[]] }[];
+  /** Of an INT7 model: operators behind these outputs, which ONNX Runtime computes and our runtime does not. */
+  tail?: string;
   irVersion: number;
   opsets: Record<string, number>;
   producer: { name: string; version: string };
@@ -63,6 +65,7 @@ export function describeModel(
     ...(graph.outputs && {
       outputs: graph.outputs.map(({ name, dims }) => ({ name, shape: ['N', ...dims] as const })),
     }),
+    ...(metadata[TAIL_METADATA] !== undefined && { tail: metadata[TAIL_METADATA] }),
     irVersion,
     opsets,
     producer,

@@ -59,13 +59,19 @@ const FLOATS = ['FLOAT', 'FLOAT16', 'BFLOAT16', 'DOUBLE'];
 
 /**
  * The nodes of a file of bytes, for a graph that reads the same numbers as floats: casts of the picture are gone.
+ * @param isUnread whether a node is left as it is
  * @throws FacetrainError UnsupportedOperator for a node that computes with integers, which overflow and round
  */
-export function withoutByteCasts(nodes: GraphNode[], input: string, refuse: Refuse): GraphNode[] {
+export function withoutByteCasts(
+  nodes: GraphNode[],
+  input: string,
+  isUnread: (node: GraphNode) => boolean,
+  refuse: Refuse,
+): GraphNode[] {
   const bytes = new Set([input]);
   return nodes.map((node) => {
     const { name, op, inputs, outputs } = node;
-    if (op === 'Shape' || !inputs.some((value) => bytes.has(value))) return node;
+    if (op === 'Shape' || isUnread(node) || !inputs.some((value) => bytes.has(value))) return node;
     const error = (found: string) =>
       refuse(`node "${name}" (${op}) ${found}`, 'a Cast to float in front of it', 'UnsupportedOperator');
     if (op === 'Cast') {

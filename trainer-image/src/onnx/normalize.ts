@@ -22,6 +22,7 @@ import { normalisationsAtEnd } from './embedding-norm.ts';
 import { inferShapes, ShapeInference } from './infer-shapes.ts';
 import { joinPRelus } from './prelu-parts.ts';
 import { dataTypeNumber } from './proto.ts';
+import { type Cut, notSupported, TailSearch, type TailSource } from './tail.ts';
 import { type Context, translateNode } from './translate-node.ts';
 import { UniqueNames } from './unique-names.ts';
 
@@ -41,18 +42,22 @@ export interface NormalizeOptions {
   outputs?: string[] | undefined;
   /** Keeps a normalisation at the end: a file of the quantizer has none, and what looks like one is a function. */
   keepsNorms?: boolean | undefined;
+  /** Where what our runtime does not compute may be a tail (tail.ts). */
+  tail?: TailSource | undefined;
 }
 
 export interface Normalized {
   graph: Graph;
   /** What the graph does not compute any more, each a sentence for people. */
   removed: string[];
+  /** Where the file's nodes have a tail: the graph is without it, and has the cut's outputs. */
+  cut?: Cut | undefined;
 }
 
 /** @throws FacetrainError UnsupportedOperator for a node that has no form in operator set 17; InvalidModel */
 export function normalize(
   graph: Graph,
-  { opset, fixedBatch, branches, subject, outputs: kept, keepsNorms = false }: NormalizeOptions,
+  { opset, fixedBatch, branches, subject, outputs: kept, keepsNorms = false, tail }: NormalizeOptions,
 ): Normalized {
   const initializers = new Map(Object.entries(graph.initializers));
   const names = new UniqueNames([
@@ -88,17 +93,21 @@ export function normalize(
   const pictureShape = (name: string) => pictureShapeOf(batches, name);
   const constantOf = (name: string) => initializers.get(name);
 
-  const outputs = kept ?? [graph.output.name];
-  const translated = translateAll(graph, context, {
+  const {
+    nodes: translated,
+    outputs,
+    cut,
+  } = translateAll(graph, context, {
     initializers,
     define,
     branches,
     freshName: (name) => names.take(name),
-    outputs,
+    outputs: kept ?? [graph.output.name],
+    tail,
   });
   const live = liveNodes(translated, outputs);
-  // One vector is an embedding; of others, nothing is known.
-  const isEmbedding = outputs.length === 1 && (!kept || isVector(pictureShape(outputs[0]!)));
+  // One vector is an embedding; of others, nothing is known. A tail reads values as they are.
+  const isEmbedding = !cut && outputs.length === 1 && (!kept || isVector(pictureShape(outputs[0]!)));
   const findsNorms = isEmbedding && !keepsNorms;
   const norms = findsNorms ? normalisationsAtEnd(live, outputs[0]!, { constant: constantOf, pictureShape }) : [];
   const removed = norms.map(
@@ -143,6 +152,7 @@ export function normalize(
   return {
     graph: { ...graph, nodes, initializers: Object.fromEntries([...initializers].filter(([name]) => used.has(name))) },
     removed,
+    cut,
   };
 }
 
@@ -163,17 +173,19 @@ interface Translation {
   branches: Map<string, Branches>;
   freshName: (name: string) => string;
   outputs: string[];
+  tail: TailSource | undefined;
 }
 
 /**
  * The nodes that depend on the picture, in the form of operator set 17. Where all is kept, operators that others can
  * compute are written with those (composites.ts).
+ * @returns with the outputs that they have: without a tail, those of the translation
  */
 function translateAll(
   graph: Graph,
   context: Context,
-  { initializers, define, branches, freshName, outputs }: Translation,
-): GraphNode[] {
+  { initializers, define, branches, freshName, outputs, tail: source }: Translation,
+): { nodes: GraphNode[]; outputs: string[]; cut: Cut | undefined } {
   /** Values that a branch may read. */
   const known = new Set([graph.input.name]);
   const nodes = graph.nodes.toReversed();
@@ -187,8 +199,15 @@ function translateAll(
     const constant = initializers.get(name);
     return constant ? constant.data instanceof Float32Array : !others.has(name);
   };
+  const tail = source && new TailSearch(source);
+  /** The node of the file that a node is a part of. */
+  const owners = new Map<GraphNode, GraphNode>();
   let folded = 0;
-  for (let original = nodes.pop(); original; original = nodes.pop()) {
+  const translate = (original: GraphNode, owner: GraphNode): void => {
+    const replaceBy = (parts: GraphNode[]) => {
+      for (const part of parts) owners.set(part, owner);
+      nodes.push(...parts.toReversed());
+    };
     const node: GraphNode = {
       ...original,
       inputs: original.inputs.map((name) => aliases.get(name) ?? name),
@@ -199,18 +218,17 @@ function translateAll(
       const chosen = branch(conditionOf(node, context));
       for (const [name, tensor] of chosen.outerConstants) if (!initializers.has(name)) define(name, tensor);
       const isKnown = (name: string) => known.has(name) || initializers.has(name);
-      nodes.push(...inPlaceOf(node, chosen, { isKnown, freshName }, context).toReversed());
-      continue;
+      replaceBy(inPlaceOf(node, chosen, { isKnown, freshName }, context));
+      return;
     }
-    for (const name of node.outputs) known.add(name);
     if (!written.has(original)) {
       translateNode(node, context);
       if (context.keepsAll) makeIntegersConstant(node, context);
       const parts = context.keepsAll ? composite(node, context, freshName) : undefined;
       if (parts) {
         for (const part of parts) written.add(part);
-        nodes.push(...parts.toReversed());
-        continue;
+        replaceBy(parts);
+        return;
       }
     }
     const [output] = node.outputs as [string];
@@ -227,26 +245,98 @@ function translateAll(
         throw context.refuse(node, 'computes too much of constants', `${MAX_FOLDED_ELEMENTS} numbers in all`);
       if (value) {
         define(output, value);
-        continue;
+        return;
       }
     }
     for (const inference of context.batches) inference.visit(node);
     const integers = integersOf(node, context);
     if (integers) {
       define(output, integers);
-      continue;
+      return;
     }
     if (!computesFloats(node, isFloat)) for (const name of node.outputs) others.add(name);
-    if (!isIdentity(node, isFloat)) translated.push(node);
+    const isAlias = isIdentity(node, isFloat);
+    if (tail && !isAlias) checkComputed(node, tail, context);
+    if (!isAlias) translated.push(node);
     else {
       // An output keeps its name, and with it a node. Others read what is in front of it.
       if (outputs.includes(output)) translated.push(identity(node, node.inputs[0]!));
       aliases.set(output, node.inputs[0]!);
     }
+  };
+  const isSize = (name: string) =>
+    name === '' || initializers.has(name) || context.batches.every(({ integers }) => integers.has(name));
+  for (let original = nodes.pop(); original; original = nodes.pop()) {
+    const owner = owners.get(original) ?? original;
+    try {
+      if (!tail?.takes(owner.name, original.inputs, isSize)) translate(original, owner);
+    } catch (error) {
+      if (!tail || !(error instanceof FacetrainError) || error.code !== 'UnsupportedOperator') throw error;
+      tail.addRefused(owner.name, error);
+    }
+    for (const name of original.outputs) known.add(name);
   }
+  const cut = tail && cutTail(tail, graph, { translated, aliases, outputs, isFloat, initializers }, context);
+  const given = cut?.outputs ?? outputs;
+  // Of the values that enter the tail, those of nodes that are gone.
+  const made = new Set(translated.flatMap((node) => node.outputs));
+  for (const name of cut?.inputs ?? [])
+    if (!made.has(name))
+      translated.push({
+        ...{ name: freshName(`${name}_identity`), op: 'Identity', attributes: {} },
+        ...{ inputs: [aliases.get(name)!], outputs: [name] },
+      });
   if (context.keepsAll)
-    for (const output of outputs) translated.push(...readable(output, translated, { isFloat, freshName }, context));
-  return translated;
+    for (const output of given) translated.push(...readable(output, translated, { isFloat, freshName }, context));
+  return { nodes: translated, outputs: given, cut };
+}
+
+/** @throws FacetrainError UnsupportedOperator for a node that our runtime does not compute */
+function checkComputed(node: GraphNode, tail: TailSearch, { batches, refuse }: Context): void {
+  const [output] = node.outputs as [string];
+  // Sizes of the batch: what reads them has a form without them, or is refused itself.
+  if (batches.every(({ integers }) => integers.has(output))) return;
+  if (!tail.computes(node.op)) throw refuse(node, notSupported(node.op), 'an operator that is');
+  if (!node.outputs.every((name) => name === '' || batches[0].shapes.has(name)))
+    throw refuse(node, `computes "${output}" of sizes that are not known`, 'known sizes');
+}
+
+/** Operators of layers that are quantized, of which one at least is in front of a tail. */
+const WEIGHTED = new Set(['Conv', 'ConvTranspose', 'Gemm', 'MatMul']);
+
+/** Cuts the tail off. A value enters it that is of floats, [N, ...], and behind a layer with weights. */
+function cutTail(
+  tail: TailSearch,
+  graph: Graph,
+  {
+    translated,
+    aliases,
+    outputs,
+    isFloat,
+    initializers,
+  }: {
+    translated: GraphNode[];
+    aliases: ReadonlyMap<string, string>;
+    outputs: string[];
+    isFloat: (name: string) => boolean;
+    initializers: ReadonlyMap<string, Tensor>;
+  },
+  { batches }: Context,
+): Cut | undefined {
+  const behindWeights = new Set<string>();
+  for (const { op, inputs, outputs: made } of translated) {
+    const isWeighted = WEIGHTED.has(op) && initializers.has(inputs[1] ?? '');
+    if (isWeighted || inputs.some((name) => behindWeights.has(name))) for (const name of made) behindWeights.add(name);
+  }
+  // What casts keep is a value of one type: the tail has the cast. An If is more than that.
+  const ifs = new Set(graph.nodes.flatMap((node) => (node.op === 'If' ? node.outputs : [])));
+  const canEnter = (name: string) => {
+    if (aliases.has(name) && !ifs.has(name)) return false;
+    const value = aliases.get(name) ?? name;
+    const shape = pictureShapeOf(batches, value);
+    return behindWeights.has(value) && isFloat(value) && shape !== undefined && shape.length > 0 && !shape.includes(0);
+  };
+  return tail.cut(outputs, canEnter, (name) => pictureShapeOf(batches, aliases.get(name) ?? name));
 }
 
 /** Integers that a node computes of shapes, the same for every batch. */

@@ -4,6 +4,9 @@
  */
 import type { GraphNode, Tensor } from '@facetrain/native';
 
+/** The operator set whose semantics a Graph has. Files of other operator sets are translated when they are read. */
+export const OPSET = 17;
+
 /**
  * Operators that every command reads. Values are maps [N, C, H, W] or vectors [N, d]; constants of PRelu and of
  * arithmetic are one number, [C, 1, 1] for a map, or [d] for a vector; targets of Reshape are constant and begin with

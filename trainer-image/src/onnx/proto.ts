@@ -4,6 +4,9 @@
  *
  * Field numbers are onnx.proto's. Fields that are not listed are skipped when read. Nested graphs stay bytes until
  * decodeGraph reads one, so no file can make the decoder recurse. `rawData` is a view of the file's bytes, not a copy.
+ *
+ * Nodes, attributes, constants and the types of values have all their fields, some as bytes that nothing here reads: a
+ * node that is decoded and encoded again is the same node (tail.ts).
  */
 import protobuf from 'protobufjs';
 
@@ -33,6 +36,8 @@ export interface AttributeProto {
   t?: TensorProto | null;
   /** A GraphProto. */
   g?: Uint8Array;
+  /** GraphProtos. */
+  graphs?: Uint8Array[];
   floats?: number[];
   ints?: Int64[];
 }
@@ -156,6 +161,10 @@ const Root = protobuf.Root.fromJSON({
       uint64Data: many('uint64', 11, true),
       externalData: many('StringStringEntryProto', 13),
       dataLocation: one('int32', 14),
+      segment: one('bytes', 3),
+      stringData: many('bytes', 6),
+      docString: one('string', 12),
+      metadataProps: many('bytes', 16),
     }),
     AttributeProto: message({
       name: one('string', 1),
@@ -167,6 +176,15 @@ const Root = protobuf.Root.fromJSON({
       floats: many('float', 7),
       ints: many('int64', 8),
       type: one('int32', 20),
+      strings: many('bytes', 9),
+      tensors: many('bytes', 10),
+      graphs: many('bytes', 11),
+      docString: one('string', 13),
+      typeProto: one('bytes', 14),
+      typeProtos: many('bytes', 15),
+      refAttrName: one('string', 21),
+      sparseTensor: one('bytes', 22),
+      sparseTensors: many('bytes', 23),
     }),
     NodeProto: message({
       input: many('string', 1),
@@ -174,13 +192,28 @@ const Root = protobuf.Root.fromJSON({
       name: one('string', 3),
       opType: one('string', 4),
       attribute: many('AttributeProto', 5),
+      docString: one('string', 6),
       domain: one('string', 7),
+      overload: one('string', 8),
+      metadataProps: many('bytes', 9),
     }),
-    Dimension: message({ dimValue: one('int64', 1), dimParam: one('string', 2) }),
+    Dimension: message({ dimValue: one('int64', 1), dimParam: one('string', 2), denotation: one('string', 3) }),
     TensorShapeProto: message({ dim: many('Dimension', 1) }),
     TensorType: message({ elemType: one('int32', 1), shape: one('TensorShapeProto', 2) }),
-    TypeProto: message({ tensorType: one('TensorType', 1) }),
-    ValueInfoProto: message({ name: one('string', 1), type: one('TypeProto', 2) }),
+    TypeProto: message({
+      tensorType: one('TensorType', 1),
+      sequenceType: one('bytes', 4),
+      mapType: one('bytes', 5),
+      denotation: one('string', 6),
+      sparseTensorType: one('bytes', 8),
+      optionalType: one('bytes', 9),
+    }),
+    ValueInfoProto: message({
+      name: one('string', 1),
+      type: one('TypeProto', 2),
+      docString: one('string', 3),
+      metadataProps: many('bytes', 4),
+    }),
     GraphProto: message({
       node: many('NodeProto', 1),
       name: one('string', 2),
@@ -188,6 +221,10 @@ const Root = protobuf.Root.fromJSON({
       input: many('ValueInfoProto', 11),
       output: many('ValueInfoProto', 12),
       sparseInitializer: many('bytes', 15),
+      docString: one('string', 10),
+      valueInfo: many('bytes', 13),
+      quantizationAnnotation: many('bytes', 14),
+      metadataProps: many('bytes', 16),
     }),
     ModelProto: message({
       irVersion: one('int64', 1),

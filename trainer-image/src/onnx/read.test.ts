@@ -9,9 +9,11 @@ import { test } from 'node:test';
 import { FacetrainError } from '@facetrain/api';
 import type { Graph } from '@facetrain/native';
 import { fold } from '../quantize/fold.ts';
+import { QUANTIZER_OPERATORS } from '../quantize/onnx-to-layers.ts';
 import { decodeInt7, encodeInt7, isQuantized } from '../quantize/qdq.ts';
 import { networkOfNodes, plainScales, smallFaceNet } from '../testing/graph-fixtures.ts';
 import { checkWithOnnx, largestDifference, MOBILEFACENET, noise, runOrt } from '../testing/onnx-oracles.ts';
+import { detector, withIf } from '../testing/tail-networks.ts';
 import { describeModel } from './describe.ts';
 import { withInputRange } from './input-range.ts';
 import {
@@ -26,7 +28,7 @@ import {
   type TensorProto,
   type ValueInfoProto,
 } from './proto.ts';
-import { checkFinite, FORMAT_METADATA, INT7_FORMAT, parseOnnx, readOnnx } from './read.ts';
+import { checkFinite, FORMAT_METADATA, INT7_FORMAT, parseOnnx, type ReadOptions, readOnnx } from './read.ts';
 import { encodeOnnx } from './write.ts';
 
 const bytesOf = (data: Float32Array | BigInt64Array | Int8Array | Int32Array | Float64Array | Uint16Array) =>
@@ -857,10 +859,10 @@ const int7File = (graph: Graph, metadata: Record<string, string> = {}) => {
 };
 
 test('an INT7 file of a newer format is refused in the words of the C library', () => {
-  for (const version of ['1', '01', undefined])
+  for (const version of ['1', '01', '2', undefined])
     parseOnnx(int7File(smallFaceNet(), version === undefined ? {} : { 'facetrain.version': version }), 'm.int7.onnx');
   const refused: Record<string, string> = {
-    2: 'm.int7.onnx: of version 2 of the format; at most 1, so a newer Facetrain is needed',
+    3: 'm.int7.onnx: of version 3 of the format; at most 2, so a newer Facetrain is needed',
     0:
       'm.int7.onnx: has metadata facetrain.version that is no number from 1 on; ' +
       'a model.int7.onnx of Facetrain is wanted',
@@ -893,18 +895,20 @@ test('a damaged file is refused, or read as a graph that can be written', () => 
     int7File(smallFaceNet()),
     int7File(networkOfNodes()),
   ];
+  const withTail = [detector({ opset: 11 }), withIf()];
+  const computes = new Set(QUANTIZER_OPERATORS);
   let state = 12345;
   const random = (below: number) => {
     state = (Math.imul(state, 1664525) + 1013904223) >>> 0;
     return Math.floor((state / 2 ** 32) * below);
   };
   const outcomes = { refused: 0, read: 0 };
-  const feed = (bytes: Uint8Array) => {
+  const feed = (bytes: Uint8Array, options: ReadOptions) => {
     try {
-      const model = parseOnnx(bytes, 'damaged.onnx');
+      const model = parseOnnx(bytes, 'damaged.onnx', options);
       const { graph, range } = withInputRange(model, { subject: 'damaged.onnx' });
       describeModel(model, range);
-      encodeOnnx(graph);
+      encodeOnnx(graph, { tail: model.tail?.file });
       if (isQuantized(graph)) decodeInt7(graph);
       outcomes.read++;
     } catch (error) {
@@ -912,12 +916,14 @@ test('a damaged file is refused, or read as a graph that can be written', () => 
       outcomes.refused++;
     }
   };
-  for (const bytes of sound) {
-    for (let length = 0; length < bytes.length; length += 1 + (bytes.length >> 10)) feed(bytes.subarray(0, length));
+  for (const bytes of [...sound, ...withTail]) {
+    const options = withTail.includes(bytes) ? { every: true, computes } : {};
+    for (let length = 0; length < bytes.length; length += 1 + (bytes.length >> 10))
+      feed(bytes.subarray(0, length), options);
     for (let i = 0; i < 1500; i++) {
       const damaged = bytes.slice();
       for (let flips = 1 + random(4); flips > 0; flips--) damaged[random(damaged.length)] = random(256);
-      feed(damaged);
+      feed(damaged, options);
     }
   }
   assert.ok(outcomes.refused > 300 && outcomes.read > 300, JSON.stringify(outcomes));

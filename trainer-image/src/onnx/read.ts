@@ -18,6 +18,7 @@ import { normalize } from './normalize.ts';
 import {
   DATA_TYPES,
   decodeModel,
+  type GraphProto,
   type ModelProto,
   type NodeProto,
   type TensorProto,
@@ -25,7 +26,8 @@ import {
   type ValueInfoProto,
 } from './proto.ts';
 import { checkOrder, constantOf, graphNode, nameNodes, type Refuse } from './read-nodes.ts';
-import { decodeTensor } from './tensor.ts';
+import { type FileNode, fileNode, reasonOf, type Tail, tailFile } from './tail.ts';
+import { decodeTensor, isNumeric, NUMERIC_TYPES } from './tensor.ts';
 
 export interface OnnxModel {
   graph: Graph;
@@ -36,6 +38,8 @@ export interface OnnxModel {
   metadata: Record<string, string>;
   /** What the file computes and the graph does not, each a sentence for people (normalize.ts). */
   removed: string[];
+  /** What the file computes of the graph's outputs, and the graph does not. */
+  tail?: Tail;
 }
 
 /** Paths of the files that a model was read from. */
@@ -56,6 +60,11 @@ export interface ReadOptions {
   every?: boolean | 'several' | undefined;
   /** Height and width of the picture where the file leaves them free. */
   size?: { height: number; width: number } | null | undefined;
+  /**
+   * With `every`: the operators that the caller computes. What no layer follows may then have others (tail.ts). Absent:
+   * they are refused.
+   */
+  computes?: ReadonlySet<string> | undefined;
 }
 
 /**
@@ -71,7 +80,11 @@ export const INT7_FORMAT = 'int7';
 export const TENSORRT_FORMAT = 'int7-tensorrt';
 /** Of the format. native/int7/onnx_file.cc refuses newer ones in the same words. */
 export const VERSION_METADATA = 'facetrain.version';
-export const NEWEST_VERSION = 1;
+export const NEWEST_VERSION = 2;
+/** Of files with a tail: the names of the values that our runtime gives, a line each. */
+export const OUTPUTS_METADATA = 'facetrain.outputs';
+/** Of files with a tail: how many nodes of which operators compute the file's outputs of these, for people. */
+export const TAIL_METADATA = 'facetrain.tail';
 
 const LARGEST_FILE = 2 ** 31 - 1;
 const LARGEST_SIDE = 1 << 14;
@@ -111,9 +124,9 @@ function modelOf(model: ReturnType<typeof decode>, subject: string, options: Rea
   const { output, size } = options;
   const metadata = Object.fromEntries(model.metadataProps.map(({ key, value }) => [key, value]));
   const refuse = refusal(subject);
-  const { graph: proto } = model;
   // An INT7 file has what the quantizer has written.
   const isInt7 = [INT7_FORMAT, TENSORRT_FORMAT].includes(metadata[FORMAT_METADATA] ?? '');
+  const proto = isInt7 ? withoutTail(model.graph, metadata, output, refuse) : model.graph;
   const hasSeveral = proto.output.length > 1 && (output ?? null) === null;
   if (isInt7) checkVersion(metadata, subject);
   const every = isInt7 || (options.every === 'several' ? hasSeveral : options.every);
@@ -137,7 +150,11 @@ function modelOf(model: ReturnType<typeof decode>, subject: string, options: Rea
 
   const nodes: GraphNode[] = [];
   const branches = new Map<string, Branches>();
-  for (const node of named(proto.node)) {
+  const computes = every && !isInt7 ? options.computes : undefined;
+  const fileNodes = new Map<string, FileNode>();
+  /** Nodes that no Graph can have, which only a tail may, with why. */
+  const unread = new Map<string, string>();
+  const readNode = (node: NodeProto): void => {
     if (node.domain && node.domain !== 'ai.onnx')
       throw refuse(
         `node "${node.name}" is ${node.opType} of domain ${node.domain}`,
@@ -149,6 +166,7 @@ function modelOf(model: ReturnType<typeof decode>, subject: string, options: Rea
       throw refuse(
         `node "${node.name}" has ${node.opType ? 'no output' : 'no operator'}`,
         'nodes as onnx.checker accepts them',
+        computes && node.opType && node.output.some(Boolean) ? 'UnsupportedOperator' : 'InvalidModel',
       );
     if (node.opType === 'Constant') constants.set(first, constantOf(node, refuse));
     else if (node.opType === 'Identity' && constants.has(node.input[0] ?? ''))
@@ -162,11 +180,26 @@ function modelOf(model: ReturnType<typeof decode>, subject: string, options: Rea
           : graphNode(node, constants, refuse),
       );
     }
+  };
+  for (const node of named(proto.node)) {
+    const inFile = computes && fileNode(node, refuse);
+    if (inFile) fileNodes.set(node.name, inFile);
+    const odd = inFile?.inputs.map((name) => constants.get(name)).find((constant) => constant && !isNumeric(constant));
+    try {
+      if (odd)
+        throw refuse(`node "${node.name}" reads a constant of another type`, NUMERIC_TYPES, 'UnsupportedOperator');
+      readNode(node);
+    } catch (error) {
+      if (!inFile || !(error instanceof FacetrainError) || error.code !== 'UnsupportedOperator') throw error;
+      unread.set(node.name, reasonOf(error));
+      const { name, op, inputs, outputs } = inFile;
+      nodes.push({ name, op, inputs, outputs, attributes: {} });
+    }
   }
   for (const name of outputNames) checkOrder(nodes, inputInfo.name, constants, name, refuse);
 
   const initializers = new Map<string, Tensor>();
-  for (const name of nodes.flatMap(({ inputs }) => inputs)) {
+  for (const name of nodes.flatMap(({ name: node, inputs }) => (unread.has(node) ? [] : inputs))) {
     const constant = constants.get(name);
     if (!constant || initializers.has(name)) continue;
     initializers.set(name, 'dataType' in constant ? decodeTensor(constant, name, subject) : constant);
@@ -175,34 +208,86 @@ function modelOf(model: ReturnType<typeof decode>, subject: string, options: Rea
   const asWritten = {
     input,
     output: { name: outputNames[0]!, dim: 0 },
-    nodes: input.elementType === 'uint8' ? withoutByteCasts(nodes, input.name, refuse) : nodes,
+    nodes:
+      input.elementType === 'uint8'
+        ? withoutByteCasts(nodes, input.name, ({ name }) => unread.has(name), refuse)
+        : nodes,
     initializers: Object.fromEntries(initializers),
   };
   const channelsFirst = input.layout === 'NHWC' ? readingChannelsLast(asWritten) : asWritten;
-  const { graph, removed } = normalize(channelsFirst, {
+  const constantNames = new Set(proto.initializer.map(({ name }) => name));
+  const { graph, removed, cut } = normalize(channelsFirst, {
     opset: opsets['']!,
     fixedBatch,
     branches,
     subject,
     outputs: every ? outputNames : undefined,
     keepsNorms: isInt7,
+    tail: computes && {
+      ...{ nodes: fileNodes, constants: constantNames, input: input.name, operators: computes, unread, refuse },
+    },
   });
-  const outputs = every ? outputsOf(graph, outputInfos, refuse) : [];
-  if (outputs.length === 0) graph.output.dim = embeddingLength(graph, outputInfos[0]!, refuse);
+  const infos = cut
+    ? cut.outputs.map((name) => outputInfos.find((info) => info.name === name) ?? { name })
+    : outputInfos;
+  // The file lists them, a line each.
+  if (cut?.outputs.some((name) => name.includes('\n')))
+    throw refuse('has a value in front of its tail whose name has several lines', 'another name for it');
+  graph.output.name = infos[0]!.name;
+  const outputs = every ? outputsOf(graph, infos, refuse) : [];
+  if (outputs.length === 0) graph.output.dim = embeddingLength(graph, infos[0]!, refuse);
   else {
     graph.outputs = outputs;
     graph.output.dim = outputs.reduce((sum, { dims }) => sum + product(dims), 0);
   }
   checkFinite(graph, subject);
 
+  const irVersion = toNumber(model.irVersion);
+  const tail =
+    cut &&
+    tailFile(
+      cut,
+      {
+        nodes: fileNodes,
+        initializers: new Map(proto.initializer.map((tensor) => [tensor.name, tensor])),
+        input: { name: input.name, type: inputInfo.type?.tensorType?.elemType ?? 0 },
+        outputs: outputInfos,
+        ...{ opsets, irVersion, batch: fixedBatch },
+      },
+      refuse,
+    );
   return {
     graph,
-    irVersion: toNumber(model.irVersion),
+    irVersion,
     opsets,
     producer: { name: model.producerName, version: model.producerVersion },
     metadata,
     removed,
+    ...(tail && { tail }),
   };
+}
+
+/** An INT7 file as our runtime reads it: with the values that it gives as outputs, and what computes them. */
+function withoutTail(
+  graph: GraphProto,
+  { [OUTPUTS_METADATA]: outputs, [TAIL_METADATA]: tail }: Record<string, string>,
+  chosen: string | null | undefined,
+  refuse: Refuse,
+): GraphProto {
+  if (outputs === undefined) return graph;
+  const names = outputs.split('\n');
+  if (chosen && !names.includes(chosen) && graph.output.some(({ name }) => name === chosen))
+    throw refuse(
+      `computes output "${chosen}" by operators that our runtime does not have (${tail}), for ONNX Runtime`,
+      `one of the values in front of these: ${listed(names.map((name) => `"${name}"`))}`,
+    );
+  const needed = new Set(names);
+  const node = graph.node.toReversed().filter(({ input, output }) => {
+    const isNeeded = output.some((name) => needed.has(name));
+    if (isNeeded) for (const name of input) needed.add(name);
+    return isNeeded;
+  });
+  return { ...graph, node: node.reverse(), output: names.map((name) => ({ name })) };
 }
 
 /** A newer format may mean something else by the same nodes. The first files did not say theirs. */

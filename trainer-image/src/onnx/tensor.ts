@@ -73,6 +73,14 @@ const ELEMENT_TYPES: Partial<Record<DataType, ElementType>> = {
   },
 };
 
+/** The element types that decodeTensor reads, for messages. */
+export const NUMERIC_TYPES = `one of ${Object.keys(ELEMENT_TYPES).join(', ')}`;
+
+/** Whether a constant is of such a type. */
+export function isNumeric(constant: TensorProto | Tensor): boolean {
+  return !('dataType' in constant) || ELEMENT_TYPES[DATA_TYPES[constant.dataType] ?? 'UNDEFINED'] !== undefined;
+}
+
 /** As many as libtorch's tensors have. */
 const MOST_DIMS = 64;
 
@@ -93,8 +101,7 @@ export function decodeTensor(tensor: TensorProto, name: string, subject: string)
   }
   const type = DATA_TYPES[tensor.dataType];
   const element = type && ELEMENT_TYPES[type];
-  if (!element)
-    throw invalid(`has element type ${type ?? tensor.dataType}`, `one of ${Object.keys(ELEMENT_TYPES).join(', ')}`);
+  if (!element) throw invalid(`has element type ${type ?? tensor.dataType}`, NUMERIC_TYPES);
 
   const dims = tensor.dims.map(toNumber);
   const count = dims.reduce((product, dim) => product * dim, 1);

@@ -12,7 +12,15 @@ import {
 import type { LayerGraph, Scales } from '@facetrain/native';
 import { CHANNEL_ORDER_METADATA, type ChannelOrder } from '../onnx/channel-order.ts';
 import { compact } from '../onnx/compact.ts';
-import { FORMAT_METADATA, INT7_FORMAT, NEWEST_VERSION, TENSORRT_FORMAT, VERSION_METADATA } from '../onnx/read.ts';
+import {
+  FORMAT_METADATA,
+  INT7_FORMAT,
+  OUTPUTS_METADATA,
+  TAIL_METADATA,
+  TENSORRT_FORMAT,
+  VERSION_METADATA,
+} from '../onnx/read.ts';
+import type { Tail } from '../onnx/tail.ts';
 import { encodeOnnx } from '../onnx/write.ts';
 import { renderQuantizeReport } from '../report/quantize-report-html.ts';
 import { digestBytes } from '../storage/digest.ts';
@@ -22,18 +30,21 @@ import { type EncodeInt7Options, encodeInt7, WEIGHT_LIMIT } from './qdq.ts';
  * @param origin for the metadata: SHA-256 of the FP32 model's file and of the calibration pixels, and their channel
  * order
  * @param runtime whose form it has (qdq.ts)
+ * @param tail of the FP32 model, which the file has behind the layers
  */
 export function modelFile(
   graph: LayerGraph,
   scales: Scales,
   origin: { source: string; calibration: string; channelOrder: ChannelOrder },
   runtime: NonNullable<EncodeInt7Options['runtime']> = 'onnxruntime',
+  tail?: Tail,
 ): Uint8Array {
   const { source, calibration, channelOrder } = origin;
   const bits = hasWideOperands(graph, scales) ? ['7', '8'] : ['7'];
+  const outputs = graph.outputs ?? [graph.output];
   const metadata = {
     [FORMAT_METADATA]: runtime === 'onnxruntime' ? INT7_FORMAT : TENSORRT_FORMAT,
-    [VERSION_METADATA]: String(NEWEST_VERSION),
+    [VERSION_METADATA]: tail ? '2' : '1',
     // Of weights and of what they multiply.
     'facetrain.bits': bits.join(', '),
     'facetrain.limit': String(WEIGHT_LIMIT),
@@ -41,16 +52,23 @@ export function modelFile(
     [CHANNEL_ORDER_METADATA]: channelOrder,
     'facetrain.source.sha256': source,
     'facetrain.calibration.sha256': calibration,
+    ...(tail && {
+      [OUTPUTS_METADATA]: outputs.map(({ name }) => name).join('\n'),
+      [TAIL_METADATA]: tail.operators,
+    }),
   };
   const { file, layout, elementType } = graph.input;
   const range = `range ${file ? rangeText(file) : '-1..1'}`;
   const input = ['pictures in '.concat(channelOrder.toUpperCase()), range, layout, elementType].filter(Boolean);
   const what = graph.outputs ? `Network of ${graph.outputs.length} outputs` : 'Embedding';
-  const doc = `${what} in ${bits.join('- and ')}-bit integers. Input: ${input.join(', ')}.`;
+  const behind = tail ? ` Behind ${outputs.map(({ name }) => name).join(', ')} in FP32.` : '';
+  const doc = `${what} in ${bits.join('- and ')}-bit integers.${behind} Input: ${input.join(', ')}.`;
   const written = encodeInt7(graph, scales, { runtime });
   // Reports, scales.json and messages of the readers have the layers' names. TensorRT was not tried on short files.
   const named = new Set(graph.layers.flatMap(({ name, output }) => [name, output]));
-  return encodeOnnx(runtime === 'onnxruntime' ? compact(written, named) : written, { metadata, doc });
+  return encodeOnnx(runtime === 'onnxruntime' ? compact(written, named) : written, {
+    ...{ metadata, doc, tail: tail?.file },
+  });
 }
 
 /** Whether a convolution multiplies activations of 8 bits. */

@@ -18,6 +18,7 @@ import { checkEmbeddingMemory } from '../onnx/memory.ts';
 import { openModel } from '../onnx/open-model.ts';
 import { CANONICAL_OPERATORS, FLOAT_OPERATORS } from '../onnx/operators.ts';
 import { FORMAT_METADATA, type ModelFiles, type OnnxModel, readOnnx } from '../onnx/read.ts';
+import type { Tail } from '../onnx/tail.ts';
 import { withSubject } from '../onnx/with-subject.ts';
 import type { Program } from '../program/program.ts';
 import { makeFolder, storageError } from '../storage/atomic-files.ts';
@@ -46,8 +47,12 @@ export interface SourceModel {
   externalData: Record<string, StoredFile>;
   /** What the graph does not compute any more (onnx/normalize.ts). */
   removed: string[];
+  /** What the file has behind the graph's outputs. */
+  tail?: Tail | undefined;
 }
 
+/** What may be in front of a tail: what layers are, or are written with (onnx/normalize.ts). */
+export const COMPUTED: ReadonlySet<string> = new Set(QUANTIZER_OPERATORS);
 const EXECUTED = new Set<string>([...CANONICAL_OPERATORS, ...FLOAT_OPERATORS]);
 
 export type ReadModel = OnnxModel & ModelFiles;
@@ -58,7 +63,7 @@ export async function readModel({
   output,
   inputSize,
 }: Pick<QuantizeConfig['model'], 'path' | 'output' | 'inputSize'>): Promise<ReadModel> {
-  const read = await readOnnx(path, { output, every: true, size: inputSize });
+  const read = await readOnnx(path, { output, every: true, size: inputSize, computes: COMPUTED });
   if (read.metadata[FORMAT_METADATA] === undefined) return read;
   throw new FacetrainError({
     code: 'InvalidModel',
@@ -73,7 +78,8 @@ export async function loadModel(
   { model, search }: Pick<QuantizeConfig, 'model' | 'search'>,
   read?: ReadModel,
 ): Promise<SourceModel> {
-  const { removed, file, externalFiles, ...found } = read ?? (await readModel(model));
+  const { removed, file, externalFiles, tail, ...found } = read ?? (await readModel(model));
+  if (tail && search.strict) throw tailRefused(file, tail);
   const { graph, range } = withInputRange(found, { given: model.input, subject: file });
   if (graph.input.channels !== 3 && graph.input.channels !== 1) {
     throw new FacetrainError({
@@ -109,10 +115,23 @@ export async function loadModel(
     });
     const externalData: SourceModel['externalData'] = {};
     for (const path of externalFiles) externalData[relative(dirname(file), path)] = await digestFile(path);
-    return { graph, range, layers, real, folded, executable, file: await digestFile(file), externalData, removed };
+    const digest = await digestFile(file);
+    return { graph, range, layers, real, folded, executable, file: digest, externalData, removed, tail };
   } catch (error) {
     throw withSubject(model.path, error);
   }
+}
+
+function tailRefused(file: string, { causes }: Tail): FacetrainError {
+  const MOST = 5;
+  const shown = causes.slice(0, MOST).map(({ node, reason }) => `${node}: ${reason}`);
+  const more = causes.length > MOST ? `, and ${causes.length - MOST} nodes more` : '';
+  return new FacetrainError({
+    code: 'UnsupportedOperator',
+    subject: file,
+    found: `ends with ${shown.join('; ')}${more}`,
+    allowed: 'layers that can be quantized; or no search.strict (--strict), so that these nodes stay FP32',
+  });
 }
 
 /** @throws FacetrainError InvalidConfig when the gate needs an evaluation set and there is none */

@@ -56,8 +56,8 @@ test('what is no INT7 file is refused with the file’s name', async () => {
     'cut short': [bytes.subarray(0, bytes.length - 100), /^m\.int7\.onnx: damaged; an ONNX model is wanted$/],
     empty: [new Uint8Array(), /^m\.int7\.onnx: empty; /],
     'of a newer format': [
-      withMetadata({ 'facetrain.format': 'int7', 'facetrain.version': '2' }),
-      /^m\.int7\.onnx: of version 2 of the format; at most 1, so a newer Facetrain is needed$/,
+      withMetadata({ 'facetrain.format': 'int7', 'facetrain.version': '3' }),
+      /^m\.int7\.onnx: of version 3 of the format; at most 2, so a newer Facetrain is needed$/,
     ],
     'of no format': [
       withMetadata({}),

@@ -23,6 +23,7 @@ import {
 } from '@facetrain/api';
 import type { Graph } from '@facetrain/native';
 import { pino } from 'pino';
+import { decodeModel } from '../onnx/proto.ts';
 import { parseOnnx } from '../onnx/read.ts';
 import { encodeOnnx } from '../onnx/write.ts';
 import type { Program } from '../program/program.ts';
@@ -33,6 +34,7 @@ import { splitModel } from '../testing/external-data.ts';
 import { type Operation, SimulatedProcess } from '../testing/file-operations.ts';
 import { GraphBuilder } from '../testing/graph-fixtures.ts';
 import { AWS_ENVIRONMENT, type S3Server, startS3Server } from '../testing/s3-server.ts';
+import { End, fileWithEnd, integers, value } from '../testing/tail-networks.ts';
 import { writeSmallDataset, writeSmallSet } from '../testing/training-gang.ts';
 import { runQuantize } from './run-quantize.ts';
 
@@ -348,6 +350,37 @@ test('every output of a model is compared, and what stays FP32 is named or, on d
   assert.match(withSets.message, /two\.onnx: outputs "Softmax_7:0", "Conv_8:0", and evaluation sets; one embedding/);
 });
 
+test('a tail for ONNX Runtime is in the report, or, on demand, refused', async () => {
+  const b = new GraphBuilder({ height: 112, width: 112 });
+  const stem = b.prelu(b.conv('data', 3, 8, 7, { pad: 3, stride: 8 }), 8);
+  const scores = b.gemm(b.flatten(b.node('GlobalAveragePool', [stem])), 8, 5);
+  const end = new End();
+  end.node('TopK', [scores, end.constant('k', integers([2]))], ['top', 'places']);
+  const outputs = [value('top', 'FLOAT', ['N', 2]), value('places', 'INT64', ['N', 2])];
+  const path = join(scratch, 'top.onnx');
+  await writeFile(path, fileWithEnd(b.graph(scores), end, { outputs }));
+  const change = { model: { path, channelOrder: 'rgb' as const, input: null }, evaluation: { sets: [] } };
+
+  const { metrics, tail } = await runQuantize(config(change), program());
+  assert.equal(typeof metrics.top1Agreement, 'number');
+  assert.deepEqual(tail, {
+    inputs: [scores],
+    operators: 'TopK 1',
+    causes: [{ node: 'node "top" (TopK)', reason: 'operator TopK is not supported' }],
+  });
+  const written = await contents(config().outputDirectory);
+  assert.match(String(written['report.html']), /<h2>Tail .*[\s\S]*TopK is not supported/);
+  for (const name of ['model.int7.onnx', 'model.int7.trt.onnx'])
+    assert.deepEqual(
+      decodeModel(written[name]!).graph!.output.map((output) => output.name),
+      ['top', 'places'],
+    );
+
+  const strict = await failure({ ...change, search: { ...config().search, strict: true } });
+  assert.equal(strict.code, 'UnsupportedOperator');
+  assert.match(strict.message, /top\.onnx: ends with node "top" \(TopK\): operator TopK is not supported; layers that/);
+});
+
 test('a missed gate leaves the reports alone, and the artifact that was there', async () => {
   const publish = server.address('s3://models/missed');
   const error = await failure({ publish, gate: { maxAccuracyDrop: null, minMeanCosine: 1 } });
@@ -599,7 +632,7 @@ describe('refused before any work', () => {
         },
       }),
       code: 'UnsupportedOperator',
-      expected: /mystery\.onnx: node ["']PRelu_2["'] \(Mystery\): the operator is not supported/,
+      expected: /mystery\.onnx: node ["']PRelu_2["'] \(Mystery\): operator Mystery is not supported, and node "Conv/,
     },
     'values that overflow in a layer': {
       change: async () => ({

@@ -29,6 +29,7 @@ import {
   searchScales,
 } from '@facetrain/native';
 import { countParameters } from '../onnx/describe.ts';
+import type { Tail } from '../onnx/tail.ts';
 import { withSubject } from '../onnx/with-subject.ts';
 import type { Program } from '../program/program.ts';
 import { isStop } from '../program/stop-signal.ts';
@@ -84,6 +85,8 @@ export async function runQuantize(config: QuantizeConfig, program: Program, read
     'quantizing',
   );
   for (const { node, reason } of source.real) log.info({ reason }, `${node} stays FP32`);
+  for (const { node, reason } of source.tail?.causes ?? [])
+    log.info({ reason }, `${node} and what reads of it stay FP32`);
 
   // ---- From here on the output folder is this quantizer's. ----
   const output = await Fence.claim(config.outputDirectory, { ...config.job, start: randomUUID() });
@@ -186,7 +189,7 @@ async function quantizeInto(
     calibration: calibration.sha256,
     channelOrder: config.model.channelOrder,
   };
-  const modelBytes = modelFile(found.graph, found.scales, origin);
+  const modelBytes = modelFile(found.graph, found.scales, origin, 'onnxruntime', source.tail);
 
   // ---- Check and comparison, of the model as the C library reads it from its file's bytes ----
   progress.update({ stage: 'Comparing', step: 0, totalSteps: 0, etaSeconds: null });
@@ -205,7 +208,7 @@ async function quantizeInto(
   // ---- The report ----
   const models = {
     [ARTIFACT.model]: modelBytes,
-    [ARTIFACT.tensorRtModel]: modelFile(found.graph, found.scales, origin, 'tensorrt'),
+    [ARTIFACT.tensorRtModel]: modelFile(found.graph, found.scales, origin, 'tensorrt', source.tail),
   };
   const worst = worstPictures(sources);
   const report: QuantizeReport = {
@@ -223,6 +226,7 @@ async function quantizeInto(
     calibration,
     search: reported(config.search),
     ...(source.real.length > 0 && { realNodes: source.real }),
+    ...(source.tail && { tail: tailOf(source.tail, source.graph) }),
     folded: source.folded,
     layers: found.layers.map((layer) => ({
       ...layer,
@@ -318,6 +322,14 @@ async function comparePaper(
       ? await compareOnSets(config, sets, source.graph, fp32, int7.model, program)
       : await compareOnPictures(compared, source.graph, fp32, int7.model, program);
   return metrics;
+}
+
+/** The tail as the report has it. */
+function tailOf(
+  { causes, operators }: Tail,
+  { outputs, output }: Inputs['source']['graph'],
+): NonNullable<QuantizeReport['tail']> {
+  return { inputs: (outputs ?? [output]).map(({ name }) => name), operators, causes };
 }
 
 /** Options of the search as the report has them: a budget of 0 is left out, as in reports from before it. */

@@ -36,6 +36,7 @@ ${errorSplit(report)}
 ${sizes(report)}
 ${latency(report)}
 ${realNodes(report.realNodes ?? [])}
+${tail(report)}
 ${folded(report.folded)}
 <h2>Layers <small>outputs against FP32, mean over the calibration pictures</small></h2>
 ${layerTable(report.layers)}
@@ -187,6 +188,17 @@ function realNodes(nodes: NonNullable<QuantizeReport['realNodes']>): string {
   if (nodes.length === 0) return '';
   const rows = nodes.map(({ node, reason }) => [escapeHtml(node), escapeHtml(reason)]);
   return `<h2>In FP32 <small>nodes without a quantized form</small></h2>\n${table(['Node', 'What'], rows)}`;
+}
+
+/** What our runtime does not compute, and why. */
+function tail({ tail: found }: QuantizeReport): string {
+  if (!found) return '';
+  const rows = found.causes.map(({ node, reason }) => [escapeHtml(node), escapeHtml(reason)]);
+  const inputs = found.inputs.map(escapeHtml).join(', ');
+  return `<h2>Tail <small>nodes at the end, in FP32</small></h2>
+<p>ONNX Runtime computes them (${escapeHtml(found.operators)}). Our runtime gives what is in front of them, which the
+cosines are of: ${inputs}.</p>
+${table(['Begins with', 'Why'], rows)}`;
 }
 
 const SOURCES = {
