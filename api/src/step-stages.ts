@@ -8,7 +8,7 @@ export const STEP_STAGES = {
   forward: 'forward pass of the backbone',
   head: 'Partial FC, forward and backward',
   backward: 'backward pass of the backbone',
-  communication: 'collectives, with the wait for slower ranks',
+  communication: 'collectives, with the wait for slower ranks, where no other stage hides them',
   update: 'clipping and SGD',
 } as const;
 export type StepStage = keyof typeof STEP_STAGES;

@@ -182,18 +182,35 @@ Rendezvous join(const RendezvousOptions& options, const Deadline& deadline, cons
   return result;
 }
 
-// Starts one collective and waits for its end. A dead peer or the timeout becomes a CommError.
-template <class Start>
-void C10dComm::run(const char* what, Start start) {
+// Makes a call of c10d. A dead peer or the timeout becomes a CommError.
+template <class Call>
+auto C10dComm::explained(const char* what, Call call) -> decltype(call()) {
   try {
-    c10::intrusive_ptr<c10d::Work> work = start();
-    work->wait();
+    return call();
   } catch (const std::exception& error) {
     throw_memory_error(error);  // no peer was lost: the same collective would fail again
     throw CommError(std::string(what) + " failed on rank " + std::to_string(options_.rank) + " of " +
                     std::to_string(options_.size) + ": " + message_of(error));
   }
 }
+
+// Starts one collective and waits for its end.
+template <class Start>
+void C10dComm::run(const char* what, Start start) {
+  explained(what, [&] { start()->wait(); });
+}
+
+class C10dComm::Begun final : public Pending {
+ public:
+  Begun(C10dComm& comm, c10::intrusive_ptr<c10d::Work> work) : comm_(comm), work_(std::move(work)) {}
+  void wait() override {
+    comm_.explained("all_reduce", [&] { work_->wait(); });
+  }
+
+ private:
+  C10dComm& comm_;
+  const c10::intrusive_ptr<c10d::Work> work_;
+};
 
 void C10dComm::all_gather(at::Tensor& out, const at::Tensor& in) {
   run("all_gather", [&] {
@@ -205,13 +222,19 @@ void C10dComm::all_gather(at::Tensor& out, const at::Tensor& in) {
   });
 }
 
+c10::intrusive_ptr<c10d::Work> C10dComm::start_all_reduce(const at::Tensor& data) {
+  std::vector<at::Tensor> tensors{data};
+  c10d::AllreduceOptions op;
+  op.timeout = options_.collective_timeout;
+  return backend_->allreduce(tensors, op);
+}
+
 void C10dComm::all_reduce_sum(at::Tensor& data) {
-  run("all_reduce", [&] {
-    std::vector<at::Tensor> tensors{data};
-    c10d::AllreduceOptions op;
-    op.timeout = options_.collective_timeout;
-    return backend_->allreduce(tensors, op);
-  });
+  run("all_reduce", [&] { return start_all_reduce(data); });
+}
+
+std::unique_ptr<Comm::Pending> C10dComm::begin_all_reduce_sum(at::Tensor data) {
+  return std::make_unique<Begun>(*this, explained("all_reduce", [&] { return start_all_reduce(data); }));
 }
 
 void C10dComm::reduce_scatter_sum(at::Tensor& out, const at::Tensor& in) {

@@ -54,6 +54,7 @@ class C10dComm : public Comm {
   int size() const override { return options_.size; }
   void all_gather(at::Tensor& out, const at::Tensor& in) override;
   void all_reduce_sum(at::Tensor& data) override;
+  std::unique_ptr<Pending> begin_all_reduce_sum(at::Tensor data) override;
   void reduce_scatter_sum(at::Tensor& out, const at::Tensor& in) override;
   void broadcast(at::Tensor& data, int root) override;
   void barrier() override;
@@ -67,8 +68,12 @@ class C10dComm : public Comm {
   c10::intrusive_ptr<c10d::Backend> backend_;
 
  private:
+  class Begun;
+  template <class Call>
+  auto explained(const char* what, Call call) -> decltype(call());
   template <class Start>
   void run(const char* what, Start start);
+  c10::intrusive_ptr<c10d::Work> start_all_reduce(const at::Tensor& data);
 };
 
 }  // namespace facetrain

@@ -1,9 +1,10 @@
 // Collectives between the ranks of one job: an interface, with implementations over Gloo (CPU), NCCL (CUDA), for one
 // rank alone, and for tests.
 //
-// Every call blocks until its result is complete. A Comm is used by one thread at a time; every rank makes the same
-// calls in the same order. Tensors are contiguous, and every rank passes the same shape. A collective that fails or
-// times out throws CommError and leaves the Comm unusable: the process must exit, and all ranks start again.
+// Every call but begin_all_reduce_sum() blocks until its result is complete. A Comm is used by one thread at a time;
+// every rank makes the same calls in the same order. Tensors are contiguous, and every rank passes the same shape. A
+// collective that fails or times out throws CommError and leaves the Comm unusable: the process must exit, and all
+// ranks start again.
 #pragma once
 
 #include <ATen/core/Tensor.h>
@@ -25,6 +26,14 @@ struct CommError : std::runtime_error {
 
 class Comm {
  public:
+  // A collective that has begun.
+  class Pending {
+   public:
+    virtual ~Pending() = default;
+    // Returns when its result is complete; at most once.
+    virtual void wait() = 0;
+  };
+
   virtual ~Comm() = default;
   virtual int rank() const = 0;
   virtual int size() const = 0;
@@ -33,6 +42,9 @@ class Comm {
   virtual void all_gather(at::Tensor& out, const at::Tensor& in) = 0;
   // Replaces data by its sum over the ranks, bit for bit the same on every rank. float32, float64 or int64.
   virtual void all_reduce_sum(at::Tensor& data) = 0;
+  // Begins all_reduce_sum(data). Until the wait() has returned, nobody else may read or write the data. Other
+  // collectives may be called meanwhile; here it is complete at once.
+  virtual std::unique_ptr<Pending> begin_all_reduce_sum(at::Tensor data);
   // Sets out [n, ...] to slice rank() of the sum over the ranks of in [size * n, ...]. float32.
   virtual void reduce_scatter_sum(at::Tensor& out, const at::Tensor& in) = 0;
   // Replaces data by that of rank `root`. Any type.

@@ -38,6 +38,14 @@ static std::vector<at::Tensor> every_collective(Comm& comm) {
     comm.all_reduce_sum(data);
     results.push_back(data);
   }
+  // Two at once, and another collective meanwhile.
+  const at::Tensor first = at::arange(1001, at::kFloat) * (r + 1), second = first + 1;
+  const auto pending_first = comm.begin_all_reduce_sum(first), pending_second = comm.begin_all_reduce_sum(second);
+  at::Tensor ranks = at::empty({n}, at::kLong);
+  comm.all_gather(ranks, at::full({1}, r, at::kLong));
+  pending_second->wait();
+  pending_first->wait();
+  results.insert(results.end(), {first, second, ranks});
   const at::Tensor in = at::arange(n * 4, at::kFloat).view({2 * n, 2}) * (r + 1);
   at::Tensor out = at::empty({2, 2}, at::kFloat);
   comm.reduce_scatter_sum(out, in);
@@ -55,8 +63,9 @@ static void test_fake() {
     const at::Tensor rows = at::arange(6, at::kFloat).view({2, 3});
     CHECK(at::equal(results[0], at::cat({rows, rows + 10, rows + 20})));
     CHECK(at::equal(results[3], at::arange(1001, at::kDouble) * 6));
-    CHECK(at::equal(results[5], at::arange(12, at::kFloat).view({6, 2}).narrow(0, 2 * comm.rank(), 2) * 6));
-    CHECK(at::equal(results[6], at::full({5}, 3, at::kByte)));
+    CHECK(at::equal(results[6], at::arange(1001, at::kFloat) * 6 + 3));
+    CHECK(at::equal(results[8], at::arange(12, at::kFloat).view({6, 2}).narrow(0, 2 * comm.rank(), 2) * 6));
+    CHECK(at::equal(results[9], at::full({5}, 3, at::kByte)));
   });
 }
 
@@ -144,6 +153,7 @@ static const std::vector<std::pair<const char*, std::function<void(Comm&)>>> kCo
        at::Tensor data = at::zeros({4});
        comm.all_reduce_sum(data);
      }},
+    {"all_reduce", [](Comm& comm) { comm.begin_all_reduce_sum(at::zeros({4}))->wait(); }},
     {"reduce_scatter",
      [](Comm& comm) {
        at::Tensor out = at::zeros({4});

@@ -35,7 +35,7 @@ class GlooComm final : public C10dComm {
       auto gloo = c10d::ProcessGroupGloo::Options::create(deadline.remaining());
       gloo->devices.push_back(c10d::ProcessGroupGloo::createDeviceForHostname(
           options.bind_addr.empty() ? rendezvous_.own_address : options.bind_addr));
-      gloo->threads = 1;  // calls are never concurrent
+      gloo->threads = 1;  // collectives that were begun follow each other
       backend_ = c10::make_intrusive<c10d::ProcessGroupGloo>(rendezvous_.store, options.rank, options.size, gloo);
     } catch (const std::exception& error) {
       throw_memory_error(error);

@@ -16,10 +16,14 @@ class FlatLayout {
   // Appends a tensor of this size.
   void add(const at::Tensor& tensor) {
     offsets_.push_back(size_);
-    size_ += (tensor.numel() + kAlignment - 1) / kAlignment * kAlignment;
+    size_ += padded(tensor.numel());
   }
+  // Elements with the gap behind them.
+  static int64_t padded(int64_t elements) { return (elements + kAlignment - 1) / kAlignment * kAlignment; }
   // Elements of the buffer.
   int64_t size() const { return size_; }
+  // Of the first element of the i-th tensor.
+  int64_t offset(size_t i) const { return offsets_[i]; }
   // The part of `buffer` that is the i-th tensor, with the shape and the strides of `like`.
   at::Tensor view(const at::Tensor& buffer, size_t i, const at::Tensor& like) const {
     return buffer.as_strided(like.sizes(), like.strides(), buffer.storage_offset() + offsets_[i]);

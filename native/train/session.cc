@@ -113,7 +113,13 @@ Session::Session(std::unique_ptr<Executor> backbone, std::unique_ptr<Comm> comm,
   backbone_->checkpoint_activations(options.checkpoint_activations);
   if (norm_ranks_) backbone_->join_norms(&*norm_ranks_);
   flatten();
-  if (options_.pfc.reproducible) sums_.emplace(gradients_.numel(), options_.data.global_batch / micro_batch());
+  if (options_.pfc.reproducible) {
+    sums_.emplace(gradients_.numel(), options_.data.global_batch / micro_batch());
+  } else if (comm_->size() > 1) {
+    std::vector<at::Tensor> parameters;
+    for (const auto& [name, tensor] : backbone_->parameters()) parameters.push_back(tensor);
+    buckets_.emplace(*comm_, shared_, parameters, parameter_layout_);
+  }
   broadcast();
 }
 
@@ -140,10 +146,11 @@ void Session::flatten() {
   const auto options = at::TensorOptions(options_.pfc.device).dtype(at::kFloat);
   weights_ = at::zeros({parameter_layout_.size()}, options);
   momentum_ = at::zeros({parameter_layout_.size()}, options);
-  shared_ = at::zeros({parameter_layout_.size() + buffer_layout_.size() + kFlags}, options);
-  gradients_ = shared_.narrow(0, 0, parameter_layout_.size());
-  statistics_ = shared_.narrow(0, parameter_layout_.size(), buffer_layout_.size());
-  flags_ = shared_.narrow(0, parameter_layout_.size() + buffer_layout_.size(), kFlags);
+  const int64_t before = buffer_layout_.size() + FlatLayout::padded(kFlags);
+  shared_ = at::zeros({before + parameter_layout_.size()}, options);
+  statistics_ = shared_.narrow(0, 0, buffer_layout_.size());
+  flags_ = shared_.narrow(0, buffer_layout_.size(), kFlags);
+  gradients_ = shared_.narrow(0, before, parameter_layout_.size());
 
   const auto move_into = [](const at::Tensor& view, const at::Tensor& tensor) {
     view.copy_(tensor.detach());
@@ -255,6 +262,7 @@ void Session::backward(const at::Tensor& pixels, std::vector<at::Tensor> embeddi
     at::Tensor& part = embeddings[i];
     with_peers(*comm_, [&] {
       if (i > 0) part = backbone_->forward(images(pixels, i), Pass::recomputation);
+      if (buckets_ && i + 1 == micro_batches()) buckets_->begin();
       part.backward(gradient.narrow(0, i * micro_batch(), micro_batch()));
     });
     part = at::Tensor();  // its activations are freed before the next ones are computed
@@ -263,9 +271,9 @@ void Session::backward(const at::Tensor& pixels, std::vector<at::Tensor> embeddi
   }
 }
 
-// The only collective for the backbone in a step, unless batch norms are joined or sums have no order. Sums the
-// gradients over the ranks; averages running statistics over the pictures, so that rank 0's checkpoint is valid for
-// every rank; and sets `votes` that are true on any rank.
+// The only collectives for the backbone in a step, unless batch norms are joined or sums have no order; backward() has
+// begun most of them. Sums the gradients over the ranks; averages running statistics over the pictures, so that rank
+// 0's checkpoint is valid for every rank; and sets `votes` that are true on any rank.
 void Session::sum_over_ranks(Votes& votes) {
   if (sums_) return sum_in_no_order(votes);
   // statistics_ is the sum over this rank's micro-batches, each of which has this share of the pictures.
@@ -273,7 +281,7 @@ void Session::sum_over_ranks(Votes& votes) {
     statistics_.mul_(static_cast<double>(micro_batch()) / static_cast<double>(options_.data.global_batch));
   }
   flags_.copy_(flags_of(votes));
-  with_peers(*comm_, [&] { comm_->all_reduce_sum(shared_); });
+  if (buckets_) with_peers(*comm_, [&] { buckets_->finish(); });
   votes = votes_of(flags_);
 }
 

@@ -25,6 +25,7 @@
 #include "train/device.h"
 #include "train/device_batches.h"
 #include "train/flat_layout.h"
+#include "train/gradient_buckets.h"
 #include "train/integer_sums.h"
 #include "train/kept_steps.h"
 #include "train/loss_scale.h"
@@ -161,10 +162,12 @@ class Session {
   std::unique_ptr<KeptSteps> kept_;
   bool rows_changed_ = false;  // by the last step
 
-  // Flat buffers; the executor's tensors are views of them. shared_ is summed over the ranks in every step.
+  // Flat buffers; the executor's tensors are views of them. shared_ is summed over the ranks in every step: what is
+  // known last comes first, as buckets_ sends it last.
   FlatLayout parameter_layout_, buffer_layout_;
   at::Tensor weights_, momentum_, shared_;
-  at::Tensor gradients_, statistics_, flags_;  // parts of shared_
+  at::Tensor statistics_, flags_, gradients_;  // parts of shared_
+  std::optional<GradientBuckets> buckets_;     // with several ranks, unless PfcOptions::reproducible
   // With PfcOptions::reproducible, in place of the sum of shared_: the sum of the gradients, and the running statistics
   // after each of this rank's micro-batches.
   std::optional<IntegerSums> sums_;

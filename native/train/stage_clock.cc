@@ -83,6 +83,10 @@ class TimedComm final : public Comm {
     const Timed timed(clock_);
     comm_->all_reduce_sum(data);
   }
+  // What the wait takes is what no other stage has hidden.
+  std::unique_ptr<Pending> begin_all_reduce_sum(at::Tensor data) override {
+    return std::make_unique<TimedPending>(comm_->begin_all_reduce_sum(std::move(data)), clock_);
+  }
   void reduce_scatter_sum(at::Tensor& out, const at::Tensor& in) override {
     const Timed timed(clock_);
     comm_->reduce_scatter_sum(out, in);
@@ -107,6 +111,19 @@ class TimedComm final : public Comm {
    private:
     StageClock& clock_;
     const Stage before_;
+  };
+
+  class TimedPending final : public Pending {
+   public:
+    TimedPending(std::unique_ptr<Pending> pending, StageClock& clock) : pending_(std::move(pending)), clock_(clock) {}
+    void wait() override {
+      const Timed timed(clock_);
+      pending_->wait();
+    }
+
+   private:
+    const std::unique_ptr<Pending> pending_;
+    StageClock& clock_;
   };
 
   const std::unique_ptr<Comm> comm_;

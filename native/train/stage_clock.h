@@ -29,7 +29,7 @@ enum class Stage {
   forward,        // of the backbone
   head,           // Partial FC, forward and backward, without its collectives
   backward,       // of the backbone
-  communication,  // collectives, with the wait for slower ranks; 0 with one rank
+  communication,  // collectives, with the wait for slower ranks, where no other stage hides them; 0 with one rank
   update,         // clipping the gradient, and SGD of backbone and class centres
 };
 inline constexpr size_t kStages = 7;

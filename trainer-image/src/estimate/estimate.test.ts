@@ -356,6 +356,20 @@ test('the collectives of a step have the bytes of their tensors', () => {
     ],
   );
   assert.deepEqual(stepTime({ ...facts, replicas: 1 }, h100).collectives, []);
+  // The backward pass hides all of the gradient's but the last bucket, or as much as it lasts; on CPUs sums of
+  // micro-batches wait for its end.
+  const communication = (changes: Partial<TrainingFacts>, machines = h100) => {
+    const { stages, collectives: all } = stepTime({ ...facts, ...changes }, machines);
+    const total = all.reduce((sum, { seconds }) => sum + seconds, 0);
+    return { hidden: total - stages.communication, gradient: all.at(-1)!.seconds, backward: stages.backward };
+  };
+  const beside = communication({});
+  assertNear(beside.hidden, beside.gradient * (1 - (8 * 2 ** 20) / (4 * iresnet50.parameters)), 1e-9, 'fast');
+  const slow = communication({ replicas: 16 }, { ...h100, networkBytesPerSecond: 1e8 });
+  assertNear(slow.hidden, slow.backward, 1e-9, 'slow');
+  const onCpu = { device: 'cpu', precision: 'fp32' } as const;
+  assert.ok(communication({ ...onCpu }, cpu).hidden > 0);
+  assert.equal(communication({ ...onCpu, microBatchSize: 64 }, cpu).hidden, 0);
   // Beyond one machine the network carries them.
   const far = stepTime({ ...facts, replicas: 16 }, h100);
   assert.ok(far.stages.communication > 5 * stepTime({ ...facts, replicas: 8 }, h100).stages.communication);

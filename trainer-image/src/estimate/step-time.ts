@@ -54,6 +54,8 @@ const GROUPED_SHARE = 1 / 12;
 const HEAD_SECONDS = 0.15e-3;
 /** Start of a collective. */
 const COLLECTIVE_SECONDS = 30e-6;
+/** kBucketBytes of native/train/gradient_buckets.h. */
+const BUCKET_BYTES = 8 * 2 ** 20;
 /** Reads and writes of each parameter’s 4 bytes by the zeroing, the norm, and SGD. */
 const UPDATE_PASSES = 8;
 /**
@@ -79,14 +81,17 @@ export function stepTime(facts: TrainingFacts, machines: Machines): StepTime {
   const pictures = picturesOfRank(facts);
   const backbone = backboneSeconds(facts, kind, rates);
   const collectives = stepCollectives(facts, machines);
+  const backward = (2 / 3) * backbone;
   const loaderImagesPerSecond = loaderThreads * DECODED_PER_SECOND;
   const stages = {
     data: 0,
     upload: 0,
     forward: backbone / 3,
     head: headSeconds(facts, machines, rates),
-    backward: (2 / 3) * backbone + (repeatedForwards(facts) * backbone) / 3,
-    communication: collectives.reduce((sum, { seconds }) => sum + seconds, 0),
+    backward: backward + (repeatedForwards(facts) * backbone) / 3,
+    communication:
+      collectives.reduce((sum, { seconds }) => sum + seconds, 0) -
+      hiddenSeconds(facts, collectives, backward * (picturesAtOnce(facts) / pictures)),
     update: (UPDATE_PASSES * 4 * facts.backbone.parameters) / rates.bytes,
   };
   const computed = stepStages.reduce((sum, stage) => sum + stages[stage], 0);
@@ -177,7 +182,20 @@ function caughtUp(facts: TrainingFacts): number {
   return 2 * (weight + (facts.rowsOptimizer === 'sgd' ? state : 0));
 }
 
-/** Bytes of one rank, and seconds over the slowest link of a ring. */
+/**
+ * Of the gradient's collective, what the backward pass of the last micro-batch hides: it is sent in buckets, of which
+ * the last one goes after the pass (native/train/gradient_buckets.h). Sums for any number of ranks are sent at the end.
+ */
+function hiddenSeconds(facts: TrainingFacts, collectives: Collective[], backward: number): number {
+  const gradient = collectives.at(-1);
+  if (!gradient || !sumsDuringBackward(facts)) return 0;
+  const lastBucket = Math.min(1, BUCKET_BYTES / (4 * facts.backbone.parameters));
+  return Math.min(backward, gradient.seconds * (1 - lastBucket));
+}
+
+const sumsDuringBackward = (facts: TrainingFacts) => facts.device === 'cuda' || facts.microBatchSize === null;
+
+/** Bytes of one rank, and seconds over the slowest link of a ring; the gradient's is the last. */
 function stepCollectives(facts: TrainingFacts, machines: Machines): Collective[] {
   const { replicas, globalBatchSize: batch, embeddingDim: dim, backbone } = facts;
   if (replicas === 1) return [];
@@ -195,6 +213,9 @@ function stepCollectives(facts: TrainingFacts, machines: Machines): Collective[]
     collective('features, labels and lengths (all-gather)', share * batch * (dim + 3) * 4),
     collective('sums of the softmax (all-reduce)', 2 * share * 2 * batch * 8),
     collective('gradient of the features (reduce-scatter)', share * batch * dim * 4),
-    collective('gradient of the backbone (all-reduce)', 2 * share * 4 * (backbone.parameters + backbone.statistics)),
+    collective(
+      `gradient of the backbone (all-reduce${sumsDuringBackward(facts) ? ', during the backward pass' : ''})`,
+      2 * share * 4 * (backbone.parameters + backbone.statistics),
+    ),
   ];
 }
