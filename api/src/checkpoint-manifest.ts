@@ -128,6 +128,13 @@ export const CheckpointManifest = z.object({
     .boolean()
     .optional()
     .describe('Class centres were added since training began, so the dataset may have another number of pictures.'),
+  labels: z
+    .object({
+      count: z.int().positive(),
+      sha256: digest.describe('Of the names of the folders of labels 0 to count - 1, each with a zero byte after it.'),
+    })
+    .optional()
+    .describe('Of a dataset that is an image folder: which label is whose.'),
   backbone: stored.extend({
     file: z
       .string()

@@ -65,6 +65,11 @@ class ImageFolder : public ListedDataset {
     return bytes;
   }
   std::string identity(int64_t label) const override { return listing().source(static_cast<size_t>(label)); }
+  std::vector<std::string> folders() const {
+    std::vector<std::string> names;
+    for (size_t label = 0; label < listing().sources(); ++label) names.push_back(listing().source(label));
+    return names;
+  }
   std::string name(int64_t picture) const override {
     return directory_ + "/" + listing().source(entry(picture).source) + "/" + listing().name_at(entry(picture).place);
   }
@@ -124,26 +129,41 @@ bool is_picture_name(const std::string& name) {
   return std::find(extensions.begin(), extensions.end(), extension) != extensions.end();
 }
 
-std::unique_ptr<const Listing> list_image_folder(const std::string& directory) {
+std::unique_ptr<const Listing> list_image_folder(const std::string& directory, const Listing* former) {
   ListingBuilder builder(Listing::kImageFolder);
-  uint32_t label = 0;
-  for (const std::string& identity : entries_of(directory).folders) {
+  const std::vector<std::string> present = entries_of(directory).folders;
+  std::vector<std::string> identities;
+  for (size_t label = 0; former != nullptr && label < former->sources(); ++label) {
+    identities.push_back(former->source(label));
+  }
+  const size_t kept = identities.size();
+  const std::set<std::string> known(identities.begin(), identities.end());
+  for (const std::string& folder : present) {
+    if (!known.contains(folder)) identities.push_back(folder);
+  }
+  bool is_empty = true;
+  for (size_t i = 0; i < identities.size(); ++i) {
+    const std::string& identity = identities[i];
     const std::string folder = directory + "/" + identity;
-    const Found found = entries_of(folder);
+    const bool is_gone = !std::binary_search(present.begin(), present.end(), identity);
+    const Found found = is_gone ? Found{} : entries_of(folder);
     if (!found.folders.empty()) {
       throw Error("InvalidDataset", folder + "/" + found.folders.front(), "is a folder in the folder of an identity",
                   std::string(kLayout) + "; is " + folder + " the dataset?");
     }
     if (found.pictures.empty()) {
-      if (found.other.empty()) continue;
+      if (found.other.empty()) {
+        if (i < kept) builder.add_source(identity, 0);
+        continue;
+      }
       throw Error("InvalidDataset", folder + "/" + found.other, "is no picture, and " + identity + " has none",
                   "pictures of an image folder end in .jpg, .jpeg, .png, .webp or .bmp");
     }
-    const uint32_t source = builder.add_source(identity, 0);
-    for (const std::string& picture : found.pictures) builder.add_picture({source, label, builder.add_name(picture)});
-    ++label;
+    const uint32_t label = builder.add_source(identity, 0);
+    for (const std::string& picture : found.pictures) builder.add_picture({label, label, builder.add_name(picture)});
+    is_empty = false;
   }
-  if (label == 0) throw Error("InvalidDataset", directory, "has no folder with pictures", kLayout);
+  if (is_empty) throw Error("InvalidDataset", directory, "has no folder with pictures", kLayout);
   return builder.build();
 }
 
@@ -153,6 +173,11 @@ std::set<std::string> folders_with_pictures(const std::string& directory, const 
     if (known.contains(folder) || !entries_of(directory + "/" + folder).pictures.empty()) result.insert(folder);
   }
   return result;
+}
+
+std::vector<std::string> folders_of(const Dataset& dataset) {
+  const auto* const image_folder = dynamic_cast<const ImageFolder*>(&dataset);
+  return image_folder == nullptr ? std::vector<std::string>() : image_folder->folders();
 }
 
 std::shared_ptr<const Dataset> open_image_folder(const std::string& directory, std::unique_ptr<const Listing> listing) {

@@ -374,6 +374,33 @@ void test_index() {
   }
 }
 
+void test_index_keeps_labels() {
+  Folder folder;
+  write_people(folder);
+  const auto index = [&] { write_index(*list_pictures(folder.path), folder.path); };
+  index();
+  folder.write("Adam/0.jpg", jpeg_of(1));  // in the order of names it is the second
+  folder.write("Zz/0.jpg", jpeg_of(2));
+  index();
+  CHECK(folders_of(*open_dataset(folder.path)) == (std::vector<std::string>{"Aaron", "Bea", "Zoe", "Adam", "Zz"}));
+  fs::remove_all(folder.path + "/Bea");
+  fs::remove_all(folder.path + "/Zz");
+  CHECK_THROWS(open_dataset(folder.path), Error, "/facetrain.index: lists Bea, which is not there; write it again");
+  index();
+  const auto dataset = open_dataset(folder.path);
+  CHECK(labels_of(*dataset) == (std::vector<int64_t>{0, 0, 0, 2, 2, 3}));
+  CHECK_EQ(dataset->identities(), 5);
+  CHECK_EQ(dataset->name(5), folder.path + "/Adam/0.jpg");
+  // A label is never given to another: Bea has hers when she is back.
+  folder.write("Bea/9.jpg", jpeg_of(3));
+  CHECK_THROWS(open_dataset(folder.path), Error, "/facetrain.index: does not list Bea; write it again");
+  index();
+  CHECK(labels_of(*open_dataset(folder.path)) == (std::vector<int64_t>{0, 0, 0, 1, 2, 2, 3}));
+  // Whose labels are whose is not known from a damaged one.
+  folder.write(kIndexFile, "x" + folder.read(kIndexFile));
+  CHECK_THROWS(index(), Error, "facetrain.index: is no index of a dataset; remove it, and write it again");
+}
+
 // ---- summary and copies ----
 
 void test_summary() {
@@ -515,6 +542,7 @@ int main() {
   test_archives_are_refused();
   test_end_marks();
   test_index();
+  test_index_keeps_labels();
   test_summary();
   test_pack();
   test_random_damage();

@@ -39,7 +39,7 @@ class MappedListing : public Listing {
   explicit MappedListing(const std::string& path) : file_(path) {
     const auto bytes = file_.bytes();
     const auto refuse = [&](const std::string& found) {
-      throw Error("InvalidDataset", path, found, "write it again: facetrain dataset index FOLDER; or remove it");
+      throw Error("InvalidDataset", path, found, "remove it, and write it again: facetrain dataset index FOLDER");
     };
     Header header;
     if (bytes.size() < sizeof(header)) refuse("is cut short");
@@ -96,6 +96,8 @@ class ListingBuilder::Built : public Listing {
   void finish() {
     all_names.resize((all_names.size() + 8) / 8 * 8);  // at least one zero at the end
     for (const Entry& entry : entries) identities_ = std::max<int64_t>(identities_, int64_t{entry.label} + 1);
+    // A folder that is gone is an identity without pictures.
+    if (kind_ == kImageFolder) identities_ = static_cast<int64_t>(all_sources.size());
     pictures_ = entries;
     sources_ = all_sources;
     names_ = all_names;

@@ -64,7 +64,8 @@ class ListingBuilder {
   // The place of a name, for Entry::place.
   uint64_t add_name(const std::string& name);
   void add_picture(Listing::Entry entry);
-  // The number of identities is the largest label and one. The builder is empty afterwards.
+  // The number of identities is the largest label and one; of an image folder that of its sources, the folders. The
+  // builder is empty afterwards.
   std::unique_ptr<const Listing> build();
 
  private:

@@ -3,6 +3,7 @@
 #include <algorithm>
 #include <filesystem>
 #include <set>
+#include <vector>
 
 #include "data/image_folder.h"
 #include "data/tar_shards.h"
@@ -50,8 +51,13 @@ Contents contents_of(const std::string& directory) {
 // Whether the index lists the shards, or the folders, that are there. Pictures that were added to a folder that it
 // lists are not seen: that would take as long as listing all of them.
 void check_sources(const std::string& directory, const Listing& listing) {
+  // Folders without pictures are identities that are gone.
+  std::vector<bool> is_used(listing.sources(), listing.kind() == Listing::kTarShards);
+  for (const auto& [source, label, place] : listing.pictures()) is_used[source] = true;
   std::set<std::string> listed;
-  for (size_t i = 0; i < listing.sources(); ++i) listed.insert(listing.source(i));
+  for (size_t i = 0; i < listing.sources(); ++i) {
+    if (is_used[i]) listed.insert(listing.source(i));
+  }
   const auto refuse = [&](const std::string& found) {
     throw Error("InvalidDataset", directory + "/" + kIndexFile, found,
                 "write it again: facetrain dataset index " + directory);
@@ -80,7 +86,11 @@ std::unique_ptr<const Listing> list_pictures(const std::string& directory) {
   }
   const Contents contents = contents_of(directory);
   if (contents.shards) return list_tar_shards(directory);
-  if (contents.folders) return list_image_folder(directory);
+  if (contents.folders) {
+    const auto former = read_index(directory);
+    const bool is_of_folders = former && former->kind() == Listing::kImageFolder;
+    return list_image_folder(directory, is_of_folders ? former.get() : nullptr);
+  }
   if (!contents.compressed.empty()) {
     throw Error("InvalidDataset", directory + "/" + contents.compressed, "is compressed",
                 "unpack it: a dataset is train.rec, *.tar, or a folder of pictures for each identity");

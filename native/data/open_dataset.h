@@ -22,8 +22,8 @@ struct LabelledPictures {
 // a label that is no class of `property`, a key that occurs twice, and a picture without a line; Error(StorageFailed).
 LabelledPictures write_labels_from(const std::string& list, const std::string& directory);
 
-// Lists the pictures of an image folder or of tar shards anew, whatever facetrain.index says. Throws
-// Error(InvalidDataset) when the folder is of neither kind.
+// Lists the pictures of an image folder or of tar shards anew. Folders that facetrain.index names keep their labels.
+// Throws Error(InvalidDataset) when the folder is of neither kind, or that file of an image folder is damaged.
 std::unique_ptr<const Listing> list_pictures(const std::string& directory);
 
 }  // namespace facetrain

@@ -7,6 +7,7 @@
 #include <vector>
 
 #include "data/file_kind.h"
+#include "data/image_folder.h"
 #include "data/inspect.h"
 #include "data/loader.h"
 #include "data/open_dataset.h"
@@ -55,8 +56,19 @@ Worker::Reply pictures_reply(int64_t count, int height, int width, std::vector<u
   };
 }
 
+Napi::Array strings(Napi::Env env, const std::vector<std::string>& texts) {
+  const auto array = Napi::Array::New(env, texts.size());
+  for (size_t i = 0; i < texts.size(); ++i) array.Set(static_cast<uint32_t>(i), texts[i]);
+  return array;
+}
+
+// Names by label; null for a dataset that is no image folder.
+Napi::Value folders_reply(Napi::Env env, const std::vector<std::string>& folders) {
+  return folders.empty() ? env.Null() : strings(env, folders);
+}
+
 // (directory, decode, threads, listed) -> {images, identities, identitiesSeen, labelMin, labelMax, height, width,
-// bytes, bad, badPictures}
+// bytes, bad, badPictures, folders}
 Napi::Value inspect_dataset(const Napi::CallbackInfo& info) {
   auto progress = std::make_shared<Progress>();
   const std::string directory = info[0].As<Napi::String>();
@@ -69,6 +81,7 @@ Napi::Value inspect_dataset(const Napi::CallbackInfo& info) {
       progress->total = dataset->size();
       const Inspection result = inspect(*dataset, decode, threads, listed, progress->done, cancelled);
       const int64_t bytes = decode >= dataset->size() ? dataset->bytes() : 0;
+      const std::vector<std::string> folders = folders_of(*dataset);
       return [=](Napi::Env env) -> Napi::Value {
         Napi::Object value = Napi::Object::New(env);
         value.Set("images", static_cast<double>(dataset->size()));
@@ -81,6 +94,7 @@ Napi::Value inspect_dataset(const Napi::CallbackInfo& info) {
         value.Set("bytes", static_cast<double>(bytes));
         value.Set("bad", static_cast<double>(result.bad));
         value.Set("badPictures", unusable_pictures(env, result.bad_pictures));
+        value.Set("folders", folders_reply(env, folders));
         return value;
       };
     };
@@ -163,7 +177,7 @@ Napi::Value write_dataset_labels(const Napi::CallbackInfo& info) {
   });
 }
 
-// (directory) -> {labels: Int32Array, identities}; the label of a picture that cannot be read is -1
+// (directory) -> {labels: Int32Array, identities, folders}; the label of a picture that cannot be read is -1
 Napi::Value read_labels(const Napi::CallbackInfo& info) {
   const std::string directory = info[0].As<Napi::String>();
   return start_call(info.Env(), "labels", [&](const Worker& worker) -> Worker::Command {
@@ -178,12 +192,14 @@ Napi::Value read_labels(const Napi::CallbackInfo& info) {
           if (error.code != "InvalidDataset") throw;
         }
       }
+      const std::vector<std::string> folders = folders_of(*dataset);
       return [=](Napi::Env env) -> Napi::Value {
         auto array = Napi::Int32Array::New(env, labels.size());
         std::copy(labels.begin(), labels.end(), array.Data());
         Napi::Object value = Napi::Object::New(env);
         value.Set("labels", array);
         value.Set("identities", static_cast<double>(dataset->identities()));
+        value.Set("folders", folders_reply(env, folders));
         return value;
       };
     };
@@ -243,13 +259,8 @@ Napi::Value pack_dataset(const Napi::CallbackInfo& info) {
         Napi::Object value = Napi::Object::New(env);
         value.Set("images", static_cast<double>(packed.pictures));
         value.Set("shards", static_cast<double>(packed.shards));
-        const auto strings = [&](const std::vector<std::string>& texts) {
-          const auto array = Napi::Array::New(env, texts.size());
-          for (size_t i = 0; i < texts.size(); ++i) array.Set(static_cast<uint32_t>(i), texts[i]);
-          return array;
-        };
-        value.Set("leftOut", strings(packed.left_out));
-        value.Set("names", strings(names));
+        value.Set("leftOut", strings(env, packed.left_out));
+        value.Set("names", strings(env, names));
         return value;
       };
     };

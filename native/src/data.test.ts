@@ -23,6 +23,7 @@ test('inspecting the dataset in examples/', async () => {
     bytes: 3_257_656,
     bad: 0,
     badPictures: [],
+    folders: null,
   });
   assert.deepEqual(progress.at(-1), { done: 800, total: 800 });
 });

@@ -30,6 +30,8 @@ export interface DatasetInfo {
   bad: number;
   /** The first of them, at most `listed`. */
   badPictures: UnusablePicture[];
+  /** Names of the folders by label; null for a dataset that is no image folder. */
+  folders: string[] | null;
 }
 
 /** A picture that is damaged, of another size, or of a kind that is not read. */

@@ -16,6 +16,8 @@ export interface DatasetLabels {
   labels: Int32Array;
   /** Labels are smaller. */
   identities: number;
+  /** Names of the folders by label; null for a dataset that is no image folder. */
+  folders: string[] | null;
 }
 
 export interface PackedDataset {
@@ -85,7 +87,8 @@ async function runLong<T>(start: () => LongCall<T>, { signal, onProgress }: Opti
 }
 
 /**
- * Lists the pictures of an image folder or of tar shards, and writes the list to facetrain.index in that folder.
+ * Lists the pictures of an image folder or of tar shards, and writes the list to facetrain.index in that folder. The
+ * folders of identities that this file names already keep their labels.
  * @throws FacetrainError InvalidDataset, also for RecordIO; StorageFailed, DiskFull
  */
 export function indexDataset(directory: string, { signal }: { signal?: AbortSignal } = {}): Promise<IndexedDataset> {

@@ -30,12 +30,13 @@ export async function checkDataset(
   });
   line.clear();
   const { images, identities, identitiesSeen, labelMin, labelMax, height, width, bad, badPictures } = info;
+  const { folders: _, ...figures } = info;
   const allowed = allowedBadPictures(maxBadPictures, images);
   const listed = badPictures.map(({ name, reason }) => `${name}: ${reason}`);
   if (bad > listed.length) listed.push(`and ${bad - listed.length} more`);
   const seen = `${identitiesSeen} occur (${percent(identitiesSeen / identities)})`;
   return {
-    json: { ...info, summary },
+    json: { ...figures, summary },
     exitCode: bad > allowed ? ExitCode.refused : ExitCode.success,
     text: [
       table([

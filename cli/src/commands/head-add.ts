@@ -3,6 +3,7 @@ import { availableParallelism } from 'node:os';
 import { type Graph, Model, readLabels, readPictures } from '@facetrain/native';
 import { openWhole } from '@facetrain/trainer/checkpoint/directory';
 import { addition, type OpenHead } from '@facetrain/trainer/checkpoint/edit-head';
+import { folderLabels, haveKeptLabels, labelsMoved, labelsOf } from '@facetrain/trainer/checkpoint/folder-labels';
 import { splitName } from '@facetrain/trainer/checkpoint/save';
 import { type ChannelOrder, channelOrderOf } from '@facetrain/trainer/onnx/channel-order';
 import { withInputRange } from '@facetrain/trainer/onnx/input-range';
@@ -26,12 +27,13 @@ export interface AddOptions extends StoreOptions {
 
 /**
  * @throws FacetrainError InvalidArgument when the dataset has no new identity, or one without a picture that can be
- * used; InvalidDataset, InvalidModel, InvalidCheckpoint, FencedOff, DiskFull, StorageFailed
+ * used; InvalidDataset, also when the labels of an image folder are no longer whose they were;
+ * InvalidModel, InvalidCheckpoint, FencedOff, DiskFull, StorageFailed
  */
 export async function addIdentities(where: string, options: AddOptions, line: StatusLine, signal: AbortSignal) {
   const { dataset, model, images, threads = availableParallelism() } = options;
   line.show('Reading', dataset);
-  const { labels } = await readLabels(dataset, { signal });
+  const { labels, folders } = await readLabels(dataset, { signal });
   const numClasses = 1 + labels.reduce((most, label) => Math.max(most, label), -1);
   const read = await readOnnx(model);
   const channelOrder = options.channelOrder ?? channelOrderOf(read.metadata) ?? DEFAULT_ORDER;
@@ -40,6 +42,10 @@ export async function addIdentities(where: string, options: AddOptions, line: St
   let added = { first: 0, count: 0 };
   const edited = await editAll(place, line, async (head) => {
     const { manifest } = head.checkpoint;
+    const known = labelsOf(manifest);
+    if (folders && known && !haveKeptLabels(folders, known)) throw labelsMoved(dataset, folders, known, manifest.step);
+    if (folders && !known)
+      line.print(`The checkpoint of step ${manifest.step} does not say whose its labels are: not compared`);
     const first = manifest.numClasses;
     const count = Math.max(0, numClasses - first);
     if (count > 0) added = { first, count };
@@ -62,7 +68,7 @@ export async function addIdentities(where: string, options: AddOptions, line: St
         if (decoded.count === 0) refuse(identity, 'no picture that can be used', 'one at least');
         directions.push(meanDirection(await trained.embed(decoded, { flip: true, signal }), trained.dim, identity));
       }
-      return await addition(head, directions);
+      return { ...(await addition(head, directions)), ...(folders && { labels: folderLabels(folders) }) };
     } finally {
       await trained.close();
     }

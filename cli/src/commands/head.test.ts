@@ -1,7 +1,7 @@
 /** Identities leave and join a trained head, and training goes on. */
 import assert from 'node:assert/strict';
 import { randomUUID } from 'node:crypto';
-import { cp, mkdtemp, readdir, readFile, rm, writeFile } from 'node:fs/promises';
+import { cp, mkdtemp, readdir, readFile, rename, rm, writeFile } from 'node:fs/promises';
 import { tmpdir } from 'node:os';
 import { join } from 'node:path';
 import { after, before, test } from 'node:test';
@@ -12,6 +12,7 @@ import { ObjectTarget } from '@facetrain/trainer/checkpoint/object-target';
 import { readIdentities } from '@facetrain/trainer/checkpoint/retired';
 import { ObjectFence, readHead } from '@facetrain/trainer/storage/object-fence';
 import { ObjectStore } from '@facetrain/trainer/storage/object-store';
+import { writeImageFolder } from '@facetrain/trainer/testing/dataset-fixtures';
 import { AWS_ENVIRONMENT, type S3Server, startS3Server } from '@facetrain/trainer/testing/s3-server';
 import { writeSmallDataset } from '@facetrain/trainer/testing/training-gang';
 import { facetrain, writeTinyJob } from '../testing/run-cli.ts';
@@ -232,6 +233,57 @@ test('a class that an older checkpoint does not have yet is removed from all, an
     assert.deepEqual(identities.retired, retired, root);
     for (const [id, row] of await rowsOf(checkpoint, [4, 8, 9])) assert.equal(Math.hypot(...row), 0, `${root} ${id}`);
   }
+});
+
+test('the labels of an image folder stay whose they are, or are refused', async () => {
+  const people = join(folder, 'people');
+  const root = join(folder, 'of people');
+  writeImageFolder(people, { identities: IDENTITIES, perIdentity: PICTURES });
+  const goOn = async (name: string, epochs: number) =>
+    facetrain(
+      'train',
+      '-f',
+      await jobOf(name, epochs, {
+        dataset: { uri: `file://${people}` },
+        checkpoint: { uri: `file://${root}`, everySteps: 4 },
+      }),
+    );
+  const first = await goOn('people 1', 1);
+  assert.equal(first.code, 0, first.stderr);
+  const onnx = join(folder, 'people 1', 'out', 'model', 'backbone.onnx');
+  const add = () => facetrain('head', 'add', root, '--dataset', people, '--model', onnx);
+  const index = () => facetrain('dataset', 'index', people);
+
+  // In the order of names, anna comes first, and would shift all others.
+  const [anna, aside] = [join(people, 'anna'), join(folder, 'anna')];
+  await cp(join(people, 'person-0'), anna, { recursive: true });
+  const moved = /people: 9 folders, of which the first 8 are not the 8 of the checkpoint of step 6: .* other people; /;
+  for (const { code, stderr } of [await add(), await goOn('people 2', 2)]) {
+    assert.equal(code, 2, stderr);
+    assert.match(stderr, moved);
+    assert.match(
+      stderr,
+      /write .*people\/facetrain\.index with facetrain dataset index, and write it again after each/,
+    );
+  }
+  assert.equal((await openHeads(root))[0]!.checkpoint.manifest.numClasses, IDENTITIES);
+
+  // What the message says.
+  await rename(anna, aside);
+  assert.equal((await index()).code, 0);
+  await rename(aside, anna);
+  await rm(join(people, 'person-3'), { recursive: true });
+  assert.equal((await index()).code, 0);
+  const added = await add();
+  assert.equal(added.code, 0, added.stderr);
+  assert.match(added.stdout, /Added +1 classes, from 8 on: now 9/);
+  const { code, stderr } = await goOn('people 2', 2);
+  assert.equal(code, 0, stderr);
+  const [{ checkpoint }] = (await openHeads(root)) as [OpenHead];
+  assert.equal(checkpoint.manifest.labels?.count, IDENTITIES + 1);
+  // Without the index, the labels are others again.
+  await rm(join(people, 'facetrain.index'));
+  assert.match((await goOn('people 3', 3)).stderr, /people: 8 folders, of which the first 9 are not the 9 of/);
 });
 
 test('what cannot be done is refused before anything is changed', async () => {

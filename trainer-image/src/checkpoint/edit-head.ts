@@ -30,6 +30,7 @@ import {
   openCheckpoint,
   storedFiles,
 } from './directory.ts';
+import type { FolderLabels } from './folder-labels.ts';
 import { type Identities, readIdentities, retiredBytes } from './retired.ts';
 import { readCentres } from './rows.ts';
 import { readExactly, safetensorsHeader } from './safetensors.ts';
@@ -51,6 +52,8 @@ export interface HeadEdit {
   /** Class centres of the classes that follow the last; zero for a class that is retired already. */
   add: readonly Float32Array[];
   retired: readonly RetiredClass[];
+  /** Which label is whose, in place of what the checkpoint says; absent: as it says. */
+  labels?: FolderLabels;
 }
 
 /** The new files of a checkpoint. Those that are not written stay as they are, if the new manifest names them. */
@@ -281,6 +284,7 @@ export async function editHead(to: EditedFiles, { checkpoint }: OpenHead, edit: 
     numClasses: manifest.numClasses + edit.add.length,
     ...(retired && { retired }),
     ...((edit.add.length > 0 || manifest.classesAdded) && { classesAdded: true }),
+    ...(edit.labels && { labels: edit.labels }),
     rows: { ...manifest.rows, files },
   });
   await to.finish(next);

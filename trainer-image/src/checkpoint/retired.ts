@@ -8,6 +8,7 @@ import {
   RetiredClasses,
 } from '@facetrain/api';
 import { type Checkpoint, DamagedCheckpoint, readWhole } from './directory.ts';
+import { type FolderLabels, labelsOf } from './folder-labels.ts';
 
 export const RETIRED_FILE = 'retired.json';
 
@@ -16,6 +17,7 @@ export interface Identities {
   /** By ascending class. */
   retired: RetiredClass[];
   classesAdded: boolean;
+  labels: FolderLabels | null;
 }
 
 export const retiredBytes = (retired: readonly RetiredClass[]): Uint8Array =>
@@ -24,14 +26,15 @@ export const retiredBytes = (retired: readonly RetiredClass[]): Uint8Array =>
 /** @throws DamagedCheckpoint; FacetrainError StorageFailed */
 export async function readIdentities(checkpoint: Checkpoint): Promise<Identities> {
   const { manifest, directory } = checkpoint;
+  const labels = labelsOf(manifest);
   const classesAdded = manifest.schemaVersion === 2 && manifest.classesAdded === true;
   const stored = storedRetired(manifest);
-  if (!stored) return { retired: [], classesAdded };
+  if (!stored) return { retired: [], classesAdded, labels };
   const bytes = await readWhole(checkpoint, stored);
   const path = join(directory, stored.file);
   try {
     const value: unknown = JSON.parse(new TextDecoder().decode(bytes));
-    return { retired: parseDocument(RetiredClasses, value, path, 'InvalidCheckpoint'), classesAdded };
+    return { retired: parseDocument(RetiredClasses, value, path, 'InvalidCheckpoint'), classesAdded, labels };
   } catch (error) {
     // Its digest is right, so it was written so.
     if (!(error instanceof FacetrainError || error instanceof SyntaxError)) throw error;

@@ -15,6 +15,7 @@ import {
 } from '@facetrain/api';
 import type { BackboneState, RowTensor, StateCopy, StateSource, TrainingSessionContract } from '@facetrain/native';
 import { gatherJson } from '../program/gather-json.ts';
+import type { FolderLabels } from './folder-labels.ts';
 import { type Identities, RETIRED_FILE, retiredBytes } from './retired.ts';
 import { safetensorsHeader, type TensorEntry } from './safetensors.ts';
 import { type CheckpointTarget, type FileWriter, prune, type Retention } from './target.ts';
@@ -44,6 +45,8 @@ export interface SaveOptions {
   history: CheckpointManifest['history'];
   /** Identities that are no longer trained, and whether others were added; absent: none. */
   identities?: Identities;
+  /** Of a dataset that is an image folder; absent: those of `identities`. */
+  labels?: FolderLabels | null;
   /** The session's, of the same moment; of precision fp16. */
   lossScale?: CheckpointManifest['lossScale'];
   /** The session's, of the same moment; of the margin AdaFace. */
@@ -279,6 +282,7 @@ function makeManifest(
   }: Pick<TrainingSessionContract, 'stepsPerEpoch' | 'dim' | 'rowTensors' | 'rowsOptimizer' | 'precision'>,
   options: SaveOptions,
 ): CheckpointManifest {
+  const labels = options.labels ?? options.identities?.labels;
   return {
     schemaVersion: 2,
     requires: parts[0]!.retired ? ['retired'] : [],
@@ -295,6 +299,7 @@ function makeManifest(
     ...(options.normStatistics && { margin: options.normStatistics }),
     ...(parts[0]!.retired && { retired: parts[0]!.retired }),
     ...(options.identities?.classesAdded && { classesAdded: true }),
+    ...(labels && { labels }),
     backbone: {
       ...parts[0]!.backbone!,
       dtype: 'float32',

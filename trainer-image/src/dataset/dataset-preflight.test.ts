@@ -51,6 +51,7 @@ test('the example’s dataset is valid', async () => {
       numClasses: 40,
       stepsPerEpoch: 25,
       badPictures: [],
+      folders: null,
     });
   }
   assert.equal(
@@ -81,11 +82,11 @@ test('an image folder and tar shards, as datasets', async () => {
   writeImageFolder(faces, { identities: 3, perIdentity: 4 });
   const shards = folder();
   writeShards(shards, [0, 5, 1, 0, 5, 2, 2, 1, 0, 1, 5, 2]);
-  for (const [directory, identities] of [
-    [faces, 3],
-    [shards, 6],
+  for (const [directory, identities, folders] of [
+    [faces, 3, ['person-0', 'person-1', 'person-2']],
+    [shards, 6, null],
   ] as const) {
-    const expected = { images: 12, identities, numClasses: identities, stepsPerEpoch: 1, badPictures: [] };
+    const expected = { images: 12, identities, numClasses: identities, stepsPerEpoch: 1, badPictures: [], folders };
     for (const decode of ['all', 'none'] as const)
       assert.deepEqual(await preflightDataset(directory, { ...options, decode }), expected);
   }

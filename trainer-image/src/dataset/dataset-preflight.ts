@@ -24,6 +24,8 @@ export interface Preflight {
   stepsPerEpoch: number;
   /** Those that were found, of the pictures that were looked at. */
   badPictures: UnusablePicture[];
+  /** Names of the folders by label; null for a dataset that is no image folder. */
+  folders: string[] | null;
 }
 
 /** How many of a dataset's pictures may be bad: the share, rounded up, so that a share above 0 allows one. */
@@ -83,5 +85,6 @@ export async function preflightDataset(directory: string, options: PreflightOpti
     numClasses: numClasses ?? info.identities,
     stepsPerEpoch,
     badPictures: info.badPictures,
+    folders: info.folders,
   };
 }

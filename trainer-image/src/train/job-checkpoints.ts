@@ -14,9 +14,11 @@ import {
 import type { TrainingSessionContract } from '@facetrain/native';
 import { type Checkpoint, checkContent, checkpointDirectory, DamagedCheckpoint } from '../checkpoint/directory.ts';
 import { type JobFacts, loadCheckpoint, rowsOptimizerOf, zeroRows } from '../checkpoint/load.ts';
+import { type FolderLabels, folderLabels, haveKeptLabels, labelsMoved, labelsOf } from '../checkpoint/folder-labels.ts';
 import { type Identities, readIdentities } from '../checkpoint/retired.ts';
 import { PendingCheckpoint } from '../checkpoint/save.ts';
 import type { CheckpointStore } from '../checkpoint/target.ts';
+import type { Preflight } from '../dataset/dataset-preflight.ts';
 import { gatherJson } from '../program/gather-json.ts';
 import type { Program } from '../program/program.ts';
 import type { Ranks } from '../program/ranks.ts';
@@ -49,11 +51,15 @@ export interface ResumedState {
   checkpoint: HeadFacts | null;
 }
 
+type DatasetFacts = Pick<Preflight, 'numClasses' | 'folders'> & { totalSteps: number };
+
 export class JobCheckpoints {
   readonly #session: TrainingSessionContract;
   readonly #store: CheckpointStore;
   readonly #config: TrainerConfig;
-  readonly #size: { numClasses: number; totalSteps: number };
+  readonly #dataset: DatasetFacts;
+  /** Of an image folder. */
+  readonly #labels: FolderLabels | null;
   readonly #ranks: Ranks;
   readonly #program: Program;
   /** The newest checkpoint that was begun; before the first one, the start of training. */
@@ -67,14 +73,15 @@ export class JobCheckpoints {
     session: TrainingSessionContract,
     store: CheckpointStore,
     config: TrainerConfig,
-    size: { numClasses: number; totalSteps: number },
+    dataset: DatasetFacts,
     ranks: Ranks,
     program: Program,
   ) {
     this.#session = session;
     this.#store = store;
     this.#config = config;
-    this.#size = size;
+    this.#dataset = dataset;
+    this.#labels = ranks.rank === 0 && dataset.folders ? folderLabels(dataset.folders) : null;
     this.#ranks = ranks;
     this.#program = program;
   }
@@ -83,8 +90,8 @@ export class JobCheckpoints {
    * Loads the newest checkpoint that is intact into the session, unless newer steps were kept in memory. Damaged ones
    * are renamed, and kept for people. A collective: to be called on every rank.
    * @returns undefined when there is no state to go on from
-   * @throws FacetrainError InvalidCheckpoint when it does not fit this job, or all are damaged; FencedOff,
-   * StorageFailed
+   * @throws FacetrainError InvalidCheckpoint when it does not fit this job, or all are damaged; InvalidDataset when its
+   * labels are no longer whose they were; FencedOff, StorageFailed
    */
   async resume(kept: KeptSteps): Promise<ResumedState | undefined> {
     const { job, model, seed, precision, checkpoint: settings } = this.#config;
@@ -95,9 +102,12 @@ export class JobCheckpoints {
         this.#ranks.rank === 0
           ? await this.#store.findNewest((damage, step) => this.#setAside(damage, step))
           : undefined;
-      const own = newest ? { head: headFacts(newest.manifest), time: newest.manifest.time } : null;
+      const own = newest
+        ? { head: headFacts(newest.manifest), time: newest.manifest.time, labels: labelsOf(newest.manifest) }
+        : null;
       const [found] = await gatherJson(this.#session, own);
       const head = found?.head ?? null;
+      if (found) this.#checkLabels(found.head.step, found.labels);
       const recalled = await kept.recall(head);
       if (recalled) {
         this.#last = { step: head?.step ?? 0, at: performance.now() };
@@ -113,9 +123,9 @@ export class JobCheckpoints {
         name: settings.shared ? null : job.name,
         seed,
         precision,
-        numClasses: this.#size.numClasses,
+        numClasses: this.#dataset.numClasses,
         mayAddClasses: model.numClasses !== null,
-        totalSteps: this.#size.totalSteps,
+        totalSteps: this.#dataset.totalSteps,
         onBlock: () => progress.tick(),
       });
       if (!loaded) continue;
@@ -127,8 +137,8 @@ export class JobCheckpoints {
       const { job: writtenBy, worldSize } = manifest;
       const { precision: used } = this.#session;
       log.info({ step, writtenBy, worldSize, precision: used, directory }, 'resumed from a checkpoint');
-      if (manifest.numClasses < this.#size.numClasses)
-        log.info({ from: manifest.numClasses, to: this.#size.numClasses }, 'added classes, with rows from the seed');
+      if (manifest.numClasses < this.#dataset.numClasses)
+        log.info({ from: manifest.numClasses, to: this.#dataset.numClasses }, 'added classes, with rows from the seed');
       this.#logConversion(manifest);
       // Retired classes that the checkpoint has no row of: the session has drawn them from the seed.
       const retired = this.#identities!.retired.map((each) => each.class);
@@ -139,6 +149,15 @@ export class JobCheckpoints {
       await this.#retire();
       return { step, history: manifest.history, checkpoint: head };
     }
+  }
+
+  /** @throws FacetrainError InvalidDataset, on every rank alike */
+  #checkLabels(step: number, labels: FolderLabels | null): void {
+    const { folders } = this.#dataset;
+    if (!folders) return;
+    if (labels && !haveKeptLabels(folders, labels)) throw labelsMoved(this.#config.dataset.path, folders, labels, step);
+    if (!labels && this.#ranks.rank === 0)
+      this.#program.log.warn({ step }, 'a former version wrote the checkpoint: it does not say whose its labels are');
   }
 
   /** What has changed about the head since its training began; undefined without a checkpoint. */
@@ -358,9 +377,10 @@ export class JobCheckpoints {
       job: { name: job.name, uid: job.uid },
       step,
       seed,
-      numClasses: this.#size.numClasses,
+      numClasses: this.#dataset.numClasses,
       history,
       ...(this.#identities && { identities: this.#identities }),
+      labels: this.#labels,
       lossScale,
       normStatistics,
       time,
