@@ -13,8 +13,8 @@ import {
 } from '@facetrain/api';
 import type { TrainingSessionContract } from '@facetrain/native';
 import { type Checkpoint, checkContent, checkpointDirectory, DamagedCheckpoint } from '../checkpoint/directory.ts';
-import { type JobFacts, loadCheckpoint, rowsOptimizerOf, zeroRows } from '../checkpoint/load.ts';
 import { type FolderLabels, folderLabels, haveKeptLabels, labelsMoved, labelsOf } from '../checkpoint/folder-labels.ts';
+import { type JobFacts, loadCheckpoint, rowsOptimizerOf, zeroRows } from '../checkpoint/load.ts';
 import { type Identities, readIdentities } from '../checkpoint/retired.ts';
 import { PendingCheckpoint } from '../checkpoint/save.ts';
 import type { CheckpointStore } from '../checkpoint/target.ts';
@@ -264,6 +264,18 @@ export class JobCheckpoints {
     if (this.#ranks.rank !== 0 || results.length === 0 || this.#config.checkpoint.keepBest === 0) return;
     const sets = results.map(({ set, accuracy }) => ({ set, accuracy }));
     await this.#store.noteEvaluation({ job: this.#config.job.name, step, sets });
+  }
+
+  /**
+   * Whether `keepBest` lacks how the state after `step` steps verifies. A collective: to be called on every rank.
+   * @throws FacetrainError StorageFailed
+   */
+  async lacksEvaluation(step: number): Promise<boolean> {
+    const { job, checkpoint } = this.#config;
+    const isLacking =
+      this.#ranks.rank === 0 && checkpoint.keepBest > 0 && !(await this.#store.accuracies(job.name)).has(step);
+    const [lacks] = await gatherJson(this.#session, isLacking);
+    return lacks!;
   }
 
   /** What the progress and the report say: of this attempt. */

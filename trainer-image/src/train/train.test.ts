@@ -8,6 +8,7 @@ import { join } from 'node:path';
 import { after, afterEach, before, test } from 'node:test';
 import { setTimeout as delay } from 'node:timers/promises';
 import {
+  CHECKPOINT_EVALUATIONS,
   CheckpointManifest,
   ExitCode,
   Progress,
@@ -137,6 +138,30 @@ test('a job ends with a model, reports and its newest checkpoints', async () => 
     'train-report.html',
     'train-report.json',
   ]);
+});
+
+test('a checkpoint whose evaluation was cut off is evaluated before training goes on', async () => {
+  const step = 2 * STEPS_PER_EPOCH;
+  const [want] = await readEvaluations(whole.config.checkpoint.directory);
+  assert.equal(want!.step, step);
+  for (const wasEvaluated of [false, true]) {
+    const { folder, config } = await job(({ checkpoint }) => ({
+      evaluation: whole.config.evaluation,
+      checkpoint: { ...whole.config.checkpoint, directory: checkpoint.directory },
+    }));
+    const { directory } = config.checkpoint;
+    await cp(checkpointDirectory(whole.config.checkpoint.directory, step), checkpointDirectory(directory, step), {
+      recursive: true,
+    });
+    const evaluations = { schemaVersion: 1, evaluations: [want] };
+    if (wasEvaluated) await writeFile(join(directory, CHECKPOINT_EVALUATIONS), JSON.stringify(evaluations));
+    const { codes, ranks } = await runGang(folder, config, 2);
+    assert.deepEqual(codes, [0, 0], ranks[0]!.text);
+    const evaluated = ranks[0]!.lines.filter(({ msg }) => msg === 'evaluated').map((line) => line.step);
+    assert.deepEqual(evaluated, wasEvaluated ? [STEPS] : [step, STEPS]);
+    assert.deepEqual((await readEvaluations(directory))[0], want);
+    assert.deepEqual(await model(config), await model(whole.config));
+  }
 });
 
 test('the exported model is the function that was evaluated', async () => {

@@ -110,6 +110,19 @@ async function trainIn(folders: JobFolders, config: TrainerConfig, ranks: Ranks,
   else if (isCheckpointDue(stepsDone, config, stepsPerEpoch)) await checkpoints.begin(stepsDone, history.forCheckpoint);
   start.end('loading');
 
+  const evaluate = async () => {
+    const outcome = await evaluator.evaluate(session, graph.input, stepsDone, () => checkpoints.advanceWithoutStep());
+    if (outcome === 'done') await checkpoints.noteEvaluation(stepsDone, evaluator.newest);
+  };
+  // The end, or a stop, may have come between a checkpoint and its evaluation.
+  if (
+    stepsDone > 0 &&
+    stepsDone < totalSteps &&
+    isDue(stepsDone, config.evaluation, stepsPerEpoch) &&
+    (await checkpoints.lacksEvaluation(stepsDone))
+  )
+    await evaluate();
+
   // ---- The loop ----
   let stopped = false;
   let loggedAt = performance.now();
@@ -158,10 +171,7 @@ async function trainIn(folders: JobFolders, config: TrainerConfig, ranks: Ranks,
       await checkpoints.begin(stepsDone, history.forCheckpoint);
     stopped = votes.stop && stepsDone < totalSteps;
     // 'stopped' is ignored here: the rank that got the signal votes to stop in the next step.
-    if (!stopped && stepsDone < totalSteps && isDue(stepsDone, config.evaluation, stepsPerEpoch)) {
-      const outcome = await evaluator.evaluate(session, graph.input, stepsDone, () => checkpoints.advanceWithoutStep());
-      if (outcome === 'done') await checkpoints.noteEvaluation(stepsDone, evaluator.newest);
-    }
+    if (!stopped && stepsDone < totalSteps && isDue(stepsDone, config.evaluation, stepsPerEpoch)) await evaluate();
     show('Training');
   }
 
