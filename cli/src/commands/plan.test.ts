@@ -206,15 +206,22 @@ test('trainers that share this machine have a part of it each', async () => {
 
 test('a copy of the state for checkpoints is a part of the verdict', async () => {
   const file = await onThisMachine({ loss: { sampleRate: 0.1 } });
-  const headline = async (gib: string) =>
-    /\nMemory: (.*)\n/.exec((await facetrain('plan', '-f', file, '--classes', '1000000', '--memory', gib)).stdout)![1]!;
+  const planned = async (gib: string) =>
+    (await facetrain('plan', '-f', file, '--classes', '1000000', '--memory', gib)).stdout;
   const numbers = '\\d\\.\\d GiB, \\d+\\.\\d GiB while a checkpoint is written';
-  for (const [gib, wanted] of [
-    ['12', ', of 12\\.0 GiB: it fits'],
-    ['8', ', of 8\\.0 GiB: it fits, but training waits while a checkpoint is written'],
-    ['4', '; there are 4\\.0 GiB: IT DOES NOT FIT'],
-  ] as const)
-    assert.match(await headline(gib), new RegExp(`^${numbers}${wanted}$`));
+  for (const [gib, wanted, copy] of [
+    ['12', ', of 12\\.0 GiB: it fits', 'goes on while a checkpoint is written: there is room'],
+    [
+      '8',
+      ', of 8\\.0 GiB: it fits, but training waits while a checkpoint is written',
+      'waits while a checkpoint is written: there is no room',
+    ],
+    ['4', '; there are 4\\.0 GiB: IT DOES NOT FIT', 'waits while a checkpoint is written: there is no room'],
+  ] as const) {
+    const text = await planned(gib);
+    assert.match(text, new RegExp(`^Memory: ${numbers}${wanted}$`, 'm'));
+    assert.match(text, new RegExp(`^Training ${copy} for a copy of the state \\(`, 'm'));
+  }
 });
 
 test('checkpoints on this machine are compared with its disk, those there are replaced', async () => {

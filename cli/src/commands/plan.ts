@@ -215,6 +215,9 @@ function milliseconds(seconds: number): string {
 const kept = ({ checkpoint: { keep, keepBest } }: TrainerConfig) =>
   `the ${keep} newest${keepBest > 0 ? ` and the ${keepBest} best` : ''}, and one that is written,`;
 
+/** By whether it fits. */
+const COPY_OF_STATE = { true: ': there is room for', false: ': there is no room for', null: ', if there is room for' };
+
 /** The plan as tables. */
 function text(
   name: string,
@@ -248,7 +251,8 @@ function text(
           table(parts(memory.host)),
         ]
       : []),
-    `\nTraining goes on while a checkpoint is written, if there is room for a copy of the state ` +
+    `\nTraining ${memory.copy.fits === false ? 'waits' : 'goes on'} while a checkpoint is written` +
+      `${COPY_OF_STATE[String(memory.copy.fits) as keyof typeof COPY_OF_STATE]} a copy of the state ` +
       `(${gib(memory.checkpointCopy)}).\n`,
     `A checkpoint takes ${decimalBytes(bytes)}; ${kept(config)} need ${decimalBytes(keptBytes)}` +
       (storageBytes === null
