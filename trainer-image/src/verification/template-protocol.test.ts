@@ -38,7 +38,7 @@ async function protocol(files: Partial<Record<'faces' | 'pairs' | 'landmarks', s
   await mkdir(join(folder, 'loose_crop'));
   const texts = {
     faces: FACES.map(([name, template, medium]) => `${name} ${template} ${medium}\n`).join(''),
-    pairs: PAIRS.map((pair) => `${pair}\n`).join(''),
+    pairs: `${PAIRS.map((pair) => `${pair}\n`).join('')}\n`,
     landmarks: FACES.map(([name, , , score]) => `${name} ${ALIGNED} ${score}\n`).join(''),
     ...files,
   };
@@ -170,6 +170,10 @@ describe('templates of IJB-C', () => {
     'a coordinate that is no number': {
       files: { landmarks: `a0.jpg ${ALIGNED.replace('38.2946', 'left')} 1\n` },
       want: /line 1: "left"; a number/,
+    },
+    'a negative score': {
+      files: { faces: 'a0.jpg 1 1\n', landmarks: `a0.jpg ${ALIGNED} -0.5\n` },
+      want: /5pts_score\.txt, line 1: the score -0\.5; 0 or more/,
     },
   };
   for (const [name, { files, want }] of Object.entries(cases)) {

@@ -128,7 +128,7 @@ async function protocolFiles(folder: string): Promise<{ faces: string; pairs: st
   };
 }
 
-/** Calls `body` with the words of each line; `at()` names the line. Files have millions of them. */
+/** Calls `body` with the words of each line that has some; `at()` names it. Files have millions of them. */
 async function forEachLine(
   path: string,
   words: number,
@@ -139,6 +139,7 @@ async function forEachLine(
   try {
     for await (const line of createInterface({ input: createReadStream(path), crlfDelay: Number.POSITIVE_INFINITY })) {
       number += 1;
+      if (line.trim() === '') continue;
       const at = () => `${path}, line ${number}`;
       const found = line.trim().split(/\s+/);
       if (found.length !== words) throw invalid(at(), JSON.stringify(line.slice(0, 100)), form);
@@ -162,7 +163,10 @@ async function readLandmarks(
     const numbers = texts.map(Number);
     const wrong = numbers.findIndex((value) => !Number.isFinite(value));
     if (wrong >= 0) throw invalid(at(), JSON.stringify(texts[wrong]), 'a number');
-    found.push({ landmarks: numbers.slice(0, 10), score: numbers[10]! });
+    const score = numbers[10]!;
+    // An embedding is weighted by it: a negative one would be that of an opposite face.
+    if (score < 0) throw invalid(at(), `the score ${texts[10]}`, '0 or more, as face detectors give');
+    found.push({ landmarks: numbers.slice(0, 10), score });
   });
   if (found.length !== rows.length)
     throw invalid(path, `${found.length} lines`, `${rows.length}, one for each picture`);
