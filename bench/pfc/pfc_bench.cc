@@ -164,8 +164,10 @@ Settings settings_of(const Arguments& arguments) {
                                                 : settings.centres.defined() ? settings.centres.size(1)
                                                                              : 512);
   head.sample_rate = arguments.number("sample-rate", 0.1);
+  if (head.sample_rate > 1) arguments.refuse("--sample-rate: it is a share, 1 at most");
   head.seed = arguments.integer("seed", 1, 0);
   head.scale = static_cast<float>(arguments.number("scale", 64));
+  if (head.scale > 512) arguments.refuse("--scale: 512 at most, as in loss.scale");
   const std::vector<double> margin = arguments.numbers("margin", {1, 0, 0.4});
   if (margin.size() != 3) arguments.refuse("--margin: three numbers with commas between them");
   head.margin = {static_cast<float>(margin[0]), static_cast<float>(margin[1]), static_cast<float>(margin[2])};
@@ -186,7 +188,9 @@ Settings settings_of(const Arguments& arguments) {
   settings.head.precision = precision_named(arguments, "precision");
   // As native/model's use_precision does in a training, which this program does not link.
   at::globalContext().setAllowTF32CuBLAS(settings.head.precision == Precision::tf32);
-  settings.head.bf16_rows = precision_named(arguments, "rows-precision") == Precision::bf16;
+  const std::string rows = arguments.text("rows-precision", "fp32");
+  if (rows != "fp32" && rows != "bf16") arguments.refuse("--rows-precision: " + rows + "; allowed are fp32 and bf16");
+  settings.head.bf16_rows = rows == "bf16";
   const std::string tier = arguments.text("tier", "device");
   if (tier != "device" && tier != "host") arguments.refuse("--tier: " + tier + "; allowed are device and host");
   settings.head.host_rows = tier == "host";
