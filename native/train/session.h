@@ -2,7 +2,8 @@
 // The caller decides when to stop, when to save, and the learning rate of each step. Knows no Node.
 //
 // The same options, number of ranks and number of threads give the same run bit for bit, also when it is resumed from
-// saved state. On CPUs and with micro-batches, so does any other number of ranks.
+// saved state. On CPUs and with micro-batches, so does any other number of ranks. With dense updates of class centres
+// the state must also be saved after the same steps: that brings all rows up to date, which rounds them.
 #pragma once
 
 #include <ATen/core/Tensor.h>
