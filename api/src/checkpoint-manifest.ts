@@ -128,6 +128,10 @@ export const CheckpointManifest = z.object({
     .boolean()
     .optional()
     .describe('Class centres were added since training began, so the dataset may have another number of pictures.'),
+  settings: z
+    .record(name, z.string())
+    .optional()
+    .describe('How the class centres were trained, by fields of the job: for people, who may change them on the way.'),
   labels: z
     .object({
       count: z.int().positive(),

@@ -109,9 +109,10 @@ test('removed, merged and added identities; training goes on', async () => {
   assert.match(again.stdout, /Searched +nothing: all their rows were zero before/);
 
   const map = join(folder, 'map.tsv');
-  const merged = await facetrain('head', 'merge', checkpoints, '--classes', '4', '--into', '5', '--map', map);
+  const merged = await facetrain('head', 'merge', checkpoints, '--classes', '4,4', '--into', '5', '--map', map);
   assert.equal(merged.code, 0, merged.stderr);
   assert.equal(await readFile(map, 'utf8'), '4\t5\n');
+  assert.match(merged.stdout, /Merged +4 into 5, in/);
 
   // Two people join; what the dataset had stays as it was.
   writeSmallDataset(data, { identities: IDENTITIES + 2, perIdentity: PICTURES });
@@ -284,6 +285,20 @@ test('the labels of an image folder stay whose they are, or are refused', async 
   // Without the index, the labels are others again.
   await rm(join(people, 'facetrain.index'));
   assert.match((await goOn('people 3', 3)).stderr, /people: 8 folders, of which the first 9 are not the 9 of/);
+});
+
+test('inspect compares which classes are retired in two checkpoints', async () => {
+  const original = join(folder, 'first', 'out', 'checkpoints');
+  const edited = join(folder, 'inspected');
+  await cp(original, edited, { recursive: true });
+  const removed = await facetrain('head', 'remove', edited, '--classes', '3,3');
+  assert.match(removed.stdout, /Removed +1 classes/);
+  assert.equal((await facetrain('head', 'merge', edited, '--classes', '4', '--into', '5')).code, 0);
+  const [step] = await stepsOf(original);
+  const paths = [original, edited].map((root) => checkpointDirectory(root, step!));
+  const { code, stdout, stderr } = await facetrain('inspect', ...paths);
+  assert.equal(code, 0, stderr);
+  assert.match(stdout, /\n *retired in one +not told → 3 removed, 4 merged into 5\n/);
 });
 
 test('what cannot be done is refused before anything is changed', async () => {

@@ -67,7 +67,7 @@ export async function editAll(
  * @throws FacetrainError as openPlace and editAll; the exit code is 1 when a row was found
  */
 export async function removeIdentities(where: string, options: RemoveOptions, line: StatusLine) {
-  const { classes } = options;
+  const classes = [...new Set(options.classes)];
   using place = await openPlace(where, options);
   const needles: Buffer[] = [];
   const searchedFor = new Set<number>();
@@ -113,7 +113,8 @@ export async function removeIdentities(where: string, options: RemoveOptions, li
 
 /** @throws FacetrainError as openPlace and editAll */
 export async function mergeIdentities(where: string, options: MergeOptions, line: StatusLine) {
-  const { classes, into, map } = options;
+  const { into, map } = options;
+  const classes = [...new Set(options.classes)];
   using place = await openPlace(where, options);
   let labels: { class: number; into: number }[] = [];
   const edited = await editAll(place, line, async (head, numClasses) => {

@@ -3,6 +3,7 @@ import { basename, dirname, resolve } from 'node:path';
 import { type AnyCheckpointManifest, checkpointStep } from '@facetrain/api';
 import { type Checkpoint, invalid, openCheckpoint, openWhole } from './directory.ts';
 import { readEvaluations } from './evaluations.ts';
+import { type Identities, readIdentities } from './retired.ts';
 import { type Centres, readCentres } from './rows.ts';
 import type { Safetensors } from './safetensors.ts';
 import { splitName } from './save.ts';
@@ -41,6 +42,8 @@ export interface CheckpointComparison {
 
 /** Classes and tensors that are named. */
 const NAMED = 5;
+/** Classes that are retired in one only, which are named. */
+const MOST_RETIRED = 20;
 /** Fields of a manifest that say how it was trained; `step` and `time` besides. */
 const FIELDS = ['step', 'time', 'worldSize', 'seed', 'stepsPerEpoch', 'numClasses', 'embeddingDim'] as const;
 
@@ -64,7 +67,10 @@ export async function compareCheckpoints(
   onRows: (rows: number) => void = () => {},
 ): Promise<CheckpointComparison> {
   return {
-    fields: differences(first.manifest, second.manifest),
+    fields: [
+      ...differences(first.manifest, second.manifest),
+      ...retiredInOne(await readIdentities(first), await readIdentities(second)),
+    ],
     loss: { first: lastLoss(first.manifest), second: lastLoss(second.manifest) },
     accuracy: await accuracies(first, second),
     backbone: await compareBackbones(first, second),
@@ -81,15 +87,36 @@ function differences(first: AnyCheckpointManifest, second: AnyCheckpointManifest
     schemaVersion: manifest.schemaVersion,
     precision: manifest.schemaVersion === 1 ? undefined : manifest.precision,
     'rows.optimizer': manifest.schemaVersion === 1 ? 'SGD' : manifest.rows.optimizer,
+    ...(manifest.schemaVersion === 2 && {
+      classesAdded: manifest.classesAdded,
+      labels: manifest.labels && `${manifest.labels.count} folders, ${manifest.labels.sha256}`,
+      ...Object.fromEntries(Object.entries(manifest.margin ?? {}).map(([name, value]) => [`margin.${name}`, value])),
+      ...manifest.settings,
+    }),
     'rows.tensors':
       manifest.schemaVersion === 1
         ? 'weight float32, momentum float32'
         : manifest.rows.tensors.map(({ name, dtype }) => `${name} ${dtype}`).join(', '),
   });
   const [a, b] = [read(first), read(second)];
-  return Object.keys(a)
+  return [...new Set([...Object.keys(a), ...Object.keys(b)])]
     .filter((field) => a[field] !== b[field])
     .map((field) => ({ field, first: a[field] ?? null, second: b[field] ?? null }));
+}
+
+/** Classes that one of the two trains, or trains under another label. */
+function retiredInOne(first: Identities, second: Identities): CheckpointComparison['fields'] {
+  const texts = [first, second].map(({ retired }) =>
+    retired.map((each) => (each.into === null ? `${each.class} removed` : `${each.class} merged into ${each.into}`)),
+  );
+  const [a, b] = texts.map((own, index) => {
+    const others = new Set(texts[1 - index]);
+    const only = own.filter((text) => !others.has(text));
+    return only.length > MOST_RETIRED ? [...only.slice(0, MOST_RETIRED), `${only.length - MOST_RETIRED} more`] : only;
+  });
+  if (a!.length + b!.length === 0) return [];
+  const text = (only: string[]) => (only.length === 0 ? null : only.join(', '));
+  return [{ field: 'retired in one', first: text(a!), second: text(b!) }];
 }
 
 function lastLoss({ history: { recentLosses } }: AnyCheckpointManifest): number | null {

@@ -140,7 +140,7 @@ export async function merger(
   checkClasses([...classes, into], numClasses);
   const gone = identities.retired.find((each) => each.class === into);
   if (gone) throw argument(`class ${into}`, 'it was removed or merged before', 'a class that is trained');
-  const sources = classes.filter((id) => id !== into);
+  const sources = [...new Set(classes)].filter((id) => id !== into);
   if (sources.length === 0) throw argument(`class ${into}`, 'it would be merged into itself', 'another class to merge');
   const done = new Set(identities.retired.filter((each) => each.into === into).map((each) => each.class));
   const retired = identities.retired.find((each) => sources.includes(each.class) && !done.has(each.class));

@@ -47,6 +47,7 @@ export interface SaveOptions {
   identities?: Identities;
   /** Of a dataset that is an image folder; absent: those of `identities`. */
   labels?: FolderLabels | null;
+  settings?: CheckpointManifest['settings'];
   /** The session's, of the same moment; of precision fp16. */
   lossScale?: CheckpointManifest['lossScale'];
   /** The session's, of the same moment; of the margin AdaFace. */
@@ -299,6 +300,7 @@ function makeManifest(
     ...(options.normStatistics && { margin: options.normStatistics }),
     ...(parts[0]!.retired && { retired: parts[0]!.retired }),
     ...(options.identities?.classesAdded && { classesAdded: true }),
+    ...(options.settings && { settings: options.settings }),
     ...(labels && { labels }),
     backbone: {
       ...parts[0]!.backbone!,

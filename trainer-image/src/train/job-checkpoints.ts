@@ -11,7 +11,7 @@ import {
   ROWS_OPTIMIZER_NAMES,
   type TrainerConfig,
 } from '@facetrain/api';
-import type { TrainingSessionContract } from '@facetrain/native';
+import type { TrainingSession, TrainingSessionContract } from '@facetrain/native';
 import { type Checkpoint, checkContent, checkpointDirectory, DamagedCheckpoint } from '../checkpoint/directory.ts';
 import { type FolderLabels, folderLabels, haveKeptLabels, labelsMoved, labelsOf } from '../checkpoint/folder-labels.ts';
 import { type JobFacts, loadCheckpoint, rowsOptimizerOf, zeroRows } from '../checkpoint/load.ts';
@@ -53,8 +53,10 @@ export interface ResumedState {
 
 type DatasetFacts = Pick<Preflight, 'numClasses' | 'folders'> & { totalSteps: number };
 
+type Session = TrainingSessionContract & Pick<TrainingSession, 'rowsPlacement'>;
+
 export class JobCheckpoints {
-  readonly #session: TrainingSessionContract;
+  readonly #session: Session;
   readonly #store: CheckpointStore;
   readonly #config: TrainerConfig;
   readonly #dataset: DatasetFacts;
@@ -70,7 +72,7 @@ export class JobCheckpoints {
   readonly #statistics = { count: 0, stallSeconds: 0, whileTrainingWaited: 0 };
 
   constructor(
-    session: TrainingSessionContract,
+    session: Session,
     store: CheckpointStore,
     config: TrainerConfig,
     dataset: DatasetFacts,
@@ -140,6 +142,7 @@ export class JobCheckpoints {
       if (manifest.numClasses < this.#dataset.numClasses)
         log.info({ from: manifest.numClasses, to: this.#dataset.numClasses }, 'added classes, with rows from the seed');
       this.#logConversion(manifest);
+      this.#logSettings(manifest);
       // Retired classes that the checkpoint has no row of: the session has drawn them from the seed.
       const retired = this.#identities!.retired.map((each) => each.class);
       await zeroRows(
@@ -171,6 +174,35 @@ export class JobCheckpoints {
     await this.#session.retire(retired);
     const removed = retired.filter(({ into }) => into === null).length;
     this.#program.log.info({ removed, merged: retired.length - removed }, 'identities that are no longer trained');
+  }
+
+  /** What a training may change when it goes on, by the job's fields. */
+  get #settings(): Record<string, string> {
+    const { loss, optimizer } = this.#config;
+    const { type, ...margin } = loss.margin;
+    return {
+      'loss.margin': [type, ...Object.entries(margin).map((value) => value.join(' '))].join(', '),
+      'loss.scale': String(loss.scale),
+      'loss.gradient': loss.gradient,
+      'loss.sampleRate': String(loss.sampleRate),
+      'loss.rows.placement': this.#session.rowsPlacement,
+      'optimizer.rowUpdate': optimizer.rowUpdate,
+    };
+  }
+
+  #logSettings({ step, stepsPerEpoch, ...manifest }: AnyCheckpointManifest): void {
+    const { log } = this.#program;
+    const before = (manifest.schemaVersion === 2 && manifest.settings) || {};
+    for (const [setting, to] of Object.entries(this.#settings)) {
+      const from = before[setting];
+      if (from !== undefined && from !== to) log.info({ setting, from, to }, 'a setting is another than before');
+    }
+    const { stepsPerEpoch: now } = this.#session;
+    if (now !== stepsPerEpoch)
+      log.info(
+        { stepsPerEpoch: { from: stepsPerEpoch, to: now }, epoch: { from: step / stepsPerEpoch, to: step / now } },
+        'the dataset has another number of pictures: epochs, schedule and sampleRateChanges count by the new steps',
+      );
   }
 
   /** loss.rows.precision and optimizer may have changed: loading has converted the class centres. */
@@ -393,6 +425,7 @@ export class JobCheckpoints {
       history,
       ...(this.#identities && { identities: this.#identities }),
       labels: this.#labels,
+      settings: this.#settings,
       lossScale,
       normStatistics,
       time,

@@ -592,9 +592,14 @@ test('a training that goes on with class centres in host memory has the same res
 });
 
 test('a training goes on with class centres of another type and optimizer', async () => {
-  const { folder, config } = await job(({ loss }) => ({
+  const { folder, config } = await job(({ loss, optimizer }) => ({
     epochs: EPOCHS + 1,
-    loss: { ...loss, rows: { ...loss.rows, precision: 'bf16', optimizer: 'adagrad', learningRate: 0.002 } },
+    loss: {
+      ...loss,
+      margin: { ...loss.margin, m3: 0.3 },
+      rows: { precision: 'bf16', optimizer: 'adagrad', learningRate: 0.002, placement: 'host' },
+    },
+    optimizer: { ...optimizer, rowUpdate: 'dense' },
   }));
   await cp(whole.config.checkpoint.directory, config.checkpoint.directory, { recursive: true });
   const { codes, ranks } = await runGang(folder, config, 2);
@@ -605,6 +610,15 @@ test('a training goes on with class centres of another type and optimizer', asyn
     String(msg).startsWith('the optimizer of the class centres is another'),
   );
   assert.deepEqual([anew?.from, anew?.to], ['SGD', 'AdaGrad']);
+  const settings = ranks[0]!.lines.filter(({ msg }) => msg === 'a setting is another than before');
+  assert.deepEqual(
+    settings.map(({ setting, from, to }) => [setting, from, to]),
+    [
+      ['loss.margin', 'cosface, m1 1, m2 0, m3 0.4, m 0, h 0', 'cosface, m1 1, m2 0, m3 0.3, m 0, h 0'],
+      ['loss.rows.placement', 'device', 'host'],
+      ['optimizer.rowUpdate', 'lazy', 'dense'],
+    ],
+  );
   assert.equal((await readReport(config)).resumedFromStep, STEPS);
   const { manifest } = await openCheckpoint(config.checkpoint.directory, STEPS + STEPS_PER_EPOCH);
   assert.deepEqual(
