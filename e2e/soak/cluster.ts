@@ -18,6 +18,8 @@ export const QUEUE = 'team';
 /** For so many pods the queue has quota; each asks for one CPU. */
 export const QUEUE_PODS = 6;
 export const PRIORITIES = { low: 1, high: 10 } as const;
+/** For so long Kueue may leave its liveness probe without an answer. */
+const KUEUE_SILENT_MILLISECONDS = 15_000;
 /** Between two looks whether Kueue still runs. */
 const WATCH_MILLISECONDS = 1_000;
 
@@ -42,12 +44,13 @@ const GANG_GATE = '--feature-gates=GenericWorkload=true';
 /**
  * @param users whose requests are written to the audit log: the operator's replicas
  * @param folder for the audit log
+ * @returns also the address of Kueue's probes
  */
 export async function startCluster(
   { nativeGangs, watchCache }: Variant,
   users: string[],
   folder: string,
-): Promise<{ plane: ControlPlane; audit: string }> {
+): Promise<{ plane: ControlPlane; audit: string; probes: string }> {
   const audit = join(folder, 'audit.log');
   const policy = join(folder, 'policy.yaml');
   await writeFile(policy, JSON.stringify(auditPolicy(users)));
@@ -83,9 +86,9 @@ export async function startCluster(
     // What the garbage collector looks at, and what it deletes.
     '-v=2',
   ]);
-  await startKueue(plane);
+  const probes = await startKueue(plane);
   await makeQueue(plane);
-  return { plane, audit };
+  return { plane, audit, probes };
 }
 
 const auditPolicy = (users: string[]): object => ({
@@ -153,18 +156,42 @@ export async function setQuota(client: Client, limit: number | null): Promise<vo
     });
 }
 
-/** Starts Kueue again when it has ended, as a kubelet does: one that starts while no API server answers ends, too. */
+/**
+ * Starts Kueue again when it has ended or no longer answers, as a kubelet does: one that starts while no API server
+ * answers ends, or stays without doing anything.
+ */
 export class KeptKueue {
   readonly #plane: ControlPlane;
+  readonly #probes: string;
   readonly #timer: NodeJS.Timeout;
   /** By performance.now(): it is not started before. */
   #away = 0;
+  /** By performance.now(): when it answered last, or was started. */
+  #alive = performance.now();
 
-  constructor(plane: ControlPlane) {
+  /** @param probes their address */
+  constructor(plane: ControlPlane, probes: string) {
     this.#plane = plane;
-    this.#timer = setInterval(() => {
-      if (!plane.isRunning('kueue') && performance.now() >= this.#away) void plane.restart('kueue');
-    }, WATCH_MILLISECONDS);
+    this.#probes = probes;
+    this.#timer = setInterval(() => void this.#look(), WATCH_MILLISECONDS);
+  }
+
+  async #look(): Promise<void> {
+    const now = performance.now();
+    if (!this.#plane.isRunning('kueue')) {
+      if (now < this.#away) return;
+      this.#alive = now;
+      await this.#plane.restart('kueue');
+    } else if (await this.#answers()) this.#alive = performance.now();
+    else if (now - this.#alive > KUEUE_SILENT_MILLISECONDS) this.kill(0);
+  }
+
+  async #answers(): Promise<boolean> {
+    try {
+      return (await fetch(`${this.#probes}/healthz`, { signal: AbortSignal.timeout(WATCH_MILLISECONDS) })).ok;
+    } catch {
+      return false;
+    }
   }
 
   /** @param milliseconds for which it is away */

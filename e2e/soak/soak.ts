@@ -101,12 +101,12 @@ export async function runSoak(options: SoakOptions): Promise<SoakResult> {
     `${variant.nativeGangs ? 'gangs by PodGroups' : 'gangs of plain pods'}, ` +
       `API server ${variant.watchCache ? 'with' : 'without'} watch cache`,
   );
-  const { plane, audit } = await startCluster(variant, REPLICAS.map(userOf), folder);
+  const { plane, audit, probes } = await startCluster(variant, REPLICAS.map(userOf), folder);
   const stops: (() => unknown)[] = [() => plane.stop()];
   try {
     const store = await Store.start();
     stops.push(() => store.stop());
-    const soak = new Soak(options, variant, plane, store, audit);
+    const soak = new Soak(options, variant, plane, store, audit, new KeptKueue(plane, probes));
     const replicas = await soak.start(folder, stops);
     const result = await soak.run(replicas);
     if (result.violations.length > 0) {
@@ -125,6 +125,7 @@ class Soak {
   readonly #plane: ControlPlane;
   readonly #store: Store;
   readonly #audit: string;
+  readonly #kueue: KeptKueue;
   readonly #trainers: Trainers;
   readonly #random: Random;
   readonly #recovery = new Recovery();
@@ -133,15 +134,22 @@ class Soak {
   readonly #meanwhile = new Set<Promise<unknown>>();
   #nodes!: SimulatedNodes;
   #jobs!: Jobs;
-  #kueue!: KeptKueue;
   #history!: StoredHistory;
 
-  constructor(options: SoakOptions, variant: Variant, plane: ControlPlane, store: Store, audit: string) {
+  constructor(
+    options: SoakOptions,
+    variant: Variant,
+    plane: ControlPlane,
+    store: Store,
+    audit: string,
+    kueue: KeptKueue,
+  ) {
     this.#options = options;
     this.#variant = variant;
     this.#plane = plane;
     this.#store = store;
     this.#audit = audit;
+    this.#kueue = kueue;
     this.#random = new Random(options.seed);
     // Of its own: how often trainers ask depends on the machine, and must not change which faults follow.
     this.#trainers = new Trainers(new Random(options.seed ^ 0x5eed), store);
@@ -150,7 +158,6 @@ class Soak {
   async start(folder: string, stops: (() => unknown)[]): Promise<OperatorReplica[]> {
     const plane = this.#plane;
     await installRights(plane.client, REPLICAS);
-    this.#kueue = new KeptKueue(plane);
     stops.push(() => this.#kueue.stop());
     this.#history = new StoredHistory(plane.etcd, (change) => {
       this.#check.next(change);

@@ -52,8 +52,9 @@ export async function installKueueCrds({ client }: ControlPlane): Promise<void> 
  * Installs and starts Kueue; it ends with the control plane.
  *
  * @param configuration fields of its Configuration, such as waitForPodsReady
+ * @returns the address of its probes, which Kueue's Deployment has
  */
-export async function startKueue(plane: ControlPlane, configuration: object = {}): Promise<void> {
+export async function startKueue(plane: ControlPlane, configuration: object = {}): Promise<string> {
   const { client } = plane;
   await installKueueCrds(plane);
   await plane.createNamespace(NAMESPACE);
@@ -97,6 +98,7 @@ export async function startKueue(plane: ControlPlane, configuration: object = {}
     assert.equal(child.exitCode, null, 'kueue has ended');
     assert.equal((await fetch(`http://127.0.0.1:${health}/readyz`)).status, 200);
   });
+  return `http://127.0.0.1:${health}`;
 }
 
 /** Files with the content of a Secret, each written at once, the certificate last: Kueue waits for that. */
