@@ -252,7 +252,7 @@ test('what is missing is named: identities, a model of one’s own, a precision 
   }
   const { code, stderr } = await facetrain('plan', '-f', await tenMillion(), '--classes', '-1');
   assert.equal(code, 2);
-  assert.match(stderr, /number above 0/);
+  assert.match(stderr, /whole number from 1/);
 });
 
 test('quantities of Kubernetes', () => {

@@ -200,6 +200,8 @@ function translateAll(
     return constant ? constant.data instanceof Float32Array : !others.has(name);
   };
   const tail = source && new TailSearch(source);
+  /** What has no sizes since the attributes of a node are wrong. What plans the layers refuses it. */
+  const wrong = new Set<string>();
   /** The node of the file that a node is a part of. */
   const owners = new Map<GraphNode, GraphNode>();
   let folded = 0;
@@ -256,7 +258,7 @@ function translateAll(
     }
     if (!computesFloats(node, isFloat)) for (const name of node.outputs) others.add(name);
     const isAlias = isIdentity(node, isFloat);
-    if (tail && !isAlias) checkComputed(node, tail, context);
+    if (tail && !isAlias) checkComputed(node, tail, wrong, context);
     if (!isAlias) translated.push(node);
     else {
       // An output keeps its name, and with it a node. Others read what is in front of it.
@@ -291,16 +293,25 @@ function translateAll(
   return { nodes: translated, outputs: given, cut };
 }
 
-/** @throws FacetrainError UnsupportedOperator for a node that our runtime does not compute */
-function checkComputed(node: GraphNode, tail: TailSearch, { batches, refuse }: Context): void {
+/**
+ * @param wrong gets the outputs of a node with wrong attributes, and of those that read them
+ * @throws FacetrainError UnsupportedOperator for a node that our runtime does not compute
+ */
+function checkComputed(node: GraphNode, tail: TailSearch, wrong: Set<string>, { batches, refuse }: Context): void {
   const [output] = node.outputs as [string];
   // Sizes of the batch: what reads them has a form without them, or is refused itself.
   if (batches.every(({ integers }) => integers.has(output))) return;
   if (!tail.computes(node.op)) throw refuse(node, notSupported(node.op), 'an operator that is');
-  if (!node.outputs.every((name) => name === '' || batches[0].shapes.has(name)))
+  const hasSizes = (name: string) => name === '' || batches[0].shapes.has(name);
+  if (node.outputs.every(hasSizes)) return;
+  const isWrong = WINDOWED.has(node.op) && hasSizes(node.inputs[0] ?? '');
+  if (!isWrong && !node.inputs.some((name) => wrong.has(name)))
     throw refuse(node, `computes "${output}" of sizes that are not known`, 'known sizes');
+  for (const name of node.outputs) wrong.add(name);
 }
 
+/** Operators whose outputs have sizes by those of the input and the attributes alone. */
+const WINDOWED = new Set(['Conv', 'ConvTranspose', 'MaxPool', 'AveragePool', 'LpPool']);
 /** Operators of layers that are quantized, of which one at least is in front of a tail. */
 const WEIGHTED = new Set(['Conv', 'ConvTranspose', 'Gemm', 'MatMul']);
 

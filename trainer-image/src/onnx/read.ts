@@ -27,7 +27,7 @@ import {
 } from './proto.ts';
 import { checkOrder, constantOf, graphNode, nameNodes, type Refuse } from './read-nodes.ts';
 import { type FileNode, fileNode, reasonOf, type Tail, tailFile } from './tail.ts';
-import { decodeTensor, isNumeric, NUMERIC_TYPES } from './tensor.ts';
+import { decodeTensor, isOfOtherType, NUMERIC_TYPES } from './tensor.ts';
 
 export interface OnnxModel {
   graph: Graph;
@@ -184,7 +184,9 @@ function modelOf(model: ReturnType<typeof decode>, subject: string, options: Rea
   for (const node of named(proto.node)) {
     const inFile = computes && fileNode(node, refuse);
     if (inFile) fileNodes.set(node.name, inFile);
-    const odd = inFile?.inputs.map((name) => constants.get(name)).find((constant) => constant && !isNumeric(constant));
+    const odd = inFile?.inputs
+      .map((name) => constants.get(name))
+      .find((constant) => constant && isOfOtherType(constant));
     try {
       if (odd)
         throw refuse(`node "${node.name}" reads a constant of another type`, NUMERIC_TYPES, 'UnsupportedOperator');
@@ -224,7 +226,7 @@ function modelOf(model: ReturnType<typeof decode>, subject: string, options: Rea
     outputs: every ? outputNames : undefined,
     keepsNorms: isInt7,
     tail: computes && {
-      ...{ nodes: fileNodes, constants: constantNames, input: input.name, operators: computes, unread, refuse },
+      ...{ nodes: fileNodes, constants: constantNames, input: input.name, operators: computes, unread, subject },
     },
   });
   const infos = cut

@@ -6,7 +6,7 @@
  * these tensors (docs/decisions/0076). TailSearch finds the tail while a graph is read; tailFile makes the parts of a
  * file.
  */
-import type { FacetrainError } from '@facetrain/api';
+import { FacetrainError } from '@facetrain/api';
 import { OPSET } from './operators.ts';
 import {
   AttributeType,
@@ -132,7 +132,8 @@ export interface TailSource {
   operators: ReadonlySet<string>;
   /** Nodes that could not be read, by name, with why. */
   unread: ReadonlyMap<string, string>;
-  refuse: Refuse;
+  /** Of errors: the file. */
+  subject: string;
 }
 
 export class TailSearch {
@@ -254,10 +255,17 @@ export class TailSearch {
 
   /** The tail has no convolution, and something is in front of it. */
   #check(tail: string[], outputs: string[], producers: ReadonlyMap<string, FileNode>): void {
-    const { nodes, constants, refuse } = this.#source;
+    const { nodes, constants, subject } = this.#source;
     const isConstant = (name = '') => constants.has(name) || producers.get(name)?.op === 'Constant';
-    const because = (cause: string, then: string, allowed: string) =>
-      refuse(`${label(nodes.get(cause)!)}: ${this.#causes.get(cause)}, and ${then}`, allowed, 'UnsupportedOperator');
+    const because = (cause: string, then: string, allowed: string) => {
+      const node = nodes.get(cause)!;
+      const found = `${this.#causes.get(cause)}, and ${then}`;
+      // As other commands name them: what our runtime does not know, the addon refuses.
+      const named = this.computes(node.op)
+        ? { subject, found: `${label(node)}: ${found}` }
+        : { subject: `${subject}: node '${cause}' (${node.op})`, found };
+      return new FacetrainError({ code: 'UnsupportedOperator', ...named, allowed });
+    };
     for (const name of tail) {
       const node = nodes.get(name)!;
       const cause = this.#causeOf.get(name) ?? name;

@@ -76,9 +76,10 @@ const ELEMENT_TYPES: Partial<Record<DataType, ElementType>> = {
 /** The element types that decodeTensor reads, for messages. */
 export const NUMERIC_TYPES = `one of ${Object.keys(ELEMENT_TYPES).join(', ')}`;
 
-/** Whether a constant is of such a type. */
-export function isNumeric(constant: TensorProto | Tensor): boolean {
-  return !('dataType' in constant) || ELEMENT_TYPES[DATA_TYPES[constant.dataType] ?? 'UNDEFINED'] !== undefined;
+/** Whether a constant is of another type of ONNX. */
+export function isOfOtherType(constant: TensorProto | Tensor): boolean {
+  const type = 'dataType' in constant ? DATA_TYPES[constant.dataType] : undefined;
+  return type !== undefined && ELEMENT_TYPES[type] === undefined;
 }
 
 /** As many as libtorch's tensors have. */

@@ -289,14 +289,14 @@ test('what only our readers would have to run is refused by name', () => {
   end.node('Conv', ['rest', end.constant('weight', floats(new Array(64).fill(0.5), [8, 8, 1, 1]))], 'last');
   assert.equal(
     refused(fileWithEnd(b.graph(map), end, { outputs: [value('last')] })),
-    'model.onnx: node "rest" (Mod): operator Mod is not supported, and node "last" (Conv) is behind it; ' +
+    `model.onnx: node 'rest' (Mod): operator Mod is not supported, and node "last" (Conv) is behind it; ` +
       'such operators behind the last convolution only, where they stay FP32',
   );
   const all = new End();
   all.node('Mod', ['data', 'data'], 'rest', [int('fmod', 1)]);
   assert.match(
     refused(fileWithEnd(new GraphBuilder().graph('data'), all, { outputs: [value('rest')] })),
-    /node "rest" \(Mod\): operator Mod is not supported, and no layer that can be quantized is in front of it/,
+    /node 'rest' \(Mod\): operator Mod is not supported, and no layer that can be quantized is in front of it/,
   );
 });
 
