@@ -79,11 +79,11 @@ async function awayForAWhile(
   return { words: `${worker} for ${seconds} s`, jobs };
 }
 
-/** Programs of a node are stopped; they go on later. Some may have ended meanwhile. */
-const stopped = (around: Surroundings, worker: string, ids: string[]) => async (): Promise<() => Promise<unknown>> => {
-  await signal(around.cluster, worker, 'STOP', ids).catch(() => {});
-  return () => signal(around.cluster, worker, 'CONT', ids).catch(() => {});
-};
+/** Stops programs of a node, of which some may have ended. @returns lets them go on */
+async function stop({ cluster }: Surroundings, node: string, ids: string[]): Promise<() => Promise<unknown>> {
+  await signal(cluster, node, 'STOP', ids).catch(() => {});
+  return () => signal(cluster, node, 'CONT', ids).catch(() => {});
+}
 
 /** A program is killed; the node starts it again after a second. */
 const killProgram = (program: string, where: (around: Surroundings) => string | undefined): Fault => {
@@ -121,12 +121,11 @@ const FAULTS: Record<string, [number, Fault]> = {
       const pod = await somePod(around);
       const ids = pod && (await trainersOf(around, pod));
       if (!ids?.length) return undefined;
-      const node = pod!.spec.nodeName!;
       const seconds = around.random.between(1, 15);
-      await signal(around.cluster, node, 'STOP', ids).catch(() => {});
+      const goOn = await stop(around, pod!.spec.nodeName!, ids);
       around.meanwhile(async () => {
         await delay(1000 * seconds);
-        await signal(around.cluster, node, 'CONT', ids).catch(() => {});
+        await goOn();
       });
       return { words: `${pod!.metadata.name} for ${seconds} s`, jobs: [jobOf(pod!)] };
     },
@@ -175,7 +174,7 @@ const FAULTS: Record<string, [number, Fault]> = {
       const id = worker && (await kubeletOf(around.cluster, worker).catch(() => ''));
       if (!id) return undefined;
       const seconds = around.random.between(3, 60);
-      return awayForAWhile(around, worker, seconds, stopped(around, worker!, [id]));
+      return awayForAWhile(around, worker, seconds, (node) => stop(around, node, [id]));
     },
   ],
   'trainers sleep on a node that is given up': [
@@ -189,8 +188,8 @@ const FAULTS: Record<string, [number, Fault]> = {
       // They wake before the kubelet, which would end those whose pods are gone.
       const seconds = around.random.between(25, 45);
       return awayForAWhile(around, worker, seconds, async () => {
-        const wake = await stopped(around, worker, trainers)();
-        const goOn = await stopped(around, worker, [kubelet])();
+        const wake = await stop(around, worker, trainers);
+        const goOn = await stop(around, worker, [kubelet]);
         return async () => {
           await wake();
           await delay(around.random.between(0, 10_000));
