@@ -42,12 +42,12 @@ export interface FunctionRegion {
 
 /**
  * The functions of single numbers in a graph, by their last node.
- * @param boundaries values inside which no function may lie: those that a file quantizes
+ * @param boundaries the values that a file quantizes: a function reads one of these, and has none inside. Absent: any
  * @param others values that are no floats: a function may have them inside, but neither reads nor computes them
  */
 export function functionRegions(
   graph: Graph,
-  boundaries: ReadonlySet<string>,
+  boundaries: ReadonlySet<string> | undefined,
   others: ReadonlySet<string>,
 ): Map<GraphNode, FunctionRegion> {
   const readers = new Map<string, Set<GraphNode>>();
@@ -68,22 +68,21 @@ export function functionRegions(
   const regions = new Map<GraphNode, FunctionRegion>();
   for (const last of graph.nodes.toReversed()) {
     if (taken.has(last) || !isElementwise(last) || others.has(last.outputs[0]!)) continue;
-    const region = new Set([last]);
+    const region = new Set<GraphNode>();
     let found: FunctionRegion | undefined;
-    for (let grown = true; grown; ) {
+    // One node at a time: what reads a value twice is a function of it before the value's own node is added.
+    for (let added: GraphNode | undefined = last; added; ) {
+      region.add(added);
       const inputs = new Set([...region].flatMap(computed).filter((name) => !region.has(producers.get(name)!)));
       const [input] = inputs;
-      if (input !== undefined && inputs.size === 1 && !others.has(input))
-        found = { nodes: graph.nodes.filter((node) => region.has(node)), input };
-      grown = false;
-      for (const name of inputs) {
+      const isInput = input !== undefined && !others.has(input) && (boundaries?.has(input) ?? true);
+      if (isInput && inputs.size === 1) found = { nodes: graph.nodes.filter((node) => region.has(node)), input };
+      added = [...inputs].flatMap((name) => {
         const producer = producers.get(name);
         const isInside = [...readers.get(name)!].every((reader) => region.has(reader));
-        if (!producer || !isElementwise(producer) || !isInside || outputs.has(name) || boundaries.has(name)) continue;
-        if (taken.has(producer)) continue;
-        region.add(producer);
-        grown = true;
-      }
+        const canGrow = producer && isElementwise(producer) && !taken.has(producer);
+        return canGrow && isInside && !outputs.has(name) && !boundaries?.has(name) ? [producer] : [];
+      })[0];
     }
     const isFunction = (node: GraphNode) => !SIMPLE.has(node.op) || computed(node).length > 1;
     if (!found?.nodes.some(isFunction)) continue;

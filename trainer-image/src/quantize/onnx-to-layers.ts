@@ -50,7 +50,7 @@ export interface RealNode {
 export interface ReadLayersOptions {
   /** Refuses what would stay in FP32. */
   strict?: boolean | undefined;
-  /** Values that the file quantizes: no function of several operators reaches over one (node-layers.ts). */
+  /** Values that the file quantizes: functions of several operators lie between them (node-layers.ts). */
   boundaries?: ReadonlySet<string> | undefined;
   /** Called for each node that stays in FP32. */
   onReal?: ((real: RealNode) => void) | undefined;
@@ -168,7 +168,7 @@ class OnnxReader {
   }
 
   read(): Operation[] {
-    const regions = functionRegions(this.graph, this.options.boundaries ?? new Set(), this.others);
+    const regions = functionRegions(this.graph, this.options.boundaries, this.others);
     const inside = new Set([...regions.values()].flatMap(({ nodes }) => nodes.slice(0, -1)));
     for (const node of this.graph.nodes) {
       if (inside.has(node)) continue;

@@ -377,6 +377,12 @@ const FAILED: Record<string, Recipe> = {
   ]),
   'a function of the picture as a vector': recipe([{ op: 'head' }, { op: 'activation', form: 21 }]),
   'a product of one row that is normalized': recipe([{ op: 'globalPool' }, { op: 'rowProducts', form: 17 }]),
+  'a choice by a comparison behind a sum': recipe([
+    { op: 'globalPool' },
+    { op: 'rowProducts', form: 1 },
+    { op: 'compare', channels: 10 },
+    { op: 'conv' },
+  ]),
   'rows by a product and a bias, read with canonical operators': recipe([
     { op: 'rowProducts', form: 1 },
     { op: 'head' },
