@@ -166,11 +166,15 @@ bool Groups::join_concat(const LayerGraph& graph, const Layer& layer) {
 }
 
 // Largest |x| of each channel, over all pictures.
-std::vector<float> channel_maxima(const LayerwisePass& pass, const Tensor& tensor, int index) {
+std::vector<float> channel_maxima(const LayerwisePass& pass, const Tensor& tensor, int index,
+                                  const CancellablePool& pool) {
   std::vector<float> result(tensor.channels);
-  const float* x = pass.real(index, 0);
-  for (int64_t p = 0; p < pass.pictures() * tensor.area(); ++p, x += tensor.channels) {
-    for (int c = 0; c < tensor.channels; ++c) result[c] = std::max(result[c], std::abs(x[c]));
+  for (int64_t n = 0; n < pass.pictures(); ++n) {
+    pool.check();
+    const float* x = pass.real(index, n);
+    for (int p = 0; p < tensor.area(); ++p, x += tensor.channels) {
+      for (int c = 0; c < tensor.channels; ++c) result[c] = std::max(result[c], std::abs(x[c]));
+    }
   }
   return result;
 }
@@ -209,8 +213,8 @@ float divisor(float activation, float weight, float largest) {
 
 }  // namespace
 
-void equalize(LayerGraph& graph, const PictureView& pictures, ThreadPool& pool, const ActivationSpace& space,
-              const std::atomic<bool>& cancelled, const std::function<void(int)>& on_layer) {
+void equalize(LayerGraph& graph, const PictureView& pictures, const CancellablePool& pool, const ActivationSpace& space,
+              const std::function<void(int)>& on_layer) {
   Groups groups(graph);
   const int tensors = static_cast<int>(graph.tensors.size());
   // By representative of the channel: a_c, and w_c, which is 0 where only depthwise convolutions read the channel. By
@@ -227,11 +231,10 @@ void equalize(LayerGraph& graph, const PictureView& pictures, ThreadPool& pool, 
   LayerwisePass pass(graph, pictures, pool, space);
   pass.start_real();
   for (int l = 0; l < static_cast<int>(graph.layers.size()); ++l) {
-    if (cancelled) throw Cancelled();
     pass.run_real(l);
     const int output = graph.layers[l].output;
     pass.extent(output);  // throws if a value is not finite, before it gets into a divisor
-    const auto maxima = channel_maxima(pass, graph.tensors[output], output);
+    const auto maxima = channel_maxima(pass, graph.tensors[output], output, pool);
     for (size_t c = 0; c < maxima.size(); ++c) {
       float& a = activation[groups.channel(output, static_cast<int>(c))];
       a = std::max(a, maxima[c]);

@@ -9,10 +9,10 @@
 // Costs one FP32 pass of the network over the calibration pictures.
 #pragma once
 
-#include <atomic>
 #include <functional>
 
 #include "quant/activations.h"
+#include "quant/cancellable_pool.h"
 #include "quant/model.h"
 
 namespace facetrain {
@@ -28,8 +28,8 @@ namespace facetrain {
 // a_c, because some channels are rarely active but large when they are.
 //
 // `on_layer` is called with the number of layers done. Throws Error(NotANumber) when an activation is not finite, and
-// Cancelled soon after `cancelled` is set.
-void equalize(LayerGraph& graph, const PictureView& pictures, ThreadPool& pool, const ActivationSpace& space,
-              const std::atomic<bool>& cancelled, const std::function<void(int)>& on_layer);
+// Cancelled.
+void equalize(LayerGraph& graph, const PictureView& pictures, const CancellablePool& pool, const ActivationSpace& space,
+              const std::function<void(int)>& on_layer);
 
 }  // namespace facetrain

@@ -7,7 +7,7 @@
 
 namespace facetrain {
 
-LayerwisePass::LayerwisePass(const LayerGraph& graph, const PictureView& pictures, ThreadPool& pool,
+LayerwisePass::LayerwisePass(const LayerGraph& graph, const PictureView& pictures, const CancellablePool& pool,
                              const ActivationSpace& space)
     : graph_(graph),
       pictures_(pictures),
@@ -81,9 +81,14 @@ Activations<float> LayerwisePass::run_unquantized(int l, const Scales& scales) c
 Extent LayerwisePass::extent(int tensor) const {
   Extent result;
   bool finite = true;
-  for (const float x : real_[tensor]) {
-    finite &= std::isfinite(x);
-    result.add(x);
+  const int64_t size = graph_.tensors[tensor].size();
+  for (int64_t n = 0; n < pictures_.count; ++n) {
+    pool_.check();
+    const float* x = real(tensor, n);
+    for (int64_t i = 0; i < size; ++i) {
+      finite &= std::isfinite(x[i]);
+      result.add(x[i]);
+    }
   }
   if (!finite) {
     throw Error("NotANumber", "tensor '" + graph_.tensors[tensor].name + "'",

@@ -7,14 +7,16 @@
 #include <vector>
 
 #include "quant/activations.h"
+#include "quant/cancellable_pool.h"
 #include "quant/model.h"
 
 namespace facetrain {
 
 class LayerwisePass {
  public:
-  // All arguments must outlive the pass.
-  LayerwisePass(const LayerGraph& graph, const PictureView& pictures, ThreadPool& pool, const ActivationSpace& space);
+  // All arguments must outlive the pass. What goes through all pictures throws Cancelled.
+  LayerwisePass(const LayerGraph& graph, const PictureView& pictures, const CancellablePool& pool,
+                const ActivationSpace& space);
 
   // Sets the graph's input from the pictures, in FP32 or in integers.
   void start_real();
@@ -49,7 +51,7 @@ class LayerwisePass {
 
   const LayerGraph& graph_;
   const PictureView& pictures_;
-  ThreadPool& pool_;
+  const CancellablePool& pool_;
   const std::string* const directory_;           // of the files with activations; null: they are in memory
   std::vector<Activations<float>> real_;         // by tensor
   std::vector<Activations<int8_t>> integers_;    // by tensor, each with kOverread more bytes

@@ -10,7 +10,7 @@
 #include <vector>
 
 #include "kernels/conv.h"
-#include "kernels/thread_pool.h"
+#include "quant/cancellable_pool.h"
 #include "quant/layerwise_pass.h"
 #include "quant/real_layer.h"
 
@@ -37,7 +37,7 @@ class Patches {
  public:
   // source(n) returns the layer's input for picture n.
   template <typename Source>
-  Patches(const ConvShape& shape, int64_t pictures, ThreadPool& pool, const Source& source) : shape_(shape) {
+  Patches(const ConvShape& shape, int64_t pictures, const CancellablePool& pool, const Source& source) : shape_(shape) {
     pixels_ = static_cast<int>(sample_pixels(shape.out_area(), pictures, 0).size());
     values_.resize(pictures * picture_size() + kOverread);
     const std::vector<T> zeros(shape.in_channels);
@@ -79,7 +79,7 @@ struct Targets {
   std::vector<float> values;    // [picture][pixel][channel]
   std::vector<double> squares;  // [picture][channel]: sums of the squared values
 
-  Targets(const LayerwisePass& pass, const LayerGraph& graph, int l, ThreadPool& pool) {
+  Targets(const LayerwisePass& pass, const LayerGraph& graph, int l, const CancellablePool& pool) {
     const Layer& layer = graph.layers[l];
     const ConvShape& shape = layer.shape;
     const Patches<float> patches(shape, pass.pictures(), pool, [&](int64_t n) { return pass.real(layer.input, n); });

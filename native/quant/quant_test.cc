@@ -9,6 +9,7 @@
 #include "kernels/reference.h"
 #include "quant/equalize.h"
 #include "quant/layerwise_pass.h"
+#include "quant/patches.h"
 #include "quant/search.h"
 #include "test/check.h"
 
@@ -325,7 +326,7 @@ void test_equalize() {
   const PictureView pictures{pixels.data(), 6, 12, 12};
   ThreadPool pool(2);
   int last = 0;
-  equalize(graph, pictures, pool, kInMemory, kNever, [&](int done) { last = done; });
+  equalize(graph, pictures, {pool, kNever}, kInMemory, [&](int done) { last = done; });
   CHECK_EQ(last, 10);
   const auto old_model = make_real_model(std::make_shared<const LayerGraph>(before), 2);
   const auto new_model = make_real_model(std::make_shared<const LayerGraph>(graph), 2);
@@ -545,7 +546,7 @@ void test_nodes() {
   auto pixels = Builder(42).pictures(5, 12, 12);
   const PictureView pictures{pixels.data(), 5, 12, 12};
   ThreadPool pool(2);
-  equalize(graph, pictures, pool, kInMemory, kNever, [](int) {});
+  equalize(graph, pictures, {pool, kNever}, kInMemory, [](int) {});
   CHECK(before.layers[0].weight != graph.layers[0].weight);
   const auto old_model = make_real_model(std::make_shared<const LayerGraph>(before), 2);
   const auto new_model = make_real_model(std::make_shared<const LayerGraph>(graph), 2);
@@ -582,7 +583,7 @@ void test_equalize_operands() {
     LayerGraph graph(picture_tensor(12, 12), std::move(b.layers), {"y", "other"});
     const auto before = std::make_shared<const LayerGraph>(graph);
     ThreadPool pool(2);
-    equalize(graph, pictures, pool, kInMemory, kNever, [](int) {});
+    equalize(graph, pictures, {pool, kNever}, kInMemory, [](int) {});
     CHECK_EQ(before->layers[0].weight == graph.layers[0].weight, op == "Pad");
     const auto old_model = make_real_model(before, 2);
     const auto new_model = make_real_model(std::make_shared<const LayerGraph>(graph), 2);
@@ -765,6 +766,30 @@ void test_odd_networks() {
   CHECK_EQ(steps, 3);
 }
 
+void test_cancelled_within_a_layer() {
+  ThreadPool threads(1);
+  std::atomic<bool> cancelled = false;
+  const CancellablePool pool(threads, cancelled);
+  int calls = 0;
+  const auto body = [&](int64_t, int) { cancelled = ++calls == 3; };
+  CHECK_THROWS(pool.parallel_for(10, body), Cancelled, "cancelled");
+  CHECK_EQ(calls, 3);
+
+  const LayerGraph graph = small_network(31);
+  auto pixels = Builder(2).pictures(2, 12, 12);
+  const PictureView pictures{pixels.data(), 2, 12, 12};
+  cancelled = false;
+  LayerwisePass pass(graph, pictures, pool, kInMemory);
+  pass.start_real();
+  pass.run_real(0);
+  cancelled = true;
+  CHECK_THROWS(pass.run_real(1), Cancelled, "cancelled");
+  CHECK_THROWS(pass.extent(1), Cancelled, "cancelled");
+  const auto input = [&](int64_t n) { return pass.real(0, n); };
+  CHECK_THROWS(Patches<float>(graph.layers[0].shape, 2, pool, input), Cancelled, "cancelled");
+  CHECK_THROWS(Targets(pass, graph, 0, pool), Cancelled, "cancelled");
+}
+
 // A search that goes on from any of its decisions ends as one that was not interrupted, and makes the others alike.
 void test_resumed_search() {
   SearchOptions options = kOptions;
@@ -862,6 +887,7 @@ int main() {
   test_equalize_operands();
   test_integer_constants();
   test_broken_steps();
+  test_cancelled_within_a_layer();
   test_resumed_search();
   test_resolve_scales();
   return TEST_RESULT();

@@ -72,7 +72,12 @@ class Search {
  public:
   Search(LayerGraph& graph, const PictureView& pictures, const SearchOptions& options, const ActivationSpace& space,
          ThreadPool& pool, const SearchControl& control)
-      : graph_(graph), pictures_(pictures), options_(options), space_(space), pool_(pool), control_(control) {}
+      : graph_(graph),
+        pictures_(pictures),
+        options_(options),
+        space_(space),
+        pool_(pool, control.cancelled),
+        control_(control) {}
 
   SearchResult run();
 
@@ -116,7 +121,7 @@ class Search {
   const PictureView& pictures_;
   const SearchOptions& options_;
   const ActivationSpace& space_;
-  ThreadPool& pool_;
+  const CancellablePool pool_;
   const SearchControl& control_;
   size_t next_decision_ = 0;      // of control_.decided
   int steps_ = 0, total_ = 0;     // progress: layers that the passes have done, and will do
@@ -127,7 +132,7 @@ class Search {
 
 // Counts a layer as done and reports the progress. Throws Cancelled.
 void Search::layer_done() {
-  if (control_.cancelled) throw Cancelled();
+  pool_.check();
   control_.on_progress(SearchStage::searching, ++steps_, total_);
 }
 
@@ -159,7 +164,6 @@ void Search::find_extents() {
   LayerwisePass pass(graph_, pictures_, pool_, space_);
   pass.start_real();
   for (int l = 0; l < layers; ++l) {
-    if (control_.cancelled) throw Cancelled();
     pass.run_real(l);
     extents_[graph_.layers[l].output] = pass.extent(graph_.layers[l].output);
     pass.release(l);
@@ -210,7 +214,6 @@ std::vector<float> Search::scan_weights(const LayerwisePass& pass, int l) const 
   const int candidates = options_.candidates + 1;
   std::vector<double> scores(int64_t{candidates} * outputs);
   pool_.parallel_for(candidates, [&](int64_t k, int) {
-    if (control_.cancelled) throw Cancelled();
     std::vector<int8_t> weights(shape.weights());
     std::vector<int32_t> bias(outputs), sums(size);
     for (int o = 0; o < outputs; ++o) {
@@ -223,6 +226,7 @@ std::vector<float> Search::scan_weights(const LayerwisePass& pass, int l) const 
     std::vector<double> all_dot(outputs), all_square(outputs), all_target(outputs);
     double* score = scores.data() + k * outputs;
     for (int64_t n = 0; n < pass.pictures(); ++n) {
+      pool_.check();
       const auto taps = patch_taps(shape, patches.pixels(), patches.picture(n));
       conv.run(taps.data(), patches.pixels(), bias.data(), sums.data());
       channel_products(sums.data(), targets.values.data() + n * size, patches.pixels(), outputs, dot.data(),
@@ -254,6 +258,7 @@ SampledTensor Search::sample_tensor(const LayerwisePass& pass, int t, const Unqu
   const Tensor& tensor = graph_.tensors[t];
   SampledTensor result;
   for (int64_t n = 0; n < pass.pictures(); ++n) {
+    pool_.check();
     for (const int pixel : sample_pixels(tensor.area(), pass.pictures(), n)) {
       const int64_t at = int64_t{pixel} * tensor.channels;
       result.values.insert(result.values.end(), unquantized(n) + at, unquantized(n) + at + tensor.channels);
@@ -284,6 +289,7 @@ void Search::add_reader_cosines(const Reader& reader, float scale, IntegerRange 
   const auto taps = patch_taps(shape, pixels, integers.data());
   std::vector<float> dot(outputs), square(outputs);
   for (int64_t n = 0; n < pictures_.count; ++n) {
+    pool_.check();
     quantize(patches.picture(n), patches.picture_size(), scale, range, integers.data());
     conv.run(taps.data(), pixels, bias.data(), sums.data());
     channel_products(sums.data(), targets.values.data() + n * pixels * outputs, pixels, outputs, dot.data(),
@@ -306,6 +312,7 @@ void Search::add_tensor_cosines(const SampledTensor& sampled, int channels, floa
   std::vector<int8_t> integers(size);
   std::vector<float> mapped(sampled.pointwise == nullptr ? 0 : size);
   for (int64_t n = 0; n < pictures_.count; ++n) {
+    pool_.check();
     const float* real = sampled.real.data() + n * size;
     quantize(sampled.values.data() + n * size, size, scale, range, integers.data());
     if (sampled.pointwise == nullptr) {
@@ -337,7 +344,6 @@ Quantization Search::scan_activation(const LayerwisePass& pass, int t, const Unq
   const auto choose = [&](const std::vector<Quantization>& candidates) {
     std::vector<double> scores(candidates.size());
     pool_.parallel_for(static_cast<int64_t>(candidates.size()), [&](int64_t k, int) {
-      if (control_.cancelled) throw Cancelled();
       const auto& [scale, zero_point] = candidates[k];
       const IntegerRange range{scales_.limits[t], zero_point};
       for (const Reader& reader : readers) add_reader_cosines(reader, scale, range, scores[k]);
@@ -447,10 +453,13 @@ void Search::correct_biases() {
     const int outputs = layer.shape.out_channels;
     scales_.convs[l].bias = decide<int32_t>(outputs, [&] {
       const auto integer = pass.run_unquantized(l, scales_);
-      const auto count = static_cast<int64_t>(integer.size()), pixels = count / outputs;
+      const int64_t pixels = pass.pictures() * graph_.tensors[layer.output].area();
       std::vector<double> error(outputs);
-      const float* real = pass.real(layer.output, 0);
-      for (int64_t i = 0; i < count; ++i) error[i % outputs] += real[i] - integer[i];
+      const float *real = pass.real(layer.output, 0), *values = integer.data();
+      for (int64_t p = 0; p < pixels; ++p, real += outputs, values += outputs) {
+        pool_.check();
+        for (int o = 0; o < outputs; ++o) error[o] += real[o] - values[o];
+      }
       const ConvScales& conv = scales_.convs[l];
       std::vector<int32_t> bias = conv.bias;
       for (int o = 0; o < outputs; ++o) {
@@ -481,7 +490,6 @@ Search::Evaluation Search::measure() const {
   pass.start_real();
   pass.start_integers(scales_);
   for (int l = 0; l < static_cast<int>(graph_.layers.size()); ++l) {
-    if (control_.cancelled) throw Cancelled();
     const int output = graph_.layers[l].output;
     const int64_t size = graph_.tensors[output].size();
     pass.run_real(l);
@@ -522,7 +530,7 @@ void Search::keep_if_better() {
 SearchResult Search::run() {
   const int layers = static_cast<int>(graph_.layers.size());
   if (options_.equalize) {
-    equalize(graph_, pictures_, pool_, space_, control_.cancelled,
+    equalize(graph_, pictures_, pool_, space_,
              [&](int done) { control_.on_progress(SearchStage::equalizing, done, layers); });
   }
   total_ = (2 * options_.rounds + (options_.bias_correction ? 1 : 0)) * layers;

@@ -53,7 +53,7 @@ enum class SearchStage { equalizing, searching };
 using Decision = std::vector<double>;
 
 struct SearchControl {
-  const std::atomic<bool>& cancelled;  // checked between layers and candidates
+  const std::atomic<bool>& cancelled;  // checked between pictures
   std::function<void(SearchStage stage, int done, int total)> on_progress;
   // Of an interrupted search of the same graph, pictures and options, in order; and what hears of each new one.
   const std::vector<Decision>& decided;

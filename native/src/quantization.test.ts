@@ -213,6 +213,44 @@ test('an aborted search rejects with the reason of the signal', async () => {
   await assert.rejects(search, reason);
 });
 
+test('a search ends between two pictures of a layer', async () => {
+  const size = 64;
+  const layer = conv('a', 'data', 3, 64);
+  const inputs = 3 * size * size;
+  const graph: LayerGraph = {
+    input: { name: 'data', channels: 3, height: size, width: size },
+    output: { name: 'a:0', dim: 64 },
+    layers: [
+      {
+        ...layer,
+        ...{
+          weight: { dims: [64, 3, size, size], data: values(64 * inputs, 0.1) },
+          pads: [0, 0, 0, 0],
+          strides: [1, 1],
+        },
+      },
+    ],
+  };
+  const controller = new AbortController();
+  const done: number[] = [];
+  // The layer takes a second.
+  const data = new Uint8Array(2000 * inputs).fill(100);
+  const search = searchScales(
+    graph,
+    { ...pictures(0, size), count: 2000, data },
+    {
+      ...options,
+      signal: controller.signal,
+      onProgress: (progress) => {
+        done.push(progress.done);
+        controller.abort();
+      },
+    },
+  );
+  await assert.rejects(search, { name: 'AbortError' });
+  assert.ok(done.length > 0 && done.every((layers) => layers === 0), `layers done: ${done}`);
+});
+
 test('no pictures, and pictures of another size, are refused', async () => {
   await assert.rejects(searchScales(network(), pictures(0), options), refused('InvalidArgument', 'no pictures'));
   await assert.rejects(
