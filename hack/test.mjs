@@ -35,7 +35,7 @@ const MINUTES_PER_CLUSTER = 60;
 async function ctest(folder, chosen = []) {
   const log = join(folder, 'ctest.log');
   const parallel = String(availableParallelism());
-  const options = ['--parallel', parallel, '--output-on-failure', '--timeout', '300', '--output-log', log];
+  const options = ['--parallel', parallel, '--output-on-failure', '--timeout', '1200', '--output-log', log];
   const code = await attached(['ctest', '--test-dir', folder, ...chosen, ...options], { env: environment });
   const counts = /tests passed, (\d+) tests? failed out of (\d+)/.exec(await readFile(log, 'utf8'));
   if (!counts) return { passed: 0, failed: 1 };

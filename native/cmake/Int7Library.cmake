@@ -12,8 +12,10 @@ foreach(kind SHARED STATIC)
 endforeach()
 set_target_properties(facetrain_int7_shared PROPERTIES SOVERSION 3
   LINK_DEPENDS ${CMAKE_CURRENT_SOURCE_DIR}/int7/exports.map)
-# The linker leaves out what the library does not call: the kernels of the simulator.
-target_compile_options(ft_kernels PRIVATE -ffunction-sections)
+# The linker leaves out what the library does not call, such as the kernels of the simulator.
+foreach(library ft_kernels ft_nodes ft_int7)
+  target_compile_options(${library} PRIVATE -ffunction-sections)
+endforeach()
 target_link_options(facetrain_int7_shared PRIVATE
   -Wl,--version-script=${CMAKE_CURRENT_SOURCE_DIR}/int7/exports.map -Wl,--gc-sections -Wl,-s)
 # Relative, since `cmake --install --prefix` may choose another prefix than the one that is known here.

@@ -7,7 +7,7 @@
  */
 import type { Graph, GraphNode, NodeLayer, NodeOperand, NodeStep } from '@facetrain/native';
 
-/** Operators of native/nodes/float_steps.cc. */
+/** Operators of native/nodes/*_operators.cc. */
 export const NODE_OPERATORS = `
   Abs Add And ArgMax ArgMin AveragePool BatchNormalization Cast Ceil Clip Concat Conv ConvTranspose DepthToSpace Div
   Elu Equal Erf Exp Expand Flatten Floor Gather Gemm GlobalAveragePool GlobalMaxPool Greater GreaterOrEqual
