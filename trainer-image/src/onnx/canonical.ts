@@ -233,13 +233,13 @@ export class Canonicalizer {
    * The base of a view of channels last in this order: a Transpose, written once. The view stays as it is, so that all
    * that read it are written in the same way.
    */
-  private channelsLastBase(name: string, { base, origin }: View): string {
+  private channelsLastBase(name: string, { base, origin, shape }: View): string {
     const [channels, height, width] = this.shapes.get(base) as [number, number, number];
     const last = [height, width, channels];
     const key = JSON.stringify([base, 'channels last']);
     let transposed = this.reshaped.get(key);
     if (transposed === undefined) {
-      const own = origin?.op === 'Transpose' && origin.outputs[0] === name ? origin : undefined;
+      const own = origin?.op === 'Transpose' && origin.outputs[0] === name && same(shape, last) ? origin : undefined;
       transposed = own ? name : this.context.freshName(`${base}_channels_last`);
       const written = { name: own?.name ?? transposed, op: 'Transpose', inputs: [base] };
       this.emit({ ...written, attributes: { perm: TO_CHANNELS_LAST } }, transposed, last);
@@ -411,7 +411,11 @@ export class Canonicalizer {
         const isLast = same(shape, last) && (isOne || channelsLast);
         if (!isFirst && !isLast && !(isOne && same(shape, [height, width]))) return false;
         if (isFirst || isLast) channelsLast = !isFirst;
-      } else if (channelsLast && !same(shape, last) && !this.isVector({ shape })) return false;
+      } else if (channelsLast && !same(shape, last)) {
+        // Of one channel or one pixel, both orders are one.
+        if (count === 1 || height * width === 1) channelsLast = undefined;
+        else if (!this.isVector({ shape })) return false;
+      }
     }
     this.views.set(node.outputs[0]!, { ...view, shape, channelsLast, node, origin: node });
     return true;

@@ -383,6 +383,13 @@ const FAILED: Record<string, Recipe> = {
     { op: 'compare', channels: 10 },
     { op: 'conv' },
   ]),
+  'a map of one pixel, channels last before and not behind': recipe([
+    { op: 'conv', channels: 4 },
+    { op: 'reduce' },
+    { op: 'choice' },
+    { op: 'channelsLast', form: 1 },
+    { op: 'conv' },
+  ]),
   'rows by a product and a bias, read with canonical operators': recipe([
     { op: 'rowProducts', form: 1 },
     { op: 'head' },
