@@ -128,12 +128,15 @@ export function normalize(
     },
     keepsAll: kept !== undefined,
   });
-  const { nodes: whole } = joinPRelus({
-    ...graph,
-    nodes: liveNodes(live, outputs),
-    initializers: Object.fromEntries(initializers),
-    outputs: outputs.map((name) => ({ name, dims: [] })),
-  });
+  const { nodes: whole } = joinPRelus(
+    {
+      ...graph,
+      nodes: liveNodes(live, outputs),
+      initializers: Object.fromEntries(initializers),
+      outputs: outputs.map((name) => ({ name, dims: [] })),
+    },
+    batches[0].shapes,
+  );
   for (const node of whole) canonical.visit(node);
   if (!isEmbedding) canonical.finishAll(outputs);
   else if (!canonical.finish(outputs[0]!, graph.input.name))

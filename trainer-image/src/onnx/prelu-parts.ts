@@ -54,9 +54,11 @@ const outputsOf = (graph: Graph) => (graph.outputs ?? [graph.output]).map(({ nam
 
 /**
  * The graph with a PRelu for each sum of such parts. Operands may come in any order, and the first part may be any node
- * that computes a Relu; others may not read the parts.
+ * that computes a Relu; others may not read the parts. A PRelu has the shape of what it reads: slopes for several
+ * channels make several of one, in parts.
+ * @param shapes of values, as far as they are known
  */
-export function joinPRelus(graph: Graph): Graph {
+export function joinPRelus(graph: Graph, shapes: ReadonlyMap<string, number[]> = new Map()): Graph {
   const read = new Map<string, number>();
   for (const value of [...graph.nodes.flatMap(({ inputs }) => inputs), ...outputsOf(graph)])
     read.set(value, (read.get(value) ?? 0) + 1);
@@ -83,6 +85,11 @@ export function joinPRelus(graph: Graph): Graph {
     return isWanted(a) ? { computed: b, constant: a } : { computed: a, constant: b };
   };
 
+  const isSameShape = (a: string, b: string) => {
+    const [one, other] = [shapes.get(a), shapes.get(b)];
+    return !one || !other || one.join() === other.join();
+  };
+
   const parts = new Set<GraphNode>();
   const joined = new Map<GraphNode, GraphNode>();
   for (const node of graph.nodes) {
@@ -94,6 +101,7 @@ export function joinPRelus(graph: Graph): Graph {
       const below = product && partOf('Min', product.computed);
       const least = below && operands(below, isZero);
       if (!positive || !isRelu(positive, constantOf) || !least || positive.inputs[0] !== least.computed) continue;
+      if (!isSameShape(node.outputs[0]!, least.computed)) continue;
       for (const each of [positive, negative, below]) parts.add(each);
       joined.set(node, { ...node, op: 'PRelu', inputs: [least.computed, product.constant] });
       break;

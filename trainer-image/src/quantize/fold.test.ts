@@ -269,6 +269,12 @@ describe('what has no quantized layer is refused by operator and node, if nothin
       code: 'InvalidModel',
       expected: /^node "BatchNormalization_0" \(BatchNormalization\): variance -1 of channel 1; /,
     },
+    'slopes of several channels for one': {
+      build: (b) => b.flatten(b.node('PRelu', [b.conv('data', 3, 1, 1), b.values([4, 1, 1])])),
+      code: 'InvalidModel',
+      expected:
+        /^node "PRelu_1" \(PRelu\): slopes of shape \[4, 1, 1\] for an input of \[1, 1, 8, 8\]; slopes that are /,
+    },
     'an output that is the input': {
       build: (b) => b.flatten('data'),
       code: 'InvalidModel',

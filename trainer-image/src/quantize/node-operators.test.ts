@@ -105,6 +105,13 @@ const CASES: Record<string, OperatorCase> = {
       return b.node('Add', [x, b.node('Mul', [map, number(0.01)])]);
     },
   },
+  'the parts of a PRelu, of one channel with the slopes of several': {
+    step: (b, x) => {
+      const one = b.conv(x, CHANNELS, 1, 3, { pad: 1 });
+      const negative = b.node('Mul', [b.node('Min', [one, number(0)]), b.values([CHANNELS, 1, 1])]);
+      return b.node('Add', [b.node('Relu', [one]), negative]);
+    },
+  },
   'a Resize to the size of another map': {
     step: (b, x) => {
       const sizes = [part(b, b.node('Shape', [x]), 0, 2), part(b, b.node('Shape', [x]), 2, 4)];

@@ -478,6 +478,15 @@ class OnnxReader {
   }
 
   prelu(node: GraphNode): void {
+    const [shape, slopes] = node.inputs.map((name) => this.shapes.get(name));
+    const own = slopes?.map((dim, i) => shape?.[i + (shape.length - slopes.length)] === dim || dim === 1);
+    if (shape && own?.includes(false))
+      throw new FacetrainError({
+        code: 'InvalidModel',
+        subject: this.operands.subject(node),
+        found: `slopes of shape [${slopes!.join(', ')}] for an input of [${shape.join(', ')}]`,
+        allowed: 'slopes that are broadcast to the shape of the input',
+      });
     const input = this.operands.channelwise(node, 0);
     const slope = this.operands.perChannelConstant(node, 1, input.shape[0], input.flat);
     this.activation(node, (channel) => slope[channel]!);
