@@ -132,6 +132,7 @@ export class Canonicalizer {
     if (!isPlain || !this.isVector(view)) {
       const name = this.materialise(output, view.node);
       if (name !== output) this.rename(name, output);
+      if (view.shape.length !== 1 && this.isVector(view)) this.flattenOutput(output, view);
     } else if (same(this.shapes.get(view.base)!, vector)) {
       this.rename(view.base, output);
     } else {
