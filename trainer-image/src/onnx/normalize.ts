@@ -25,6 +25,7 @@ import { dataTypeNumber } from './proto.ts';
 import { type Cut, notSupported, TailSearch, type TailSource } from './tail.ts';
 import { type Context, translateNode } from './translate-node.ts';
 import { UniqueNames } from './unique-names.ts';
+import { unsupportedArgument } from './unsupported-arguments.ts';
 
 export interface NormalizeOptions {
   /** Operator set of the file. */
@@ -261,7 +262,7 @@ function translateAll(
     }
     if (!computesFloats(node, isFloat)) for (const name of node.outputs) others.add(name);
     const isAlias = isIdentity(node, isFloat);
-    if (tail && !isAlias) checkComputed(node, tail, wrong, context);
+    if (tail && !isAlias) checkComputed(node, tail, { wrong, isFloat }, context);
     if (!isAlias) translated.push(node);
     else {
       // An output keeps its name, and with it a node. Others read what is in front of it.
@@ -300,11 +301,19 @@ function translateAll(
  * @param wrong gets the outputs of a node with wrong attributes, and of those that read them
  * @throws FacetrainError UnsupportedOperator for a node that our runtime does not compute
  */
-function checkComputed(node: GraphNode, tail: TailSearch, wrong: Set<string>, { batches, refuse }: Context): void {
+function checkComputed(
+  node: GraphNode,
+  tail: TailSearch,
+  { wrong, isFloat }: { wrong: Set<string>; isFloat: (name: string) => boolean },
+  { batches, isConstant, refuse }: Context,
+): void {
   const [output] = node.outputs as [string];
   // Sizes of the batch: what reads them has a form without them, or is refused itself.
   if (batches.every(({ integers }) => integers.has(output))) return;
   if (!tail.computes(node.op)) throw refuse(node, notSupported(node.op), 'an operator that is');
+  const shape = (name: string) => batches[0].shapes.get(name);
+  const argument = unsupportedArgument(node, { shape, isConstant, isFloat });
+  if (argument !== undefined) throw refuse(node, argument, 'arguments that our runtime computes');
   const hasSizes = (name: string) => name === '' || batches[0].shapes.has(name);
   if (node.outputs.every(hasSizes)) return;
   const isWrong = WINDOWED.has(node.op) && hasSizes(node.inputs[0] ?? '');

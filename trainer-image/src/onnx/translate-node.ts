@@ -116,9 +116,14 @@ export function translateNode(node: GraphNode, context: Context): void {
     case 'Reshape':
       makeTargetConstant(node, context);
       break;
+    case 'AveragePool':
+      makePadsExplicit(node, context);
+      // What ceil_mode adds at the end is no pad, and counts in no mean.
+      if (intAttribute(node, 'ceil_mode', 0) === 1 && intsAttribute(node, 'pads', []).every((pad) => pad === 0))
+        delete attributes.count_include_pad;
+      break;
     case 'Conv':
     case 'ConvTranspose':
-    case 'AveragePool':
     case 'LpPool':
     case 'MaxPool':
       makePadsExplicit(node, context);

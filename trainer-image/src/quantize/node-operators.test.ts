@@ -112,6 +112,12 @@ const CASES: Record<string, OperatorCase> = {
       return b.node('Add', [b.node('Relu', [one]), negative]);
     },
   },
+  'an AveragePool without pads that counts them, and rounds up': {
+    step: (b, x) => {
+      const sizes = { kernel_shape: [3, 3], strides: [2, 2], pads: [0, 0, 0, 0] };
+      return b.node('AveragePool', [x], { ...sizes, ceil_mode: 1, count_include_pad: 1 });
+    },
+  },
   'a Resize to the size of another map': {
     step: (b, x) => {
       const sizes = [part(b, b.node('Shape', [x]), 0, 2), part(b, b.node('Shape', [x]), 2, 4)];

@@ -20,7 +20,9 @@ import {
   floats,
   int,
   integers,
+  ints,
   recognizer,
+  text,
   value,
   withIf,
 } from '../testing/tail-networks.ts';
@@ -224,6 +226,124 @@ test('the sizes of a value that our runtime does not give are the picture’s ba
     causes: ['Mod'],
     operators: 'Shape 2, Mod 1, Slice 1, Concat 1, Expand 1, Unsqueeze 1, Pad 1, Mul 1, Reshape 1',
   });
+});
+
+/** Operators that our runtime has, with arguments that it does not compute: the last node of a network. */
+const ARGUMENTS: Record<
+  string,
+  {
+    end: (end: End, map: string, vector: string) => ReturnType<typeof value>;
+    reason: string;
+    heads?: Record<string, number[]>;
+    opset?: number;
+  }
+> = {
+  'a Resize by cubic interpolation': {
+    end: (end, map) => {
+      const scales = end.constant('scales', floats([1, 1, 2, 2]));
+      end.node('Resize', [map, '', scales], 'result', [text('mode', 'cubic')]);
+      return value('result', 'FLOAT', ['N', 8, 8, 8]);
+    },
+    reason: 'resizes by mode cubic',
+  },
+  'a Resize that crops': {
+    end: (end, map) => {
+      const inputs = [map, end.constant('roi', floats([0, 0, 0.2, 0.2, 1, 1, 0.8, 0.8])), ''];
+      inputs.push(end.constant('sizes', integers([1, 8, 4, 4])));
+      end.node('Resize', inputs, 'result', [
+        text('mode', 'linear'),
+        text('coordinate_transformation_mode', 'tf_crop_and_resize'),
+      ]);
+      return value('result', 'FLOAT', [1, 8, 4, 4]);
+    },
+    reason: 'reads at the places of tf_crop_and_resize',
+  },
+  'a Pad that begins again': {
+    end: (end, map) => {
+      end.node('Pad', [map, end.constant('pads', integers([0, 0, 1, 1, 0, 0, 1, 1]))], 'result', [
+        text('mode', 'wrap'),
+      ]);
+      return value('result', 'FLOAT', ['N', 8, 6, 6]);
+    },
+    reason: 'pads by mode wrap',
+    opset: 19,
+  },
+  'an AveragePool that counts its pads and rounds up': {
+    end: (end, map) => {
+      const sizes = [ints('kernel_shape', [3, 3]), ints('strides', [2, 2]), ints('pads', [1, 1, 1, 1])];
+      end.node('AveragePool', [map], 'result', [...sizes, int('ceil_mode', 1), int('count_include_pad', 1)]);
+      return value('result', 'FLOAT', ['N', 8, 3, 3]);
+    },
+    reason: 'counts its pads, and rounds its size up (ceil_mode = 1)',
+  },
+  'a MaxPool of three axes': {
+    end: (end, map) => {
+      end.node('Unsqueeze', [map, end.constant('front', integers([1]))], 'block');
+      end.node('MaxPool', ['block'], 'result', [ints('kernel_shape', [2, 2, 2]), ints('strides', [2, 2, 2])]);
+      return value('result', 'FLOAT', ['N', 1, 4, 2, 2]);
+    },
+    heads: { block: [1, 8, 4, 4] },
+    reason: 'works along 3 axes, not two',
+  },
+  'bytes of scores': {
+    end: (end, map) => {
+      end.node('Cast', [map], 'result', [int('to', 2)]);
+      return value('result', 'UINT8', ['N', 8, 4, 4]);
+    },
+    reason: 'casts to UINT8',
+  },
+  'entries by the place of the largest': {
+    end: (end, _map, vector) => {
+      end.node('ArgMax', [vector], 'place', [int('axis', 1), int('keepdims', 0)]);
+      end.node(
+        'Gather',
+        [
+          end.constant('table', floats([3, 1, 4, 1, 5, 9, 2, 6, 5, 3, 5, 8, 9, 7, 9, 3, 2, 3, 8, 4, 6, 2, 6, 4])),
+          'place',
+        ],
+        'result',
+      );
+      return value('result', 'FLOAT', ['N']);
+    },
+    heads: { 'Gemm_3:0': [24] },
+    reason: 'takes entries whose places are computed',
+  },
+  'the row of a place': {
+    end: (end, _map, vector) => {
+      end.node('ArgMax', [vector], 'place', [int('axis', 1), int('keepdims', 0)]);
+      end.node('Div', ['place', end.constant('width', integers([6]))], 'result');
+      return value('result', 'INT64', ['N']);
+    },
+    heads: { 'Gemm_3:0': [24] },
+    reason: 'divides integers that are computed',
+  },
+};
+
+for (const [name, { end: write, reason, heads, opset }] of Object.entries(ARGUMENTS))
+  test(`${name} is a tail`, async () => {
+    const { b, map, vector, end } = network();
+    const output = write(end, map, vector);
+    const graph = b.graph(vector);
+    const file = fileWithEnd(graph, end, { outputs: [output], ...(opset && { opset }) });
+    const { causes, operators } = read(file).tail!;
+    assert.deepEqual(causes, [{ node: `node "result" (${end.nodes.at(-1)!.opType})`, reason }]);
+    await checkTail(name, file, {
+      heads: heads ?? { [map]: [8, 4, 4] },
+      causes: [end.nodes.at(-1)!.opType],
+      operators,
+      ...(opset && { opset }),
+    });
+  });
+
+test('such arguments in front of a convolution refuse the network, and the message names both', () => {
+  const { b, map, end } = network();
+  end.node('Resize', [map, '', end.constant('scales', floats([1, 1, 2, 2]))], 'large', [text('mode', 'cubic')]);
+  end.node('Conv', ['large', end.constant('weight', floats(new Array(64).fill(0.5), [8, 8, 1, 1]))], 'last');
+  assert.equal(
+    refused(fileWithEnd(b.graph(map), end, { outputs: [value('last')] })),
+    'model.onnx: node "large" (Resize): resizes by mode cubic, and node "last" (Conv) is behind it; ' +
+      'such operators behind the last convolution only, where they stay FP32',
+  );
 });
 
 test('a tail that reads the picture, float64 and names that the quantizer takes', async () => {
