@@ -13,6 +13,7 @@ import type { Client } from '@facetrain/operator/runtime/client';
 import type { ControlPlane } from '@facetrain/operator/testing/control-plane';
 import { Label } from '@facetrain/planner/names';
 import { type KeptKueue, NAMESPACE, setQuota, stopQueue, type Variant } from './cluster.ts';
+import type { FaultOf, Faults } from './fault-draw.ts';
 import { isQueued, type StoredHistory } from './history.ts';
 import { type Jobs, kindOf, MAX_TRAINERS } from './jobs.ts';
 import type { SimulatedNode, SimulatedNodes } from './nodes.ts';
@@ -51,8 +52,7 @@ export interface Done {
   isOfOperator?: true;
 }
 
-/** @returns undefined: there was nothing to do it to */
-type Fault = (surroundings: Surroundings) => Promise<Done | undefined>;
+type Fault = FaultOf<Surroundings, Done>;
 
 /** Something was done to a process. */
 const done = ({ identity: { podName, job } }: TrainerProcess, words = podName): Done => ({ words, jobs: [job.uid] });
@@ -137,7 +137,7 @@ const freeze =
     interrupt(around, name, FROZEN_MILLISECONDS, (...args) => around.plane.freeze(...args));
 
 /** Each with its weight. */
-const FAULTS: Record<string, [number, Fault]> = {
+export const FAULTS: Faults<Surroundings, Done> = {
   'kill a trainer': [
     10,
     async (around) => {
@@ -489,10 +489,3 @@ const FAULTS: Record<string, [number, Fault]> = {
     },
   ],
 };
-
-/** Does something at random. @returns its name and what was done; undefined: nothing was done */
-export async function doFault(around: Surroundings): Promise<(Done & { name: string }) | undefined> {
-  const name = around.random.weighted(FAULTS);
-  const what = await FAULTS[name]![1](around);
-  return what && { name, ...what };
-}

@@ -38,7 +38,8 @@ import {
   type Variant,
   variantOf,
 } from './cluster.ts';
-import { doFault, type Surroundings } from './faults.ts';
+import { FaultDraw } from './fault-draw.ts';
+import { FAULTS, type Surroundings } from './faults.ts';
 import { HistoryCheck, StoredHistory } from './history.ts';
 import { hasEnded, Jobs, kindOf, phaseOf } from './jobs.ts';
 import { SimulatedNodes } from './nodes.ts';
@@ -186,12 +187,13 @@ class Soak {
     const around = this.#surroundings(replicas);
     const start = performance.now();
     const elapsed = () => ((performance.now() - start) / 1000).toFixed(1).padStart(6);
+    const draw = new FaultDraw(FAULTS);
     let faults = 0;
     await this.#jobs.refill(jobs);
     while (performance.now() - start < 1000 * seconds && faults < maxFaults) {
       await delay(2 * faultMilliseconds * this.#random.next());
       const at = performance.now();
-      const fault = await doFault(around);
+      const fault = await draw.next(around);
       await this.#jobs.refill(jobs);
       if (!fault) continue;
       faults++;
@@ -200,7 +202,7 @@ class Soak {
       if (isOfOperator) around.meanwhile(() => this.#probe(name, at));
       say(`${elapsed()} s  ${name}: ${words}`);
     }
-    say(`${elapsed()} s  quiet after ${faults} faults`);
+    say(`${elapsed()} s  quiet after ${faults} faults of ${draw.kinds}`);
     await Promise.all(this.#meanwhile);
     await this.#undo();
     const quiet = performance.now();

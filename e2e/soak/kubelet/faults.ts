@@ -4,6 +4,7 @@ import { type Cluster, CONTROL_PLANE } from '../../cluster/cluster.ts';
 import { OPERATOR_NAMESPACE } from '../../cluster/install-facetrain.ts';
 import type { Job, Namespace } from '../../testing/namespace.ts';
 import { kubeletOf, processesOf, signal } from '../../testing/processes.ts';
+import type { FaultOf, Faults } from '../fault-draw.ts';
 import type { Random } from '../random.ts';
 
 /** What faults act on. */
@@ -28,8 +29,7 @@ export interface Done {
   jobs?: string[];
 }
 
-/** @returns undefined: there was nothing to do it to */
-type Fault = (around: Surroundings) => Promise<Done | undefined>;
+type Fault = FaultOf<Surroundings, Done>;
 
 interface Pod {
   metadata: { name: string; labels: Record<string, string> };
@@ -104,7 +104,7 @@ const KUBELET_TO_API = drop('OUTPUT', '-p tcp --dport 6443');
 const PODS = drop('FORWARD', '');
 
 /** Each with its weight. */
-const FAULTS: Record<string, [number, Fault]> = {
+export const FAULTS: Faults<Surroundings, Done> = {
   'kill a trainer': [
     10,
     async (around) => {
@@ -277,10 +277,3 @@ export const suspend = (ns: Namespace, job: Job['metadata']['name'], value: bool
     () => true,
     () => false,
   );
-
-/** Does something at random. @returns its name and what was done; undefined: nothing was done */
-export async function doFault(around: Surroundings): Promise<(Done & { name: string }) | undefined> {
-  const name = around.random.weighted(FAULTS);
-  const what = await FAULTS[name]![1](around);
-  return what && { name, ...what };
-}

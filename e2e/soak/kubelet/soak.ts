@@ -24,10 +24,11 @@ import {
   withoutVolume,
 } from '../../testing/example-job.ts';
 import { type Job, MINUTE, Namespace } from '../../testing/namespace.ts';
+import { FaultDraw } from '../fault-draw.ts';
 import { HistoryCheck, StoredHistory } from '../history.ts';
 import { Random } from '../random.ts';
 import { type FaultSummary, Recovery } from '../recovery.ts';
-import { doFault, type Surroundings, suspend } from './faults.ts';
+import { FAULTS, type Surroundings, suspend } from './faults.ts';
 import { Watched } from './written.ts';
 
 export interface KubeletSoakOptions {
@@ -194,11 +195,12 @@ class KubeletSoak {
     };
     const start = performance.now();
     const elapsed = () => ((performance.now() - start) / 1000).toFixed(1).padStart(6);
+    const draw = new FaultDraw(FAULTS);
     let faults = 0;
     while (performance.now() - start < 1000 * seconds && faults < maxFaults) {
       await delay(2 * faultMilliseconds * random.next());
       const at = performance.now();
-      const fault = await doFault(around);
+      const fault = await draw.next(around);
       if (!fault) continue;
       faults++;
       this.#recovery.fault(
@@ -208,7 +210,7 @@ class KubeletSoak {
       );
       say(`${elapsed()} s  ${fault.name}: ${fault.words}`);
     }
-    say(`${elapsed()} s  quiet after ${faults} faults`);
+    say(`${elapsed()} s  quiet after ${faults} faults of ${draw.kinds}`);
     while (this.#meanwhile.size > 0) await Promise.all(this.#meanwhile);
     for (const node of this.#cluster.nodeNames) await this.#cluster.waitUntilReady(node);
   }
