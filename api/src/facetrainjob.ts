@@ -431,9 +431,10 @@ const checkpoint = section(
       .default(false)
       .describe(
         'true: each trainer also keeps the state after its last two steps in memory (/dev/shm). Trainers that are ' +
-          'started again in their pods, after a lost peer or SIGKILL, go on from the newest step that all have, so ' +
-          'one step is lost at most; with new pods, from the newest checkpoint. It takes the memory and the time ' +
-          'that `facetrain plan` says. No effect in `facetrain run`, whose processes are new in each attempt.',
+          'started again in their pods, after a lost peer, SIGKILL or an unforeseen failure, go on from the newest ' +
+          'step that all have, so one step is lost at most; with new pods, from the newest checkpoint. It takes the ' +
+          'memory and the time that `facetrain plan` says. No effect in `facetrain run`, whose processes are new in ' +
+          'each attempt.',
       ),
     keepBest: keepBest
       .default(0)

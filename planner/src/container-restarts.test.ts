@@ -94,9 +94,28 @@ describe('a failure of a gang whose pods have restart rules', () => {
       seconds: 131,
       want: replaced(1, 0, 'ProcessKilled'),
     },
-    'out of memory has the exit code of a signal': {
+    'out of memory: new pods have the same limit': {
       pods: [lostPeer, running(1, 1, end(137, 100, { reason: 'OOMKilled' })).build()],
-      want: replaced(1, 0, 'OOMKilled'),
+      want: { ...inPlace, restarts: { ...counted, lastReason: 'OOMKilled' } },
+    },
+    'out of memory again within ten minutes': {
+      status: {
+        restarts: { count: 1, countedTimes: [at(-400)], disruptions: 0, lastTime: at(-400) },
+        attemptStartTime: at(-400),
+      },
+      pods: [lostPeer, running(1, 1, end(137, 100, { reason: 'OOMKilled' })).build()],
+      want: replaced(2, 0, 'OOMKilled'),
+    },
+    'an unforeseen failure, with steps in memory': {
+      job: makeJob().with({ checkpoint: { inMemory: true } }),
+      pods: [lostPeer, makePod(1).running().restarts(1, end(1), [1, 4, 137]).build()],
+      want: { ...inPlace, restarts: { ...counted, lastReason: 'ProcessFailed', lastExitCode: 1 } },
+    },
+    'a crash, with steps in memory': {
+      job: makeJob().with({ checkpoint: { inMemory: true } }),
+      pods: [lostPeer, makePod(1).running().restarts(0, undefined, [1, 4, 137]).failed(139).build()],
+      seconds: 106,
+      want: replaced(1, 0, 'ProcessKilled'),
     },
     'the kubelet killed it for a failed probe': {
       pods: [lostPeer, running(1, 1, end(137, 100, { message: 'Container facetrain failed liveness probe' })).build()],
@@ -472,11 +491,11 @@ describe('restart rules of a pod', () => {
     ['none if the pods of a finished job are kept', makeJob().with({ cleanPodPolicy: 'None' }), []],
     ['none with another image, which may be older', makeJob().trainers({ image: OTHER }), []],
     [
-      'with an image that keeps its steps in memory',
+      'with steps in memory also unforeseen failures, and with any image, which knows them',
       makeJob()
         .trainers({ image: OTHER })
         .with({ checkpoint: { inMemory: true } }),
-      [4, 137],
+      [1, 4, 137],
     ],
   ] as const)
     test(name, () => assert.deepEqual(values(job), want));

@@ -2,9 +2,10 @@
  * Restarts in place: the kubelet starts the trainers of a gang again in their pods, and their attempt goes on.
  *
  * A third of the time until a gang trains again is what new pods cost: sandboxes, volumes, and the container that
- * fetches data. So the pods have rules by which the kubelet starts a trainer again that SIGKILL ended, or that has lost
- * a peer (`restartPolicyRules` of a container; Kubernetes 1.35). The kubelet does so whatever the planner decides. The
- * planner counts, and replaces the pods where it has to:
+ * fetches data. And the steps in memory (checkpoint.inMemory) are lost with the pods. So the pods have rules by which
+ * the kubelet starts a trainer again that SIGKILL ended, or that has lost a peer (`restartPolicyRules` of a container;
+ * Kubernetes 1.35). The kubelet does so whatever the planner decides. The planner counts, and replaces the pods where
+ * it has to:
  *
  * - `status.trainers.containerRestarts` says how many restarts of this attempt are counted. A trainer that was started
  *   again more often has had a failure that is not counted yet. One that was started again less often has not followed
@@ -27,8 +28,16 @@ import { backoffEnd } from './restarts.ts';
 import { KILLED, RESTART_SECONDS } from './starts.ts';
 import { secondsSince, soonest } from './time.ts';
 
+/** Kubernetes' reason for a container that exceeded its limit, with the exit code of SIGKILL. */
+const OUT_OF_MEMORY = 'OOMKilled';
+
 /** Exit codes after which a new start in the same pod helps, whatever the node is. */
 const RESTARTABLE = [ExitCode.peerLost, KILLED];
+/**
+ * With steps in memory also an unforeseen failure: new pods would lose the steps. Not the signals of a crash (SIGSEGV,
+ * SIGABRT, SIGBUS): such a program may have written anywhere, also to the kept steps, which have no digests.
+ */
+const RESTARTABLE_WITH_STEPS = [ExitCode.failure, ...RESTARTABLE];
 
 /**
  * The fields by which the kubelet starts the trainer's container again.
@@ -44,7 +53,8 @@ export function restartRules(
 ): Pick<Container, 'restartPolicy' | 'restartPolicyRules'> {
   if (maxRestarts === 0 || cleanPodPolicy === 'None') return {};
   if (!checkpoint.inMemory && !hasDefaultImage(trainers, environment)) return {};
-  const values = RESTARTABLE.filter((code) => !rules.some(({ exitCodes }) => exitCodes?.includes(code)));
+  const restartable = checkpoint.inMemory ? RESTARTABLE_WITH_STEPS : RESTARTABLE;
+  const values = restartable.filter((code) => !rules.some(({ exitCodes }) => exitCodes?.includes(code)));
   if (values.length === 0) return {};
   return {
     restartPolicy: 'Never',
@@ -96,11 +106,14 @@ function mayStay(pod: ObservedPod, { restartsInPlace: counted, now }: JobView): 
   return pod.finishedAt !== undefined && secondsSince(pod.finishedAt, now) < RESTART_SECONDS;
 }
 
-/** What ran out of memory ends with the exit code of SIGKILL, too; a reason says so. */
+/**
+ * Words of the kubelet stand for a cause that stays, but for a container that ran out of memory: a new pod has the same
+ * limit, and less to go on from.
+ */
 const isRestartable = ({ containerRestarts, exitCode, reason = 'Error', message }: ObservedPod): boolean =>
   exitCode !== undefined &&
   (containerRestarts?.exitCodes.includes(exitCode) ?? false) &&
-  reason === 'Error' &&
+  (reason === 'Error' || reason === OUT_OF_MEMORY) &&
   message === undefined;
 
 /**

@@ -169,9 +169,9 @@ export class PodBuilder {
     return this.with({ phase: 'Failed', ready: false, exitCode, reason: 'Error', finishedAt: at(seconds) });
   }
   /** Of a trainer that the kubelet starts again, and has started again so often, after the last end. */
-  restarts(count = 0, lastEnd?: ProgramEnd): this {
+  restarts(count = 0, lastEnd?: ProgramEnd, exitCodes = [4, 137]): this {
     return this.with({
-      containerRestarts: { exitCodes: [4, 137], count, isRunning: true, ...(lastEnd && { lastEnd }) },
+      containerRestarts: { exitCodes, count, isRunning: true, ...(lastEnd && { lastEnd }) },
     });
   }
   /** Its program has ended, and its pod goes on. */
