@@ -63,10 +63,18 @@ export const ProgressStage = z.enum([
 ]);
 export type ProgressStage = z.infer<typeof ProgressStage>;
 
+/** Longest `waitsFor`, in characters: a host name has 253, and a message of the C library is short. */
+export const MAX_WAITS_FOR = 500;
+
 export const Progress = z.object({
   schemaVersion: z.literal(1),
   job: z.object({ name: z.string().max(253), uid: z.string().max(253), attempt: z.int().min(0) }),
   stage: z.string().max(64).describe('What the program does now: a ProgressStage, or one of a later release.'),
+  waitsFor: z
+    .string()
+    .max(MAX_WAITS_FOR)
+    .optional()
+    .describe('Whom rank 0 has waited for in the rendezvous for some time, and why.'),
   step: z.int().min(0).describe('Training steps done; in the quantizer, layers searched.'),
   totalSteps: z.int().min(0).describe('0 while the number is unknown.'),
   epoch: z.number().min(0).describe('Epochs done, with their fraction; 0 in the quantizer.'),

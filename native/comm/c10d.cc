@@ -16,6 +16,7 @@
 #include <torch/csrc/distributed/c10d/PrefixStore.hpp>
 #include <torch/csrc/distributed/c10d/TCPStore.hpp>
 
+#include "comm/awaited.h"
 #include "error.h"
 #include "torch_error.h"
 
@@ -76,15 +77,18 @@ class Socket {
   int fd_;
 };
 
+std::string master_rank(const RendezvousOptions& options) { return "rank 0 at " + master_of(options); }
+
 // Connects to rank 0, trying until it answers, and returns the local address of the connection: its peers can reach
 // this rank there. (This machine's host name is not used: in containers it often resolves to loopback or not at all.)
 //
 // Each try resolves the name again, because a pod's DNS name appears late and its address can change; the deadline does
 // not limit a look-up, only the resolver does. TCPStore could connect by itself, but it waits for twice its timeout and
 // pauses for a second between tries.
-std::string connect_to_master(const RendezvousOptions& options, const Deadline& deadline) {
+std::string connect_to_master(const RendezvousOptions& options, const Deadline& deadline, Awaiting& awaiting) {
   constexpr milliseconds kPause{50}, kLongestTry{5000};
   std::string why;
+  awaiting.set(master_rank(options));
   do {
     addrinfo hints{};
     hints.ai_socktype = SOCK_STREAM;
@@ -102,12 +106,21 @@ std::string connect_to_master(const RendezvousOptions& options, const Deadline& 
         why = std::strerror(error);
       }
     }
+    awaiting.set(master_rank(options) + ": " + why);
     poll(nullptr, 0, static_cast<int>(std::min(deadline.remaining(), kPause).count()));
   } while (!deadline.passed());
   throw rendezvous_error(options, deadline, why);
 }
 
 std::string rank_key(int rank) { return "rank/" + std::to_string(rank); }
+
+// "rank 3", "ranks 1, 2, 5"; after the eighth, how many more.
+std::string ranks_text(const std::vector<int>& ranks) {
+  constexpr size_t kLongest = 8;
+  std::string text = ranks.size() == 1 ? "rank " : "ranks ";
+  for (size_t i = 0; i < std::min(ranks.size(), kLongest); ++i) text += (i == 0 ? "" : ", ") + std::to_string(ranks[i]);
+  return ranks.size() > kLongest ? text + " and " + std::to_string(ranks.size() - kLongest) + " more" : text;
+}
 
 using StorePtr = c10::intrusive_ptr<c10d::Store>;
 
@@ -128,21 +141,41 @@ StorePtr open_store(const RendezvousOptions& options, const Deadline& deadline) 
 // finds may still be the one of before, which has not noticed yet that a peer was lost, and its store has the addresses
 // of processes that are gone. So each process takes a place of its rank in the store, and one that is not the first
 // there tries again until that rank 0 has ended. Nor is it an error that rank 0 ends while this rank connects.
-Rendezvous find_new_store(const RendezvousOptions& options, const Deadline& deadline) {
+Rendezvous find_new_store(const RendezvousOptions& options, const Deadline& deadline, Awaiting& awaiting) {
   constexpr milliseconds kPause{200};
   std::string why;
   do {
-    const std::string own_address = connect_to_master(options, deadline);
+    const std::string own_address = connect_to_master(options, deadline, awaiting);
     try {
+      // c10d has no deadline for the first answer.
+      awaiting.set(master_rank(options) + ", where something accepts connections and does not answer as rank 0 does");
       const StorePtr store = open_store(options, deadline);
       if (store->add(arrivals_key(options.rank), 1) == 1) return {store, own_address};
       why = "rank 0 has met a former process of this rank, and still runs";
     } catch (const std::exception& error) {
       why = message_of(error);
     }
+    awaiting.set(master_rank(options) + ": " + why);
     poll(nullptr, 0, static_cast<int>(std::min(deadline.remaining(), kPause).count()));
   } while (!deadline.passed());
   throw rendezvous_error(options, deadline, why);
+}
+
+// Waits until a rank has come. Rank 0, whose words the status of the job has, says meanwhile who else has not.
+void await_rank(c10d::Store& store, int rank, const RendezvousOptions& options, const Deadline& deadline,
+                Awaiting& awaiting) {
+  constexpr milliseconds kInterval{1000};
+  while (!store.check({rank_key(rank)})) {
+    std::vector<int> missing{rank};
+    for (int other = rank + 1; options.rank == 0 && other < options.size; ++other)
+      if (!store.check({rank_key(other)})) missing.push_back(other);
+    awaiting.set(ranks_text(missing) + " to come to " + master_of(options));
+    try {
+      return store.wait({rank_key(rank)}, std::min(deadline.remaining(), kInterval));
+    } catch (const std::exception&) {
+      if (deadline.passed()) throw;
+    }
+  }
 }
 
 }  // namespace
@@ -154,19 +187,20 @@ Rendezvous join(const RendezvousOptions& options, const Deadline& deadline, cons
   if (!std::getenv("TORCH_CPP_LOG_LEVEL")) FLAGS_caffe2_log_level = 3;
   // A write to a dead peer must return an error, not end this process. (Node already ignores the signal.)
   signal(SIGPIPE, SIG_IGN);
+  Awaiting awaiting;
   Rendezvous result;
-  if (options.rank != 0) result = find_new_store(options, deadline);
+  if (options.rank != 0) result = find_new_store(options, deadline, awaiting);
   try {
     if (options.rank == 0) result.store = open_store(options, deadline);
     result.store->set(rank_key(options.rank), backend);
   } catch (const std::exception& error) {
     throw rendezvous_error(options, deadline, message_of(error));
   }
-  if (options.rank == 0) result.own_address = connect_to_master(options, deadline);
+  if (options.rank == 0) result.own_address = connect_to_master(options, deadline, awaiting);
   for (int rank = 0; rank < options.size; ++rank) {
     std::vector<uint8_t> theirs;
     try {
-      result.store->wait({rank_key(rank)}, deadline.remaining());
+      await_rank(*result.store, rank, options, deadline, awaiting);
       theirs = result.store->get(rank_key(rank));
     } catch (const std::exception& error) {
       throw rendezvous_error(options, deadline,

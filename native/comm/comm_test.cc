@@ -6,9 +6,11 @@
 
 #include <atomic>
 #include <cstdio>
+#include <future>
 #include <initializer_list>
 #include <thread>
 
+#include "comm/awaited.h"
 #include "comm/c10d.h"
 #include "comm/loopback.h"
 #include "error.h"
@@ -284,6 +286,37 @@ static void test_restarted_rank_alone() {
   CHECK_THROWS(join(loopback(1, 2, port), Deadline(500ms), "Gloo"), CommError, "rank 1 of 2 could not join");
 }
 
+static void until_awaited(const std::string& whom) {
+  const Deadline deadline(60s);
+  while (awaited() != whom && !deadline.passed()) std::this_thread::sleep_for(5ms);
+  CHECK_EQ(awaited(), std::string(whom));
+}
+
+static void test_awaited() {
+  const int port = test::free_port();
+  const std::string where = "127.0.0.1:" + std::to_string(port);
+  CHECK_EQ(awaited(), std::string());
+
+  RendezvousOptions alone = loopback(1, 3, port);
+  alone.rendezvous_timeout = 1s;
+  auto refused = std::async(std::launch::async, make_gloo_comm, alone);
+  until_awaited("rank 0 at " + where + ": Connection refused");
+  CHECK_THROWS(refused.get(), CommError, "Connection refused");
+  CHECK_EQ(awaited(), std::string());
+
+  auto met = std::async(std::launch::async, make_gloo_comm, loopback(0, 3, port));
+  until_awaited("ranks 1, 2 to come to " + where);
+  const auto child = [&](const char* rank) {
+    return test::Child({"meet", rank, "3", std::to_string(port), "127.0.0.1"});
+  };
+  test::Child last = child("2");
+  until_awaited("rank 1 to come to " + where);
+  test::Child other = child("1");
+  met.get();
+  CHECK_EQ(awaited(), std::string());
+  CHECK_EQ(last.wait() + other.wait(), 0);
+}
+
 static void test_port_in_use() {
   const int fd = socket(AF_INET6, SOCK_STREAM, 0);
   sockaddr_in6 address{};
@@ -306,6 +339,7 @@ static int run_rank(const std::string& scenario, int rank, int size, int port, c
     });
     return TEST_RESULT();
   }
+  if (scenario == "meet") return 0;
   comm->barrier();
   raise(scenario == "die" ? SIGKILL : SIGSTOP);
   return 1;
@@ -326,6 +360,7 @@ int main(int argc, char** argv) {
     test_ranks_of_different_gangs();
     test_restarted_ranks();
     test_restarted_rank_alone();
+    test_awaited();
     test_port_in_use();
   }
   return TEST_RESULT();

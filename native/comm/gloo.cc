@@ -22,6 +22,7 @@ std::unique_ptr<Comm> make_gloo_comm(const RendezvousOptions&) {
 
 #include <torch/csrc/distributed/c10d/ProcessGroupGloo.hpp>
 
+#include "comm/awaited.h"
 #include "comm/c10d.h"
 #include "torch_error.h"
 
@@ -31,6 +32,7 @@ namespace {
 class GlooComm final : public C10dComm {
  public:
   GlooComm(const RendezvousOptions& options, const Deadline& deadline) : C10dComm(options, deadline, "Gloo") {
+    const Awaiting awaiting("connections to the other ranks, which have all come to " + master_of(options));
     try {
       auto gloo = c10d::ProcessGroupGloo::Options::create(deadline.remaining());
       gloo->devices.push_back(c10d::ProcessGroupGloo::createDeviceForHostname(

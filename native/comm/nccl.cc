@@ -20,6 +20,7 @@ std::unique_ptr<Comm> make_nccl_comm(const RendezvousOptions&, int) {
 #include <cstdlib>
 #include <torch/csrc/distributed/c10d/ProcessGroupNCCL.hpp>
 
+#include "comm/awaited.h"
 #include "comm/c10d.h"
 #include "torch_error.h"
 
@@ -43,6 +44,7 @@ class NcclComm final : public C10dComm {
       throw_memory_error(error);
       throw rendezvous_error(options, deadline, message_of(error));
     }
+    const Awaiting awaiting("connections to the other ranks, which have all come to " + master_of(options));
     barrier();  // connects the ranks; keeps rank 0, which hosts the store, from leaving before that
   }
 };

@@ -6,6 +6,7 @@
 
 #include <algorithm>
 
+#include "comm/awaited.h"
 #include "comm/comm.h"
 #include "model/executor.h"
 #include "model/node_values.h"
@@ -650,6 +651,9 @@ class TrainingSession : public Napi::ObjectWrap<TrainingSession> {
 
 void register_training(Napi::Env env, Napi::Object exports) {
   // capabilities() -> {nccl, cudaDevices}
+  exports.Set("awaited", Napi::Function::New(env, [](const Napi::CallbackInfo& info) -> Napi::Value {
+                return Napi::String::New(info.Env(), awaited());
+              }));
   exports.Set("capabilities", Napi::Function::New(env, [](const Napi::CallbackInfo& info) {
                 auto found = Napi::Object::New(info.Env());
                 found.Set("nccl", has_nccl());

@@ -296,7 +296,11 @@ interface NativeSession {
 /** kRemoved of native/data/loader.h. */
 const REMOVED = -1;
 
-const addon = native<{ TrainingSession: new () => NativeSession; capabilities(): Capabilities }>();
+const addon = native<{
+  TrainingSession: new () => NativeSession;
+  capabilities(): Capabilities;
+  awaited(): string;
+}>();
 
 /** Which devices this build of the addon supports, and how many this machine has. */
 export interface Capabilities {
@@ -308,6 +312,14 @@ export interface Capabilities {
 /** The capabilities of this build on this machine. */
 export function capabilities(): Capabilities {
   return addon.capabilities();
+}
+
+/**
+ * Whom this process waits for in TrainingSession.open(): "rank 0 at HOST:PORT: Connection refused", "ranks 1, 2 to come
+ * to HOST:PORT". Empty while it waits for nobody.
+ */
+export function awaited(): string {
+  return addon.awaited();
 }
 
 /** The native training session (native/train/session.h). Calls run one after the other on its own thread. */

@@ -5,6 +5,7 @@ import type { ObservedProgress } from './observed.ts';
 /** Converts the progress that rank 0 serves at /v1/progress: null becomes absent. */
 export function observedProgress({
   job,
+  waitsFor,
   step,
   totalSteps,
   epoch,
@@ -18,6 +19,7 @@ export function observedProgress({
 }: Progress): ObservedProgress {
   return {
     attempt: job.attempt,
+    ...(waitsFor !== undefined && { waitsFor }),
     step,
     totalSteps,
     epoch,

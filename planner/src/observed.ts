@@ -150,6 +150,8 @@ export interface QuotaRivals {
 /** The newest progress of rank 0: from /v1/progress, or from its termination message. */
 export interface ObservedProgress {
   attempt: number;
+  /** Whom rank 0 waits for in the rendezvous, and why. */
+  waitsFor?: string;
   step: number;
   totalSteps: number;
   epoch: number;

@@ -51,10 +51,10 @@ export type Stage =
   | { name: 'Queued'; message: string; actions: Action[] }
   | { name: 'Backoff'; until: Date }
   /**
-   * The attempt is being created, waits for its pods, or runs. `updates` change objects that outlive attempts. `lacks`:
-   * what the gang waits for to have more pods.
+   * The attempt is being created, waits for its pods, or runs. `updates` change objects that outlive attempts.
+   * `waitsFor`: what a gang whose pods are all ready waits for, to begin or to have more pods.
    */
-  | { name: 'Active'; create: ChildObject[]; updates?: Action[]; lacks?: string }
+  | { name: 'Active'; create: ChildObject[]; updates?: Action[]; waitsFor?: string }
   /** Training has succeeded, its QuantizeJob has not ended. */
   | { name: 'Quantizing'; message: string; actions: Action[] }
   | { name: 'Succeeded'; message: string }

@@ -205,7 +205,7 @@ function summaryOf(stage: Stage, view: JobView): Summary {
           ready: true,
           kstatus: 'Current',
           reason: Reason.podsReady,
-          message: truncate(`${allReadyMessage(view)}${stage.lacks ? `; ${stage.lacks}` : ''}`, MAX_MESSAGE),
+          message: truncate(`${allReadyMessage(view)}${stage.waitsFor ? `; ${stage.waitsFor}` : ''}`, MAX_MESSAGE),
         };
       return {
         ready: false,

@@ -88,6 +88,7 @@ import {
   secondsToHang,
   setAsideEvents,
   unansweredAfter,
+  whomRanksWaitFor,
   withoutStaleProgress,
 } from './training-progress.ts';
 
@@ -225,6 +226,7 @@ function active(observed: ObservedFaceTrainJob, view: JobView, environment: Envi
   const wait = awaitAdmission(view, queued, queue);
   if (wait) return wait;
   const { found, updates, lacks } = grow(observed, view, attempt);
+  const waitsFor = [whomRanksWaitFor(observed, view), lacks].filter((text) => text !== undefined);
   return {
     name: 'Active',
     create: [...create.map(({ make }) => make()), ...found],
@@ -233,7 +235,7 @@ function active(observed: ObservedFaceTrainJob, view: JobView, environment: Envi
       ...deletePlaceholders(uselessPlaceholders(observed, view)),
       ...updates,
     ],
-    ...(lacks !== undefined && { lacks }),
+    ...(waitsFor.length > 0 && { waitsFor: waitsFor.join('; ') }),
   };
 }
 

@@ -1,6 +1,7 @@
 import assert from 'node:assert/strict';
 import { describe, test } from 'node:test';
 import type { FaceTrainJobStatus } from '@facetrain/api';
+import { conditionText } from '../conditions.ts';
 import type { ObservedFaceTrainJob, ObservedObject, ObservedProgress } from '../observed.ts';
 import type { Plan } from '../plan.ts';
 import { after, at, type FaceTrainJobBuilder, makeJob, makePod } from '../testing/builders.ts';
@@ -50,6 +51,18 @@ function plan(
 
 const RUNNING = plan(STARTED, undefined, 10).status;
 const AT_100 = plan(RUNNING, progress(100), 100).status;
+
+test('a gang whose ranks do not meet says whom rank 0 waits for', () => {
+  const messageOf = ({ status }: Plan<FaceTrainJobStatus>) => conditionText(status.conditions, 'Ready');
+  const waitsFor = 'rank 1 to come to faces-0-0.faces:29500';
+  const waiting = plan(RUNNING, progress(0, { activity: 2, waitsFor }), 20);
+  const words = `rank 0 waits for ${waitsFor}; the logs of the other ranks say whom they wait for`;
+  assert.equal(messageOf(waiting), `PodsReady: all 2 pods are ready; ${words}`);
+  const met = plan(waiting.status, progress(0, { activity: 3 }), 22);
+  assert.equal(messageOf(met), 'PodsReady: all 2 pods are ready');
+  const before = plan(RUNNING, progress(0, { attempt: 1, waitsFor }), 20);
+  assert.equal(messageOf(before), 'PodsReady: all 2 pods are ready');
+});
 
 test('the status has all of the progress, rounded', () => {
   const status = plan(RUNNING, progress(100, { imagesPerSecond: 40.000123, loss: 9.5000004 }), 100).status.progress;

@@ -177,6 +177,12 @@ export function hasTrained({ status }: ObservedFaceTrainJob): boolean {
   return activity > 0 && begun !== undefined && lastHeartbeatTime !== undefined && lastHeartbeatTime > begun;
 }
 
+/** Words for a gang whose trainers run and have not met: rank 0 knows who has not come. */
+export function whomRanksWaitFor({ progress }: ObservedFaceTrainJob, { attempt }: JobView): string | undefined {
+  if (progress?.attempt !== attempt || progress.waitsFor === undefined) return undefined;
+  return `rank 0 waits for ${progress.waitsFor}; the logs of the other ranks say whom they wait for`;
+}
+
 /** A gang that made no progress for progressDeadlineSeconds. */
 export function findHang(observed: ObservedFaceTrainJob, view: JobView): Failure | null {
   const left = secondsBeforeHang(observed, view);

@@ -1,6 +1,6 @@
 /** Opens the training session, in which the ranks meet. */
-import { FacetrainError, type Margin, sampleRateSteps, type TrainerConfig } from '@facetrain/api';
-import { type Graph, type TrainingOptions, TrainingSession } from '@facetrain/native';
+import { FacetrainError, MAX_WAITS_FOR, type Margin, sampleRateSteps, type TrainerConfig } from '@facetrain/api';
+import { awaited, type Graph, type TrainingOptions, TrainingSession } from '@facetrain/native';
 import { allowedBadPictures, type Preflight } from '../dataset/dataset-preflight.ts';
 import { trainingFacts } from '../estimate/plan-training.ts';
 import { leastMachineBytes, neededMemory } from '../estimate/training-memory.ts';
@@ -17,8 +17,9 @@ export async function openSession(
   graph: Graph,
   { numClasses, images, stepsPerEpoch }: Pick<Preflight, 'numClasses' | 'images' | 'stepsPerEpoch'>,
   ranks: Ranks,
-  { log, signal }: Program,
+  program: Program,
 ): Promise<TrainingSession> {
+  const { log, signal } = program;
   const { loss, optimizer } = config;
   const threads = computeThreads(config.computeThreads, ranks);
   log.info(
@@ -80,7 +81,7 @@ export async function openSession(
     const isOfModel = error instanceof FacetrainError && MODEL_ERRORS.has(error.code);
     throw isOfModel && config.model.onnxPath !== null ? withSubject(config.model.onnxPath, error) : error;
   });
-  const session = await abortable(signal, withinDeadline(opening, config, ranks));
+  const session = await abortable(signal, watched(opening, config, ranks, program));
   const { device, precision, rowsPlacement, rowsOptimizer } = session;
   const { rowUpdate } = config.optimizer;
   log.info({ device, precision, rowsPlacement, rowsOptimizer, rowUpdate }, 'met the other ranks');
@@ -109,32 +110,63 @@ function nativeMargin({ type, ...margin }: Margin): TrainingOptions['margin'] {
   return { form: type, ...margin };
 }
 
+/** After so many seconds in the rendezvous, log and progress say whom this rank waits for. */
+const SAY_AFTER_SECONDS = 10;
+/** How often the words are looked at, and how often the log repeats them. */
+const LOOK_SECONDS = 1;
+const REPEAT_SECONDS = 60;
+/** For the native half, to fail by itself. */
+const MARGIN_SECONDS = 5;
+
 /**
+ * Says whom the rendezvous waits for while the session opens, and bounds its time.
+ *
  * The native half has a deadline for a master that refuses connections or does not exist. A master that accepts the
  * connection and then sends nothing would block it without end. After the rendezvous, opening takes one collective.
  */
-async function withinDeadline<T>(
+async function watched<T>(
   opening: Promise<T>,
-  config: TrainerConfig,
+  { rendezvousTimeoutSeconds, collectiveTimeoutSeconds }: TrainerConfig,
   { masterAddr, masterPort }: Ranks,
+  { log, progress }: Program,
 ): Promise<T> {
-  const seconds = config.rendezvousTimeoutSeconds + config.collectiveTimeoutSeconds;
+  const start = performance.now();
+  const secondsSince = (time: number) => (performance.now() - time) / 1000;
+  /** When the rendezvous began: the dataset is opened before. */
+  let begunAt: number | undefined;
+  let said = '';
+  let saidAt = 0;
   let timer: NodeJS.Timeout | undefined;
   const deadline = new Promise<never>((_, reject) => {
-    timer = setTimeout(
-      reject,
-      seconds * 1000,
-      new FacetrainError({
-        code: 'RendezvousTimeout',
-        subject: `MASTER_ADDR:MASTER_PORT ${masterAddr}:${masterPort}`,
-        found: `no answer within ${seconds} s`,
-        allowed: 'an address at which rank 0 listens, and all ranks started within the time limit',
-      }),
-    );
+    const fail = (found: string) =>
+      reject(
+        new FacetrainError({
+          code: 'RendezvousTimeout',
+          subject: `MASTER_ADDR:MASTER_PORT ${masterAddr}:${masterPort}`,
+          found,
+          allowed: 'an address at which rank 0 listens, and all ranks started within the time limit',
+        }),
+      );
+    timer = setInterval(() => {
+      const limit = rendezvousTimeoutSeconds + collectiveTimeoutSeconds;
+      if (secondsSince(start) >= limit) return fail(`no answer within ${limit} s`);
+      const waitsFor = awaited().slice(0, MAX_WAITS_FOR);
+      if (waitsFor === '') return;
+      begunAt ??= performance.now();
+      const seconds = Math.round(secondsSince(begunAt));
+      if (seconds >= rendezvousTimeoutSeconds + MARGIN_SECONDS)
+        return fail(`no answer within ${seconds} s; this rank waits for ${waitsFor}`);
+      if (seconds < SAY_AFTER_SECONDS) return;
+      if (waitsFor !== said) progress.update({ waitsFor });
+      else if (secondsSince(saidAt) < REPEAT_SECONDS) return;
+      log.warn({ seconds }, `waiting for ${waitsFor}`);
+      [said, saidAt] = [waitsFor, performance.now()];
+    }, 1000 * LOOK_SECONDS);
   });
   try {
     return await Promise.race([opening, deadline]);
   } finally {
-    clearTimeout(timer);
+    clearInterval(timer);
+    if (said !== '') progress.update({ waitsFor: undefined });
   }
 }

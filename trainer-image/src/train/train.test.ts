@@ -670,7 +670,7 @@ test('ranks agree on checkpoints by time, and rank 0 serves its progress', async
 });
 
 test('with a master that never answers, the rank ends at the deadline', async () => {
-  const { folder, config } = await job(() => ({ rendezvousTimeoutSeconds: 1, collectiveTimeoutSeconds: 1 }));
+  const { folder, config } = await job(() => ({ rendezvousTimeoutSeconds: 1 }));
   // It accepts connections, and sends nothing.
   const silent = createServer().listen(0, '127.0.0.1');
   await until(() => silent.listening);
@@ -681,14 +681,22 @@ test('with a master that never answers, the rank ends at the deadline', async ()
   assert.equal(await ranks[1]!.ended, 2);
   const { code, msg } = failure(ranks[1]!);
   assert.equal(code, 'RendezvousTimeout');
-  assert.match(String(msg), new RegExp(`127\\.0\\.0\\.1.*${silentPort}`));
+  const why = 'something accepts connections and does not answer as rank 0 does';
+  assert.match(String(msg), new RegExp(`rank 0 at 127\\.0\\.0\\.1:${silentPort}, where ${why}`));
 });
 
-test('a rank that waits for others stops at once on SIGTERM', async () => {
+test('a rank that waits for others says so, and stops at once on SIGTERM', async () => {
   const { folder, config } = await job(() => ({ rendezvousTimeoutSeconds: 600 }));
   const ranks = await startGang(folder, config, 2);
   ranks[1]!.kill('SIGKILL');
   await ranks[0]!.logged('meeting the other ranks');
+  const url = `http://127.0.0.1:${await port(ranks[0]!)}/v1/progress`;
+  const { waitsFor } = await until(async () => {
+    const progress = Progress.parse(await (await fetch(url)).json());
+    return progress.waitsFor !== undefined && progress;
+  });
+  assert.match(waitsFor!, /^rank 1 to come to 127\.0\.0\.1:\d+$/);
+  await ranks[0]!.logged(`waiting for ${waitsFor}`);
   const stoppedAt = performance.now();
   ranks[0]!.kill('SIGTERM');
   assert.equal(await ranks[0]!.ended, 143);
