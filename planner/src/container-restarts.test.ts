@@ -156,7 +156,7 @@ describe('a failure of a gang whose pods have restart rules', () => {
       want: replaced(1, 0, 'ProcessKilled'),
     },
     'the gang has not trained yet: ranks may be on their way to the others': {
-      status: { progress: { ...PROGRESS, activity: 0 } },
+      status: { progress: { ...PROGRESS, step: 0, activity: 2 } },
       pods: [running(0).build(), killed],
       want: replaced(1, 0, 'ProcessKilled'),
     },
@@ -350,7 +350,7 @@ describe('a pod that the kubelet ends by itself', () => {
   > = {
     'its container is gone': { pods: [running(0).build(), gone(1)], want: unchanged },
     'its container is gone, and the gang has not trained yet': {
-      status: { progress: { ...PROGRESS, activity: 0 } },
+      status: { progress: { ...PROGRESS, step: 0, activity: 2 } },
       pods: [running(0).build(), gone(1)],
       want: unchanged,
     },

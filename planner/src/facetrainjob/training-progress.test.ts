@@ -186,6 +186,9 @@ test('the first progress of an attempt is written at once if it shows work, else
   assert.partialDeepStrictEqual(plan(RUNNING, loading, 10).status, { progress: { step: 0, totalSteps: 1000 } });
   for (const worked of [progress(0, { activity: 1 }), progress(1)])
     assert.partialDeepStrictEqual(plan(RUNNING, worked, 4).status, { progress: { step: worked.step } });
+  // The first step, too: it says that all ranks have met.
+  const met = plan(plan(RUNNING, progress(0, { activity: 1 }), 4).status, progress(1, { activity: 3 }), 5);
+  assert.partialDeepStrictEqual(met.status, { progress: { step: 1 } });
 });
 
 test('a heartbeat is not before the start that a leader with a clock ahead has written', () => {

@@ -3,8 +3,8 @@
  *
  * The status holds `activity`, the trainer's counter when it was last written, and `lastHeartbeatTime`, when the
  * counter was last observed to change. Progress alone is written at most every 10 s. It is written at once with a new
- * checkpoint, evaluation or damaged checkpoint, with the first work of an attempt, at the last step, and with any other
- * change of the status.
+ * checkpoint, evaluation or damaged checkpoint, with the first work and the first step of an attempt, at the last step,
+ * and with any other change of the status.
  */
 import { isDeepStrictEqual } from 'node:util';
 import {
@@ -80,6 +80,8 @@ export function progressOf(
     !isDeepStrictEqual(latest.checkpoint, checkpoint) ||
     !isDeepStrictEqual(latest.damagedCheckpoints, damagedCheckpoints) ||
     !isDeepStrictEqual(latest.evaluations, evaluations) ||
+    // hasTrained: a trainer that fails now can be started again in its pod.
+    (observed.step > 0 && progress?.step === 0) ||
     (observed.step === observed.totalSteps && progress?.step !== observed.step);
   // A leader whose clock was ahead may have written a time that is yet to come.
   const age = Math.max(0, secondsSince(isFirst ? view.startedAt : progress.lastHeartbeatTime, view.now));
@@ -170,11 +172,14 @@ export function lastActivityOf({ progress: observed, status }: ObservedFaceTrain
   return begun !== undefined && begun > progress.lastHeartbeatTime ? begun : progress.lastHeartbeatTime;
 }
 
-/** Whether the status has work of the gang since its last start. Each step takes all ranks. */
+/**
+ * Whether the status has a step of the gang since its last start. Each step takes all ranks. Activity alone does not
+ * say so: rank 0 also counts that it waits for the others.
+ */
 export function hasTrained({ status }: ObservedFaceTrainJob): boolean {
   const begun = gangStart(status);
-  const { activity = 0, lastHeartbeatTime } = status.progress ?? {};
-  return activity > 0 && begun !== undefined && lastHeartbeatTime !== undefined && lastHeartbeatTime > begun;
+  const { step = 0, lastHeartbeatTime } = status.progress ?? {};
+  return step > 0 && begun !== undefined && lastHeartbeatTime !== undefined && lastHeartbeatTime > begun;
 }
 
 /** Words for a gang whose trainers run and have not met: rank 0 knows who has not come. */
