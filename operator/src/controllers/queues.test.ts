@@ -244,6 +244,29 @@ test('a Workload that is deleted stops its gang and keeps the quota until then; 
   assert.notEqual((await ns.get(workloads, 'facetrainjob-faces')).metadata.uid, before.metadata.uid);
 });
 
+test('of a namespace that is deleted while a gang trains nothing stays, and little is tried in vain', async (t) => {
+  const ns = await TestNamespace.open(t, plane, 'leaving');
+  await makeQueue('leaving', 2);
+  await ns.applyFaceTrainJob('faces', queued(2));
+  await waitForPods(ns, 'faces', 'faces-0-0', 'faces-0-1');
+  await run(ns, 'faces');
+  const before = ns.operator.proxy.writes.length;
+  // No controller deletes here what is in it, so the test does. The API server refuses what is new.
+  const namespaces = defineResource('v1', 'namespaces');
+  const { uid } = (await plane.client.get(namespaces, null, ns.namespace)).metadata;
+  await plane.client.delete(namespaces, null, ns.namespace, uid);
+  await ns.delete(pods, 'faces-0-1');
+  await waitForPods(ns, 'faces');
+  await reap(ns, 'faces');
+  await waitForReason(ns, 'faces', /^ChildRefused: ConfigMap faces-1: .*being terminated/);
+  // Kueue's finalizer would keep the namespace.
+  await ns.delete(workloads, 'facetrainjob-faces');
+  await ns.delete(faceTrainJobs, 'faces');
+  await eventually(async () => assert.deepEqual(await ns.names(workloads), []));
+  const writes = ns.operator.proxy.writes.slice(before).map(({ method, url, code }) => `${method} ${url} ${code}`);
+  assert(writes.length < 25, writes.join('\n'));
+});
+
 /** A job whose gang may have two to four pods. */
 const elastic = (replicas: number) => ({
   globalBatchSize: 60,
