@@ -170,6 +170,7 @@ async function fetchMode(args: string[]): Promise<ExitCode> {
     const fetched = await withRetries(fetch, {
       signal,
       giveUpAfter: contact.giveUpAfter,
+      mayPass: contact.mayPass,
       onRetry: ({ message }, milliseconds) => log.warn({ retryInMs: milliseconds }, message),
     });
     const written = fetched.filter((file) => file.written);

@@ -61,15 +61,24 @@ test('a store may be away for a quarter of an hour', async (t) => {
 test('a server that was never reached is given up after five minutes, one that has answered is not', async (t) => {
   let minutes = 0;
   t.mock.method(performance, 'now', () => minutes * 60_000);
-  const unreached = (code: string) =>
-    Object.assign(failure(ExitCode.failure), { cause: Object.assign(new Error(code), { code }) });
+  const unreached = (code: string, exitCode: ExitCode = ExitCode.failure) =>
+    Object.assign(failure(exitCode), { cause: Object.assign(new Error(code), { code }) });
   const refused = (count: number) => Array.from({ length: count }, () => unreached('ECONNREFUSED'));
   const fetches = (errors: unknown[], contact = new FirstContact()) => {
     minutes = 0;
-    const { giveUpAfter } = contact;
-    return withRetries(failing(...errors).work, { signal, onRetry: () => void minutes++, firstWait: 0, giveUpAfter });
+    const { giveUpAfter, mayPass } = contact;
+    return withRetries(failing(...errors).work, {
+      signal,
+      onRetry: () => void minutes++,
+      firstWait: 0,
+      giveUpAfter,
+      mayPass,
+    });
   };
-  assert.equal(await fetches([...refused(4), unreached('ENOTFOUND')]), 'done');
+  // As s3Error reports it: refused elsewhere.
+  const unresolved = unreached('ENOTFOUND', ExitCode.refused);
+  assert.equal(await fetches([unresolved, ...refused(4)]), 'done');
+  await assert.rejects(fetches([unresolved, unresolved, unresolved]), unresolved);
   await assert.rejects(fetches(refused(7)), { code: 'StorageFailed' });
   // It broke a connection, so it is there; so is one that a request before was answered by.
   assert.equal(await fetches([unreached('ECONNRESET'), ...refused(13)]), 'done');

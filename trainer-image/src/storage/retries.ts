@@ -14,7 +14,13 @@ export const PATIENCE_MS = 15 * 60_000;
  * asking. With the default maxRestarts these are more than 20 minutes.
  */
 const UNREACHED_MS = 5 * 60_000;
-const UNREACHED: readonly unknown[] = ['ECONNREFUSED', 'ENOTFOUND'];
+/**
+ * The same for a name that does not resolve, which no restart mends: its exit code fails the job. A name server may
+ * deny a name for a moment, and an attempt of a job that has trained for days must not end it then.
+ */
+const UNRESOLVED_MS = 60_000;
+
+const causeOf = ({ cause }: FacetrainError): unknown => (cause as { code?: unknown } | undefined)?.code;
 
 /** For how long a fetch asks a store: until its first answer less long than later. */
 export class FirstContact {
@@ -27,10 +33,14 @@ export class FirstContact {
 
   /** @param error why the request has failed; a failure of another kind shows that something is there */
   readonly giveUpAfter = (error: FacetrainError): number => {
-    const { code } = (error.cause ?? {}) as { code?: unknown };
-    if (!UNREACHED.includes(code)) this.#hasAnswered = true;
-    return this.#hasAnswered ? PATIENCE_MS : UNREACHED_MS;
+    const isUnresolved = this.mayPass(error);
+    if (!isUnresolved && causeOf(error) !== 'ECONNREFUSED') this.#hasAnswered = true;
+    if (this.#hasAnswered) return PATIENCE_MS;
+    return isUnresolved ? UNRESOLVED_MS : UNREACHED_MS;
   };
+
+  /** A name that does not resolve, though it is no transient failure elsewhere. */
+  readonly mayPass = (error: FacetrainError): boolean => causeOf(error) === 'ENOTFOUND';
 }
 
 export interface RetryOptions {
