@@ -5,6 +5,7 @@
  */
 export * from './artifact.ts';
 export * from './checkpoint-manifest.ts';
+export * from './counted.ts';
 export * from './crd.ts';
 export * from './errors.ts';
 export * from './exit-codes.ts';

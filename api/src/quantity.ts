@@ -18,11 +18,14 @@ export const Quantity = z
   // A structural schema has int-or-string, but no number-or-string, and kubectl users write "cpu: 0.5".
   .meta({ 'x-kubernetes-preserve-unknown-fields': true });
 
-/** A resource.Quantity of whole bytes, as a string. */
-export const BytesQuantity = z
+/** Memory for a program: a resource.Quantity of whole bytes from 1M on, as a string. Less is a unit that is missing. */
+export const MemoryQuantity = z
   .string()
   .max(64)
-  .regex(/^\d{1,15}([KMGT]i|[kMGT])?$/, 'a number of bytes such as 512Mi or 2Gi');
+  .regex(
+    /^0*([1-9]\d{6,14}|[1-9]\d{3,14}(Ki|k)|[1-9]\d{0,14}([MGT]i|[MGT]))$/,
+    'a number of bytes from 1M on, such as 512Mi or 2Gi',
+  );
 
 const SUFFIXES: Record<string, number> = {
   n: 1e-9,

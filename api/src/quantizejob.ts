@@ -18,7 +18,7 @@ import {
   Time,
   ttlSecondsAfterFinished,
 } from './job-fields.ts';
-import { BytesQuantity } from './quantity.ts';
+import { MemoryQuantity } from './quantity.ts';
 import {
   accuracyDrop,
   agreement,
@@ -110,7 +110,7 @@ const search = section(
           'corrected biases, 7 bits), and show what that model would be beside this one in the report. Takes a ' +
           'second search.',
       ),
-    memory: BytesQuantity.optional().describe(
+    memory: MemoryQuantity.optional().describe(
       'Memory for what a layer gives for all calibration pictures; what needs more lies in a file in the pod’s ' +
         '`/tmp`, and the search finds the same. Weights and the search’s own work are beside that. Absent: 2Gi, or ' +
         'half of the container’s memory where that is less.',

@@ -121,6 +121,10 @@ const refusals: Record<string, { args: string[]; input?: string; wantMessage: Re
     args: ['quantize', '--model', 'a', '--calibration', 'b', '--out', 'c', '--memory', '2 GB'],
     wantMessage: /--memory.*512Mi or 2Gi/,
   },
+  'memory of a byte': {
+    args: ['quantize', '--model', 'a', '--calibration', 'b', '--out', 'c', '--memory', '1'],
+    wantMessage: /--memory.*from 1M on, such as 512Mi or 2Gi/,
+  },
   'a bound of the gate that is no share': {
     args: ['quantize', '--model', 'a', '--calibration', 'b', '--out', 'c', '--max-accuracy-drop', '2'],
     wantMessage: /--max-accuracy-drop.*share from 0 to 1/,

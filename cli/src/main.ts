@@ -1,7 +1,6 @@
 #!/usr/bin/env node
 /** `facetrain`: the command line. Declares commands and options; what a command does is in commands/. */
 import {
-  BytesQuantity,
   calibrationImages,
   computeThreads,
   DEFAULT_CALIBRATION,
@@ -14,6 +13,7 @@ import {
   inputMean,
   inputSide,
   inputStd,
+  MemoryQuantity,
   parseQuantity,
   searchRounds,
   seed,
@@ -114,10 +114,10 @@ const maxBadPicturesOption = () =>
     .argParser(share)
     .default(DEFAULT_MAX_BAD_PICTURES);
 
-function bytes(text: string): number {
-  const value = BytesQuantity.safeParse(text);
+function memory(text: string): number {
+  const value = MemoryQuantity.safeParse(text);
   if (value.success) return parseQuantity(value.data);
-  throw new InvalidArgumentError('Must be a number of bytes such as 512Mi or 2Gi.');
+  throw new InvalidArgumentError('Must be a number of bytes from 1M on, such as 512Mi or 2Gi.');
 }
 
 /** Numbers with commas between them. */
@@ -482,7 +482,7 @@ inputRange(command('quantize', 'quantize an ONNX face model to INT7 by EasyQuant
       '--memory <bytes>',
       'for the activations of all pictures, such as 512Mi; more lies in a file of $TMPDIR, on a disk',
     )
-      .argParser(bytes)
+      .argParser(memory)
       .default(undefined, '2Gi, or half of what is available where that is less'),
   )
   .addOption(channelOrder())

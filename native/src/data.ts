@@ -1,6 +1,6 @@
 /** Reads, decodes and inspects the pictures of a dataset, natively and off JavaScript's thread. */
 import { availableParallelism } from 'node:os';
-import { type ErrorCode, FacetrainError } from '@facetrain/api';
+import { counted, type ErrorCode, FacetrainError } from '@facetrain/api';
 import { native } from './addon.ts';
 import { type Call, runCall } from './call.ts';
 
@@ -170,7 +170,9 @@ export async function decodePictures(
 ): Promise<Pictures> {
   const { channelOrder, height, width, subjects, code, landmarks, signal } = options;
   if (landmarks && (height !== width || landmarks.length !== 10 * encoded.length))
-    throw new RangeError(`${landmarks.length} landmarks for ${encoded.length} pictures of ${height} x ${width}`);
+    throw new RangeError(
+      `${counted(landmarks.length, 'landmark')} for ${counted(encoded.length, 'picture')} of ${height} x ${width}`,
+    );
   const decoded = await runCall(
     () => addon.decodePictures(encoded, channelOrder === 'bgr', height, width, subjects, code, landmarks),
     signal,

@@ -1,5 +1,5 @@
 /** A float32 backbone that embeds pictures: the native graph executor (native/model/executor.h) on its own thread. */
-import { FacetrainError } from '@facetrain/api';
+import { counted, FacetrainError } from '@facetrain/api';
 import { native } from './addon.ts';
 import type { Pictures } from './data.ts';
 import type { Embedder } from './embedder.ts';
@@ -116,8 +116,8 @@ export function checkPictures(
   throw new FacetrainError({
     code: 'InvalidArgument',
     subject: `input '${input.name}'`,
-    found: `${count} pictures of ${height} x ${width} in ${data.length} bytes`,
-    allowed: `pictures of ${input.height} x ${input.width} with ${input.channels} channels, a byte each`,
+    found: `${counted(count, 'picture')} of ${height} x ${width} in ${counted(data.length, 'byte')}`,
+    allowed: `pictures of ${input.height} x ${input.width} with ${counted(input.channels, 'channel')}, a byte each`,
   });
 }
 

@@ -4,6 +4,7 @@
  */
 import {
   BYTES_OF,
+  counted,
   FacetrainError,
   type LossScale,
   type NormStatistics,
@@ -449,7 +450,7 @@ export class TrainingSession implements TrainingSessionContract {
         if (tensor.dims.join() !== dims.join())
           throw refuse(name, `shape [${tensor.dims.join(', ')}]`, `[${dims.join(', ')}], as in the model`);
         const size = dims.reduce((product, dim) => product * dim, 1);
-        if (tensor.data.length !== size) throw refuse(name, `${tensor.data.length} numbers`, `${size}`);
+        if (tensor.data.length !== size) throw refuse(name, counted(tensor.data.length, 'number'), `${size}`);
       }
       for (const name of Object.keys(state[part])) {
         if (!(name in own[part])) throw refuse(name, 'the model has no such tensor', 'a checkpoint of the same model');
@@ -480,7 +481,8 @@ export class TrainingSession implements TrainingSessionContract {
       const values = loaded[name];
       if (!values) throw refuse(name, 'missing', 'every tensor of the class centres');
       const numbers = values.bytes.length / BYTES_OF[values.dtype];
-      if (numbers !== rows * columns) throw refuse(name, `${numbers} numbers for ${rows} rows`, `${rows} x ${columns}`);
+      if (numbers !== rows * columns)
+        throw refuse(name, `${counted(numbers, 'number')} for ${counted(rows, 'row')}`, `${rows} x ${columns}`);
     }
     for (const name of Object.keys(tensors)) {
       if (!this.rowTensors.some((tensor) => tensor.name === name))

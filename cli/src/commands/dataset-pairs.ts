@@ -1,6 +1,6 @@
 /** `facetrain dataset pairs`: draws a verification set from a dataset. */
 import { realpath, stat } from 'node:fs/promises';
-import { FacetrainError } from '@facetrain/api';
+import { counted, FacetrainError } from '@facetrain/api';
 import { readEncoded, readLabels } from '@facetrain/native';
 import { drawPairs, type Pair } from '@facetrain/trainer/dataset/draw-pairs';
 import { storageError, writeAtomically } from '@facetrain/trainer/storage/atomic-files';
@@ -71,7 +71,9 @@ export async function makePairs(
       ['Set', output],
       ['Pairs', `${count}, half of them of one person, in 10 folds without a common person`],
       ['Identities', `${people} of ${folder}`],
-      ...(bad.size > 0 ? [['Left out', `${bad.size} pictures that cannot be decoded`] as [string, string]] : []),
+      ...(bad.size > 0
+        ? [['Left out', `${counted(bad.size, 'picture')} that cannot be decoded`] as [string, string]]
+        : []),
     ]),
   };
 }

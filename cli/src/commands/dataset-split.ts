@@ -2,7 +2,7 @@
 import { existsSync } from 'node:fs';
 import { mkdir, rename, rm, writeFile } from 'node:fs/promises';
 import { join } from 'node:path';
-import { FacetrainError } from '@facetrain/api';
+import { counted, FacetrainError } from '@facetrain/api';
 import { type PackedDataset, packDataset, readLabels } from '@facetrain/native';
 import { countByLabel, holdOut } from '@facetrain/trainer/dataset/hold-out';
 import { storageError } from '@facetrain/trainer/storage/atomic-files';
@@ -31,7 +31,7 @@ export async function splitDataset(
     throw new FacetrainError({
       code: 'InvalidDataset',
       subject: folder,
-      found: `labels up to ${identities - 1} in ${labels.length} pictures`,
+      found: `labels up to ${identities - 1} in ${counted(labels.length, 'picture')}`,
       allowed: 'labels without large gaps: 0, 1, 2, …',
     });
   const { train, heldOut } = holdOut(countByLabel(labels, identities), holdout, seed);
@@ -73,11 +73,11 @@ export async function splitDataset(
     text: table([
       ...written.map((part): [string, string] => [
         part.folder,
-        `${part.images} pictures of ${part.identities} identities, ` +
+        `${counted(part.images, 'picture')} of ${counted(part.identities, 'identity')}, ` +
           `${part.shards} ${part.shards === 1 ? 'shard' : 'shards'}`,
       ]),
       ...(leftOut.length > 0
-        ? [['Left out', `${leftOut.length} pictures that cannot be read`] as [string, string]]
+        ? [['Left out', `${counted(leftOut.length, 'picture')} that cannot be read`] as [string, string]]
         : []),
     ]),
   };

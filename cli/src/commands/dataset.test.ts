@@ -75,7 +75,7 @@ test('check counts what a person can act on', async () => {
   const { code, stdout } = await facetrain('dataset', 'check', faces);
   assert.equal(code, 0);
   assert.match(stdout, /Pictures each +1 to 3, median 2/);
-  assert.match(stdout, /One picture +1 identities/);
+  assert.match(stdout, /One picture +1 identity:/);
   assert.match(stdout, /Duplicates +0 within an identity, 1 across identities; the latter are labelled wrongly/);
   assert.match(stdout, /person-0\/0\.jpg is also \S+person-1\/9\.jpg/);
 });

@@ -2,7 +2,7 @@
  * `facetrain dataset index` and `facetrain dataset check`. The latter reads and decodes a whole dataset, to find before
  * a training what would stop it or do harm.
  */
-import { ExitCode } from '@facetrain/api';
+import { counted, ExitCode } from '@facetrain/api';
 import { type DatasetSummary, indexDataset, inspectDataset, summarizeDataset, writeLabels } from '@facetrain/native';
 import { allowedBadPictures } from '@facetrain/trainer/dataset/dataset-preflight';
 import { bytes, percent, type StatusLine, table } from '../terminal-output.ts';
@@ -48,7 +48,7 @@ export async function checkDataset(
         ['Pictures each', `${summary.least} to ${summary.most}, median ${summary.median}`],
         ...(summary.withOne > 0
           ? [
-              ['One picture', `${summary.withOne} identities: more pictures of them, or leave them out`] as [
+              ['One picture', `${counted(summary.withOne, 'identity')}: more pictures of them, or leave them out`] as [
                 string,
                 string,
               ],

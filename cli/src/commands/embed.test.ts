@@ -96,7 +96,7 @@ test('what a user gets wrong is said in words', async () => {
   await writeFile(black, bitmap([0, 0, 0]));
   const cases: [images: string[], options: Partial<EmbedOptions>, message: RegExp][] = [
     [[], {}, /^pictures: none; files to embed, or two to compare/],
-    [[], { pairs: [red] }, /^--pairs: 1 pictures; two for each pair/],
+    [[], { pairs: [red] }, /^--pairs: 1 picture; two for each pair/],
     [
       [join(folder, 'no.png')],
       {},

@@ -1,7 +1,7 @@
 /** `facetrain embed`: what a model gives for pictures in files, and how alike two pictures are. */
 import { readFile, writeFile } from 'node:fs/promises';
 import { availableParallelism } from 'node:os';
-import { FacetrainError, fileCause } from '@facetrain/api';
+import { counted, FacetrainError, fileCause } from '@facetrain/api';
 import { type Device, decodePictures, EMBEDDING_BATCH, type Embedder, type Pictures } from '@facetrain/native';
 import { type ChannelOrder, channelOrderOf } from '@facetrain/trainer/onnx/channel-order';
 import { withInputRange } from '@facetrain/trainer/onnx/input-range';
@@ -130,7 +130,7 @@ function checkImages(images: string[], pairs: string[]): void {
     throw new FacetrainError({
       code: 'InvalidArgument',
       subject: '--pairs',
-      found: `${pairs.length} pictures`,
+      found: counted(pairs.length, 'picture'),
       allowed: 'two for each pair: --pairs A B, or --pairs A B C D',
     });
   if (images.length + pairs.length === 0)

@@ -1,5 +1,6 @@
 /** `facetrain eval --templates`: the 1:1 protocol of IJB-B and IJB-C. */
 
+import { counted } from '@facetrain/api';
 import { Model } from '@facetrain/native';
 import { checkNotConstant } from '@facetrain/trainer/verification/check-embeddings';
 import { embedTemplates, verifyTemplates } from '@facetrain/trainer/verification/evaluate-templates';
@@ -58,7 +59,7 @@ export async function evaluateTemplates(
         ['Input', inputText(range, channelOrder)],
         [
           'Templates',
-          `${verification.templates} of ${verification.media} media, ${verification.pictures} pictures` +
+          `${verification.templates} of ${verification.media} media, ${counted(verification.pictures, 'picture')}` +
             (aligned ? ', aligned by five points and weighted by the detector' : ''),
         ],
         ['Pairs', `${verification.positives} of one person, ${verification.negatives} of different people`],

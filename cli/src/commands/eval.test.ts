@@ -59,12 +59,12 @@ test('eval reads colors as the file’s metadata says it, unless an option does,
       ],
     );
     assert.match(judged.text, /TAR at FAR 1e-4 +n\/a, needs 10000 pairs of different people; the set has 300\n/);
-    assert.match(judged.text, /TAR at FAR 1e-3 .*not resolved, as 300 pairs are of different people\n/);
+    assert.match(judged.text, /TAR at FAR 1e-3 .*not resolved by 300 pairs of different people\n/);
     assert.match(judged.text, /Group young +\d+\.\d\d % of 200 pairs/);
     await writeFile(groups, 'old\n');
     await assert.rejects(
       evaluate({ model, pairs, groups, threads: 1 }, new StatusLine(), signal),
-      /groups\.txt: 1 lines; a text file with a line for each of the 600 pairs/,
+      /groups\.txt: 1 line; a text file with a line for each of the 600 pairs/,
     );
 
     // The first pairs as templates of one picture each: the angles are the same, so the rates are, too.

@@ -1,6 +1,6 @@
 /** `facetrain eval`: the verification accuracy of a model file. */
 import { availableParallelism } from 'node:os';
-import { FacetrainError } from '@facetrain/api';
+import { counted, FacetrainError } from '@facetrain/api';
 import { type Device, decodePictures, type Graph, Model, type ModelOptions } from '@facetrain/native';
 import { type ChannelOrder, channelOrderOf } from '@facetrain/trainer/onnx/channel-order';
 import { withInputRange } from '@facetrain/trainer/onnx/input-range';
@@ -160,7 +160,7 @@ const rate = (share: number | null) => (share === null ? 'n/a' : percent(share))
 
 /** 1e-3 is always given, as published figures are; a small set then has the value at no accepted pair. */
 const unresolved = ({ unresolvedFar, negatives }: AcceptRates, far: string) =>
-  far in unresolvedFar ? `; not resolved, as ${negatives} pairs are of different people` : '';
+  far in unresolvedFar ? `; not resolved by ${counted(negatives, 'pair')} of different people` : '';
 
 /** Lines of a table: true accept rates, and those that the set cannot resolve. */
 export const ratesTable = (rates: AcceptRates): [string, string][] => [

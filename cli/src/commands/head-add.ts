@@ -1,5 +1,7 @@
 /** `facetrain head add`: class centres for identities that joined. */
+
 import { availableParallelism } from 'node:os';
+import { counted } from '@facetrain/api';
 import { type Graph, Model, readLabels, readPictures } from '@facetrain/native';
 import { openWhole } from '@facetrain/trainer/checkpoint/directory';
 import { addition, type OpenHead } from '@facetrain/trainer/checkpoint/edit-head';
@@ -77,7 +79,10 @@ export async function addIdentities(where: string, options: AddOptions, line: St
   return {
     json: { added: added.count, firstClass: added.count > 0 ? added.first : null, numClasses, checkpoints: edited },
     text: table([
-      ['Added', `${added.count} classes${added.count > 0 ? `, from ${added.first} on` : ''}: now ${numClasses}`],
+      [
+        'Added',
+        `${counted(added.count, 'class')}${added.count > 0 ? `, from ${added.first} on` : ''}: now ${numClasses}`,
+      ],
       ['Checkpoints', steps(edited)],
     ]),
   };

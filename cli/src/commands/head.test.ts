@@ -277,7 +277,7 @@ test('the labels of an image folder stay whose they are, or are refused', async 
   assert.equal((await index()).code, 0);
   const added = await add();
   assert.equal(added.code, 0, added.stderr);
-  assert.match(added.stdout, /Added +1 classes, from 8 on: now 9/);
+  assert.match(added.stdout, /Added +1 class, from 8 on: now 9/);
   const { code, stderr } = await goOn('people 2', 2);
   assert.equal(code, 0, stderr);
   const [{ checkpoint }] = (await openHeads(root)) as [OpenHead];
@@ -292,7 +292,7 @@ test('inspect compares which classes are retired in two checkpoints', async () =
   const edited = join(folder, 'inspected');
   await cp(original, edited, { recursive: true });
   const removed = await facetrain('head', 'remove', edited, '--classes', '3,3');
-  assert.match(removed.stdout, /Removed +1 classes/);
+  assert.match(removed.stdout, /Removed +1 class from 1 checkpoint:/);
   assert.equal((await facetrain('head', 'merge', edited, '--classes', '4', '--into', '5')).code, 0);
   const [step] = await stepsOf(original);
   const paths = [original, edited].map((root) => checkpointDirectory(root, step!));

@@ -1,6 +1,6 @@
 /** `facetrain head merge` and `remove`: identities of the checkpoints of a folder or an object store. */
 import { isDeepStrictEqual } from 'node:util';
-import { ExitCode, FacetrainError } from '@facetrain/api';
+import { counted, ExitCode, FacetrainError } from '@facetrain/api';
 import {
   editHead,
   type HeadEdit,
@@ -88,12 +88,12 @@ export async function removeIdentities(where: string, options: RemoveOptions, li
   return {
     json: { removed: classes, checkpoints: edited, search: { classes: searched, ...search }, damaged },
     text: table([
-      ['Removed', `${classes.length} classes from ${edited.length} checkpoints: ${steps(edited)}`],
+      ['Removed', `${counted(classes.length, 'class')} from ${counted(edited.length, 'checkpoint')}: ${steps(edited)}`],
       [
         'Searched',
         searched === 0
           ? 'nothing: all their rows were zero before'
-          : `${search.files} files (${bytes(search.bytes)}) for the former rows of ${searched} of them: ` +
+          : `${counted(search.files, 'file')} (${bytes(search.bytes)}) for the former rows of ${searched} of them: ` +
             (gone ? 'none is there' : `FOUND in ${search.found.join(', ')}; delete these files`),
       ],
       ...(damaged.length > 0
@@ -128,9 +128,11 @@ export async function mergeIdentities(where: string, options: MergeOptions, line
   return {
     json: { merged: classes, into, checkpoints: edited, labels },
     text: table([
-      ['Merged', `${classes.join(', ')} into ${into}, in ${edited.length} checkpoints: ${steps(edited)}`],
+      ['Merged', `${classes.join(', ')} into ${into}, in ${counted(edited.length, 'checkpoint')}: ${steps(edited)}`],
       ['Their pictures', `count as those of class ${into} in the training that goes on from here`],
-      ...(map === undefined ? [] : [['Map of labels', `${map}: ${labels.length} classes`] as [string, string]]),
+      ...(map === undefined
+        ? []
+        : [['Map of labels', `${map}: ${counted(labels.length, 'class')}`] as [string, string]]),
     ]),
   };
 }

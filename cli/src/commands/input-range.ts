@@ -42,11 +42,15 @@ const SOURCES = {
   default: 'by default: nothing says it',
 };
 
-/** RGB, NHWC, uint8, 0..255 (by its type). What is NCHW and float32 is not named. */
+/**
+ * RGB, NHWC, uint8, 0..255 (by its type). What is NCHW and float32 is not named.
+ * @param channelOrder rgb or bgr, or why it is not known
+ */
 export function inputText(
   { source, layout, elementType, ...range }: NonNullable<QuantizeReport['source']['input']>,
-  channelOrder: 'rgb' | 'bgr',
+  channelOrder: string,
 ): string {
-  const parts = [channelOrder.toUpperCase(), layout, elementType, rangeText(range)];
+  const order = channelOrder === 'rgb' || channelOrder === 'bgr' ? channelOrder.toUpperCase() : channelOrder;
+  const parts = [order, layout, elementType, rangeText(range)];
   return `${parts.filter(Boolean).join(', ')} (${SOURCES[source]})`;
 }

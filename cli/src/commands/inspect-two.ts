@@ -1,4 +1,5 @@
 /** `facetrain inspect FIRST SECOND`: what differs between two checkpoints. */
+import { counted } from '@facetrain/api';
 import { type CheckpointComparison, compareCheckpoints, openAt } from '@facetrain/trainer/checkpoint/compare';
 import { percent, type StatusLine, table } from '../terminal-output.ts';
 
@@ -27,7 +28,10 @@ function rowsOf({ fields, loss, accuracy, backbone, centres }: CheckpointCompari
     const share = (value: number | null) => (value === null ? 'not evaluated' : percent(value));
     rows.push([`Accuracy on ${set}`, `${share(first)} → ${share(second)}`]);
   }
-  rows.push(['Backbone', `moved by ${percent(backbone.distance)} of its length (${backbone.tensors} tensors)`]);
+  rows.push([
+    'Backbone',
+    `moved by ${percent(backbone.distance)} of its length (${counted(backbone.tensors, 'tensor')})`,
+  ]);
   for (const { name, distance } of backbone.largest) if (distance > 0) rows.push([`  ${name}`, percent(distance)]);
   if (backbone.different.length > 0)
     rows.push(['  not in both, or of another shape', backbone.different.slice(0, 5).join(', ')]);

@@ -6,6 +6,7 @@ import {
   AnyCheckpointManifest,
   ArtifactManifest,
   BYTES_OF,
+  counted,
   FacetrainError,
   type Gate,
   hasBounds,
@@ -15,13 +16,13 @@ import {
 import type { Graph } from '@facetrain/native';
 import { checkpointDirectory, completeSteps } from '@facetrain/trainer/checkpoint/directory';
 import { readIdentities } from '@facetrain/trainer/checkpoint/retired';
-import { describeModel } from '@facetrain/trainer/onnx/describe';
+import { describeModel, type ModelDescription } from '@facetrain/trainer/onnx/describe';
 import { type FoundRange, withInputRange } from '@facetrain/trainer/onnx/input-range';
 import { checkEmbeddingMemory } from '@facetrain/trainer/onnx/memory';
 import { type OnnxModel, readOnnx } from '@facetrain/trainer/onnx/read';
 import { fold } from '@facetrain/trainer/quantize/fold';
 import { isQuantized } from '@facetrain/trainer/quantize/qdq';
-import { bytes, table } from '../terminal-output.ts';
+import { bytes, oneLine, table } from '../terminal-output.ts';
 import { inputText } from './input-range.ts';
 import { metricsRows } from './metrics-rows.ts';
 
@@ -43,7 +44,56 @@ export async function inspect(path: string, { output }: { output?: string | unde
   const ranged = withRange(model, path);
   const quantizable = await checkModel(ranged?.graph ?? model.graph, model.file);
   const description = { ...describeModel(model, ranged?.range ?? null), quantizable };
-  return { json: { type: 'model', ...description }, text: `${JSON.stringify(description, null, 2)}\n` };
+  return { json: { type: 'model', ...description }, text: table(modelRows(model.file, description)) };
+}
+
+/** Of the file's metadata, what is shown: values may be any text. */
+const LONGEST_VALUE = 200;
+
+function modelRows(file: string, model: ModelDescription & { quantizable: true | string }): [string, string][] {
+  const { input, output, outputs = [output], metadata, producer, opsets } = model;
+  const value = ({ name, shape }: { name: string; shape: (string | number)[] }) => `${name} [${shape.join(', ')}]`;
+  const numbers = (count: number) => count.toLocaleString('en-US');
+  const order = input.channelOrder ?? 'order of colors not in the file';
+  const reads = input.range
+    ? inputText(input.range, order)
+    : `${order === input.channelOrder ? order.toUpperCase() : order}, its range not in the file`;
+  const made = [producer.name, producer.version].filter(Boolean).join(' ');
+  const rows: ([string, string] | false)[] = [
+    ['Model', file],
+    ['Input', `${value(input)}: ${reads}`],
+    ...outputs.map((each, i): [string, string] => [
+      i === 0 ? counted(outputs.length, 'Output').slice(2) : '',
+      value(each),
+    ]),
+    model.tail !== undefined && ['Behind these', `${model.tail}: for ONNX Runtime`],
+    [
+      'Operators',
+      Object.entries(model.operators)
+        .map(([op, count]) => `${op} ${count}`)
+        .join(', '),
+    ],
+    ['Parameters', numbers(model.parameters)],
+    ['Work', model.macs === null ? 'not known' : `${numbers(model.macs)} multiply-accumulates a picture`],
+    [
+      'Constants',
+      Object.entries(model.constantBytes)
+        .map(([type, size]) => `${bytes(size)} of ${type}`)
+        .join(', '),
+    ],
+    ...model.removed.map((text, i): [string, string] => [i === 0 ? 'Left out' : '', text]),
+    ['Can be quantized', model.quantizable === true ? 'yes' : `no: ${model.quantizable}`],
+    [
+      'Format',
+      [
+        `ONNX IR ${model.irVersion}`,
+        ...Object.entries(opsets).map(([domain, version]) => `${domain || 'operator set'} ${version}`),
+      ].join(', '),
+    ],
+    made !== '' && ['Made by', made],
+    ...Object.entries(metadata).map(([key, text]): [string, string] => [key, oneLine(text).slice(0, LONGEST_VALUE)]),
+  ];
+  return rows.filter((row) => row !== false).map(([name, text]) => [oneLine(name), oneLine(text)]);
 }
 
 /** null when the file does not say its range: other commands want it given then. */
@@ -141,11 +191,12 @@ function checkpointRows(path: string, manifest: AnyCheckpointManifest): [string,
   return [
     ['Checkpoint', path],
     ['Job', `${manifest.job.name} (${manifest.job.uid})`],
-    ['Written', `${manifest.time}, by ${manifest.worldSize} trainers`],
+    ['Written', `${manifest.time}, by ${counted(manifest.worldSize, 'trainer')}`],
     ['Step', `${manifest.step} (epoch ${(manifest.step / manifest.stepsPerEpoch).toFixed(2)})`],
     [
       'Class centres',
-      `${manifest.numClasses} of ${manifest.embeddingDim} dimensions (${dtype}), in ${rows.length} files`,
+      `${manifest.numClasses} of ${counted(manifest.embeddingDim, 'dimension')} (${dtype}), ` +
+        `in ${counted(rows.length, 'file')}`,
     ],
     ...(manifest.schemaVersion === 2
       ? [
@@ -156,7 +207,7 @@ function checkpointRows(path: string, manifest: AnyCheckpointManifest): [string,
         ]
       : []),
     ...(manifest.schemaVersion === 2 && manifest.retired
-      ? [['Retired', `${manifest.retired.count} classes that were removed or merged`] as [string, string]]
+      ? [['Retired', `${counted(manifest.retired.count, 'class')}, removed or merged`] as [string, string]]
       : []),
     ['Size', bytes([manifest.backbone, ...rows].reduce((sum, file) => sum + file.bytes, 0))],
   ];
@@ -176,7 +227,7 @@ function artifactRows(
     ['INT7 artifact', path],
     ['Source model', `sha256 ${source.sha256}, ${bytes(source.bytes)}`],
     ['Input', source.input ? inputText(source.input, source.channelOrder) : source.channelOrder.toUpperCase()],
-    ['Calibration', `${calibration.images} pictures, seed ${calibration.seed}`],
+    ['Calibration', `${counted(calibration.images, 'picture')}, seed ${calibration.seed}`],
     ...metricsRows(metrics),
     ['Gate', verdict(gate)],
     ...Object.entries(files).map(([name, file]): [string, string] => [

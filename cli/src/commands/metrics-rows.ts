@@ -1,5 +1,7 @@
 /** The accuracy of an INT7 model beside FP32, as rows of a table. */
+
 import type { GroupComparison, Metrics } from '@facetrain/api';
+import { counted } from '@facetrain/api';
 import { percent } from '../terminal-output.ts';
 
 const SOURCES = {
@@ -42,5 +44,8 @@ function accuracyRow(
   what: string,
   { fp32, int7, pairs }: Pick<GroupComparison, 'pairs'> & Record<'fp32' | 'int7', { accuracy: number }>,
 ): [string, string] {
-  return [`Accuracy on ${what}`, `${percent(fp32.accuracy)} FP32, ${percent(int7.accuracy)} INT7 (${pairs} pairs)`];
+  return [
+    `Accuracy on ${what}`,
+    `${percent(fp32.accuracy)} FP32, ${percent(int7.accuracy)} INT7 (${counted(pairs, 'pair')})`,
+  ];
 }

@@ -4,6 +4,7 @@ import { readdir, stat, statfs } from 'node:fs/promises';
 import { availableParallelism } from 'node:os';
 import { dirname, join } from 'node:path';
 import {
+  counted,
   ExitCode,
   type FaceTrainJob,
   FacetrainError,
@@ -230,7 +231,7 @@ function text(
   const parts = (of: readonly MemoryPart[]): [string, string][] =>
     of.map((part) => [part.name, `${gib(part.bytes).padStart(9)}  ${part.why}`]);
   const perTrainer = facts.replicas === 1 ? '' : ` for each of ${facts.replicas} trainers`;
-  const unit = kind.type === 'cpu' ? `CPU, ${machines.threads} threads` : kind.name;
+  const unit = kind.type === 'cpu' ? `CPU, ${counted(machines.threads, 'thread')}` : kind.name;
   const copyIsHere = (on: 'device' | 'host') => kind.type === 'cpu' || memory.copy.on === on;
   const headline = (bytes: number, on: 'device' | 'host', limit: number | null, where: string) =>
     copyIsHere(on)
@@ -241,7 +242,8 @@ function text(
   const { bytes, keptBytes, storageBytes, fit } = plan.checkpoints;
   const stages = Object.entries(step.stages).filter(([, seconds]) => seconds > 0);
   const lines = [
-    `${name}: ${count(facts.numClasses)} identities, ${count(facts.globalBatchSize)} pictures a step, ` +
+    `${name}: ${counted(facts.numClasses, 'identity', count)}, ` +
+      `${counted(facts.globalBatchSize, 'picture', count)} a step, ` +
       `${facts.replicas} x ${unit}, ${facts.precision.toUpperCase()}\n`,
     `\nMemory${perTrainer}: ${headline(memory.deviceBytes, 'device', memory.usableBytes, where)}\n`,
     table(parts(memory.device)),
@@ -275,7 +277,7 @@ function text(
           ),
         ]
       : []),
-    ...(total ? [`\nTraining: ${count(total.steps)} steps, about ${duration(total.seconds)}\n`] : []),
+    ...(total ? [`\nTraining: ${counted(total.steps, 'step', count)}, about ${duration(total.seconds)}\n`] : []),
     ...(plan.toFit.length > 0
       ? ['\nIt would fit with one of these:\n', ...plan.toFit.map((each) => `  - ${each.text}\n`)]
       : []),

@@ -6,6 +6,7 @@ import { basename, join, resolve } from 'node:path';
 import {
   ARTIFACT,
   ArtifactManifest,
+  counted,
   DEFAULT_SEARCH,
   FacetrainError,
   hasBounds,
@@ -163,7 +164,7 @@ async function makeConfig(options: QuantizeOptions, read: ReadModel | undefined)
     throw new FacetrainError({
       code: 'InvalidArgument',
       subject: '--groups',
-      found: `${groups.length} files for ${pairs.length} sets`,
+      found: `${counted(groups.length, 'file')} for ${counted(pairs.length, 'set')}`,
       allowed: 'one for each set of --pairs, in their order',
     });
   const sets = (await Promise.all(pairs.map(readVerificationSet))).map(({ name, path }, index) => ({

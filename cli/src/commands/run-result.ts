@@ -3,6 +3,7 @@ import { existsSync, statSync } from 'node:fs';
 import { join } from 'node:path';
 import {
   ARTIFACT,
+  counted,
   type EvaluationReport,
   ExitCode,
   type FaceTrainJob,
@@ -166,7 +167,7 @@ function trainingRows({ train }: RunResult): Rows {
   if (!train) return [];
   const { steps, seconds, imagesPerSecond, lossFirst, lossLast } = train;
   return [
-    ['Training', `${steps} steps in ${duration(seconds)}, ${imagesPerSecond.toFixed(1)} images/s`],
+    ['Training', `${counted(steps, 'step')} in ${duration(seconds)}, ${imagesPerSecond.toFixed(1)} images/s`],
     ['Loss', `${lossFirst.toFixed(2)} at the start, ${lossLast.toFixed(2)} at the end`],
   ];
 }
@@ -177,7 +178,7 @@ function accuracyRows({ evaluation, artifact }: RunResult): Rows {
     const ofInt7 = int7 === undefined ? '' : `, ${percent(int7)} INT7`;
     return [
       `Accuracy on ${set}`,
-      `${percent(accuracy)} ± ${(100 * std).toFixed(2)} FP32${ofInt7} (${pairs} pairs, 10-fold, flip)`,
+      `${percent(accuracy)} ± ${(100 * std).toFixed(2)} FP32${ofInt7} (${counted(pairs, 'pair')}, 10-fold, flip)`,
     ];
   });
   if (evaluation.some(({ alike }) => alike))

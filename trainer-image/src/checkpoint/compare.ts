@@ -1,6 +1,6 @@
 /** What differs between two checkpoints: how they were trained, how far weights and class centres moved. */
 import { basename, dirname, resolve } from 'node:path';
-import { type AnyCheckpointManifest, checkpointStep } from '@facetrain/api';
+import { type AnyCheckpointManifest, checkpointStep, counted } from '@facetrain/api';
 import { type Checkpoint, invalid, openCheckpoint, openWhole } from './directory.ts';
 import { readEvaluations } from './evaluations.ts';
 import { type Identities, readIdentities } from './retired.ts';
@@ -89,7 +89,7 @@ function differences(first: AnyCheckpointManifest, second: AnyCheckpointManifest
     'rows.optimizer': manifest.schemaVersion === 1 ? 'SGD' : manifest.rows.optimizer,
     ...(manifest.schemaVersion === 2 && {
       classesAdded: manifest.classesAdded,
-      labels: manifest.labels && `${manifest.labels.count} folders, ${manifest.labels.sha256}`,
+      labels: manifest.labels && `${counted(manifest.labels.count, 'folder')}, ${manifest.labels.sha256}`,
       ...Object.fromEntries(Object.entries(manifest.margin ?? {}).map(([name, value]) => [`margin.${name}`, value])),
       ...manifest.settings,
     }),

@@ -13,6 +13,7 @@ import {
   type CheckpointManifest,
   checkpointFolder,
   checkpointStep,
+  counted,
   FacetrainError,
   parseDocument,
   type RowBlock,
@@ -193,7 +194,7 @@ function rowsProblem(manifest: AnyCheckpointManifest): [found: string, allowed: 
       row += rows;
     }
   }
-  if (row !== manifest.numClasses) return [`${row} rows`, `${manifest.numClasses}, one for each class`];
+  if (row !== manifest.numClasses) return [counted(row, 'row'), `${manifest.numClasses}, one for each class`];
   return manifest.schemaVersion === 1 ? undefined : blocksProblem(manifest);
 }
 

@@ -4,7 +4,7 @@
  * docs/decisions/0078.
  */
 import { createHash } from 'node:crypto';
-import { type AnyCheckpointManifest, type CheckpointManifest, FacetrainError } from '@facetrain/api';
+import { type AnyCheckpointManifest, type CheckpointManifest, counted, FacetrainError } from '@facetrain/api';
 
 export type FolderLabels = NonNullable<CheckpointManifest['labels']>;
 
@@ -31,7 +31,8 @@ export function labelsMoved(dataset: string, folders: readonly string[], { count
     code: 'InvalidDataset',
     subject: dataset,
     found:
-      `${folders.length} folders, of which the first ${count} are not the ${count} of the checkpoint of step ${step}` +
+      `${counted(folders.length, 'folder')}, of which the first ${count} are not the ${count} of the checkpoint ` +
+      `of step ${step}` +
       ': a folder that was added before the last, removed or renamed gives class centres to other people',
     allowed:
       `the folders of that time, and others after them. Bring them back, write ${dataset}/facetrain.index with ` +

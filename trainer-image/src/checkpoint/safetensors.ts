@@ -5,7 +5,7 @@
  */
 import { open } from 'node:fs/promises';
 import { endianness } from 'node:os';
-import { BYTES_OF, FacetrainError, type StoredType } from '@facetrain/api';
+import { BYTES_OF, counted, FacetrainError, type StoredType } from '@facetrain/api';
 import { storageError } from '../storage/atomic-files.ts';
 
 /** A tensor of a file, without its values. */
@@ -120,7 +120,7 @@ export class Safetensors implements AsyncDisposable {
     const { dtype, offset, values } = this.#entry(name);
     const wanted = count ?? values - first;
     if (first < 0 || wanted < 0 || first + wanted > values)
-      throw new RangeError(`${this.path}: ${name} has ${values} values, not [${first}, ${first + wanted})`);
+      throw new RangeError(`${this.path}: ${name} has ${counted(values, 'value')}, not [${first}, ${first + wanted})`);
     const bytes = new Uint8Array(wanted * BYTES_OF[dtype]);
     await readExactly(this.path, this.#file, bytes, offset + first * BYTES_OF[dtype]);
     if (dtype === 'float32') return new Float32Array(bytes.buffer);

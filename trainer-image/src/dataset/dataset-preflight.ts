@@ -1,5 +1,5 @@
 /** Checks a dataset against a configuration, before training starts. */
-import { FacetrainError } from '@facetrain/api';
+import { counted, FacetrainError } from '@facetrain/api';
 import { type DatasetInfo, inspectDataset, type UnusablePicture } from '@facetrain/native';
 
 export interface PreflightOptions {
@@ -75,10 +75,16 @@ export async function preflightDataset(directory: string, options: PreflightOpti
   if (info.identities < 2)
     refuse('one identity', 'two or more; an image folder has a folder of pictures for each identity');
   if (numClasses !== null && numClasses <= info.labelMax)
-    refuse(`labels up to ${info.labelMax}`, `the model has ${numClasses} classes, so labels up to ${numClasses - 1}`);
+    refuse(
+      `labels up to ${info.labelMax}`,
+      `the model has ${counted(numClasses, 'class')}, so labels up to ${numClasses - 1}`,
+    );
   const stepsPerEpoch = Math.floor(info.images / globalBatchSize);
   if (stepsPerEpoch === 0)
-    refuse(`${info.images} pictures`, `a global batch takes ${globalBatchSize}: more pictures, or a smaller batch`);
+    refuse(
+      counted(info.images, 'picture'),
+      `a global batch takes ${globalBatchSize}: more pictures, or a smaller batch`,
+    );
   return {
     images: info.images,
     identities: info.identities,

@@ -1,5 +1,5 @@
 /** Draws the pairs of a verification set from a dataset. Pure. */
-import { FacetrainError } from '@facetrain/api';
+import { counted, FacetrainError } from '@facetrain/api';
 import { shuffled } from './hold-out.ts';
 import { uniform } from './sample-indices.ts';
 
@@ -50,7 +50,7 @@ export function drawPairs(labels: ArrayLike<number>, count: number, seed: number
       code: 'InvalidDataset',
       subject,
       found:
-        `${persons.length} identities, ${several} of them with two pictures or more, ` +
+        `${counted(persons.length, 'identity')}, ${several} of them with two pictures or more, ` +
         `give ${2 * FOLDS * possible} pairs`,
       allowed:
         `${count} pairs in ${FOLDS} folds without a common person: ` +

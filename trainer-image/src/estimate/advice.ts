@@ -1,4 +1,5 @@
 /** What would make a training faster or smaller, in plain words with figures. Pure. */
+import { counted } from '@facetrain/api';
 import type { Advice } from './fitting.ts';
 import { type Machines, stepTime } from './step-time.ts';
 import {
@@ -104,7 +105,8 @@ function replicasAdvice(facts: TrainingFacts, machines: Machines): Advice | unde
     return {
       change: {},
       text:
-        `globalBatchSize ${facts.globalBatchSize}: ${pictures} pictures for each GPU keep it busy only in part; ` +
+        `globalBatchSize ${facts.globalBatchSize}: a GPU is busy only in part ` +
+        `with ${counted(pictures, 'picture')} a step; ` +
         '128 or more do',
     };
   return undefined;

@@ -4,6 +4,7 @@
  */
 import {
   bytesPerClass,
+  counted,
   FacetrainError,
   type Precision,
   ROWS_OPTIMIZER_NAMES,
@@ -286,7 +287,11 @@ function storedRows(facts: TrainingFacts): MemoryPart[] {
   const { weight, state } = rowBytes(facts);
   const type = facts.rowsPrecision.toUpperCase();
   return [
-    { name: 'class centres', bytes: rows * weight, why: `${rows} rows of ${dim} numbers in ${type}` },
+    {
+      name: 'class centres',
+      bytes: rows * weight,
+      why: `${counted(rows, 'row')} of ${counted(dim, 'number')} in ${type}`,
+    },
     {
       name: facts.rowsOptimizer === 'sgd' ? 'momentum of class centres' : 'optimizer of class centres',
       bytes: rows * state,
@@ -328,7 +333,7 @@ function cudaStep(facts: TrainingFacts): MemoryPart[] {
     {
       name: 'gradient of sampled rows',
       bytes: sampled * dim * (precision === 'bf16' ? 2 : 4),
-      why: `${sampled} rows a step`,
+      why: `${counted(sampled, 'row')} a step`,
     },
     { name: 'sampled rows', bytes: sampled * (dim * low + 12), why: 'at unit length, in the products’ type' },
     {
@@ -344,7 +349,7 @@ function cpuStep(facts: TrainingFacts): MemoryPart[] {
   const { embeddingDim: dim, globalBatchSize: batch, precision } = facts;
   const sampled = sampledRows(facts);
   return [
-    { name: 'gradient of sampled rows', bytes: 4 * sampled * dim, why: `${sampled} rows a step, FP32` },
+    { name: 'gradient of sampled rows', bytes: 4 * sampled * dim, why: `${counted(sampled, 'row')} a step, FP32` },
     {
       name: 'logits',
       // A thread has a tile's rows, logits and exponentials; there may be a few threads.
@@ -388,7 +393,8 @@ export function checkTrainingMemory(facts: TrainingFacts, subject: string, ranks
     code: 'InsufficientMemory',
     subject: isActivations ? `${subject}: node "${keeper.node.name}" (${keeper.node.op})` : largest.name,
     found:
-      `training on ${picturesOfRank(facts)} pictures with ${facts.numClasses} classes needs ${gibibytes(bytes)} at ` +
+      `training on ${counted(picturesOfRank(facts), 'picture')} with ${counted(facts.numClasses, 'class')} ` +
+      `needs ${gibibytes(bytes)} at ` +
       `least${trainers}${memory}, ${gibibytes(largest.bytes)} of it for ${largest.name} (${most})`,
     allowed:
       `the ${gibibytes(limit)} that are available: more memory, ${less}, more trainers.replicas, ` +

@@ -323,7 +323,7 @@ suite('Model', () => {
     const { pictures } = picturesFor(graph, 1);
     await assert.rejects(
       embedded(graph, { ...pictures, height: 5, width: 7 }),
-      /^FacetrainError: input 'data': 1 pictures of 5 x 7 .* 7 x 5 with 3 channels/,
+      /^FacetrainError: input 'data': 1 picture of 5 x 7 .* 7 x 5 with 3 channels/,
     );
   });
 });

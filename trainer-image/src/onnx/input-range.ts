@@ -8,7 +8,7 @@
  * first layer's input (`mean` and `std` of Graph.input). So a padding convolution pads normalized values, and the
  * quantizer sees only what is behind the head; write.ts puts it in front again.
  */
-import { FacetrainError, INPUT_RANGES, rangeBehind } from '@facetrain/api';
+import { counted, FacetrainError, INPUT_RANGES, rangeBehind } from '@facetrain/api';
 import type { Graph, GraphInput, GraphNode, InputRange, Tensor } from '@facetrain/native';
 import { arithmeticMap, batchNormMap, type ChannelMap } from './channel-map.ts';
 import { FORMAT_METADATA } from './read.ts';
@@ -156,7 +156,7 @@ export function forChannels(
       throw new FacetrainError({
         code: 'InvalidArgument',
         subject: `${name} of the input of ${subject}`,
-        found: `${values.length} numbers`,
+        found: counted(values.length, 'number'),
         allowed: `one number, or one for each of the ${channels} channels`,
       });
     return Array.from({ length: channels }, (_, c) => values[values.length === 1 ? 0 : c]!);

@@ -3,7 +3,7 @@
  * ask for any amount. The estimates are lower bounds (no workspace of an operator, no weights), so what is refused
  * cannot run.
  */
-import { FacetrainError } from '@facetrain/api';
+import { counted, FacetrainError } from '@facetrain/api';
 import type { Graph, GraphNode } from '@facetrain/native';
 import { inferShapes } from './infer-shapes.ts';
 
@@ -47,7 +47,7 @@ const gibibytes = (bytes: number) => `${(bytes / 2 ** 30).toFixed(bytes < 2 ** 3
 
 /** @throws FacetrainError InsufficientMemory when a batch of pictures cannot be embedded */
 export function checkEmbeddingMemory(graph: Graph, subject: string, batch: number): void {
-  const doing = `embedding ${batch} pictures`;
+  const doing = `embedding ${counted(batch, 'picture')}`;
   checkMemory(embeddingMemory(graph, batch), { subject, doing, allowed: 'more memory, or a smaller model' });
 }
 

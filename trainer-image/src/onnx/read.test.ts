@@ -697,7 +697,7 @@ const BROKEN: Record<string, [Uint8Array, RegExp]> = {
   ],
   'too few typed values': [
     withWeight(tensor('w', 'FLOAT', [4], { floatData: [1] })),
-    /tensor "w" holds 1 elements; 4 elements of FLOAT/,
+    /tensor "w" holds 1 element; 4 elements of FLOAT/,
   ],
   'negative dims': [withWeight({ ...weight, dims: [-3, -18] }), /tensor "w" has dims \[-3, -18\]/],
   'nodes out of order': [

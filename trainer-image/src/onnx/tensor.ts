@@ -1,6 +1,6 @@
 /// <reference lib="esnext.float16" />
 /** TensorProto to Tensor and back. Data may be raw or typed; floats of 16 and 64 bits become float32. */
-import { FacetrainError } from '@facetrain/api';
+import { counted, FacetrainError } from '@facetrain/api';
 import type { Tensor, TypedArray } from '@facetrain/native';
 import {
   DATA_TYPES,
@@ -109,7 +109,7 @@ export function decodeTensor(tensor: TensorProto, name: string, subject: string)
   if (dims.length > MOST_DIMS) throw invalid(`has ${dims.length} dims`, `${MOST_DIMS} at most`);
   if (!dims.every((dim) => Number.isSafeInteger(dim) && dim >= 0) || !Number.isSafeInteger(count))
     throw invalid(`has dims [${dims.join(', ')}]`, 'sizes of zero or more');
-  const expected = `${count} elements of ${type} for dims [${dims.join(', ')}]`;
+  const expected = `${counted(count, 'element')} of ${type} for dims [${dims.join(', ')}]`;
   if (tensor.rawData?.length) {
     if (tensor.rawData.length !== count * element.bytes)
       throw invalid(`holds ${tensor.rawData.length} bytes`, `${expected} are ${count * element.bytes}`);
@@ -117,7 +117,7 @@ export function decodeTensor(tensor: TensorProto, name: string, subject: string)
     return { dims, data: element.fromRaw(aligned, count) };
   }
   const data = element.fromTyped(tensor);
-  if (data.length !== count) throw invalid(`holds ${data.length} elements`, expected);
+  if (data.length !== count) throw invalid(`holds ${counted(data.length, 'element')}`, expected);
   return { dims, data };
 }
 

@@ -2,6 +2,7 @@
 import {
   ARTIFACT,
   ArtifactManifest,
+  counted,
   hasBounds,
   QuantizeReport,
   rangeText,
@@ -60,7 +61,7 @@ export function modelFile(
   const { file, layout, elementType } = graph.input;
   const range = `range ${file ? rangeText(file) : '-1..1'}`;
   const input = ['pictures in '.concat(channelOrder.toUpperCase()), range, layout, elementType].filter(Boolean);
-  const what = graph.outputs ? `Network of ${graph.outputs.length} outputs` : 'Embedding';
+  const what = graph.outputs ? `Network of ${counted(graph.outputs.length, 'output')}` : 'Embedding';
   const behind = tail ? ` Behind ${outputs.map(({ name }) => name).join(', ')} in FP32.` : '';
   const doc = `${what} in ${bits.join('- and ')}-bit integers.${behind} Input: ${input.join(', ')}.`;
   const written = encodeInt7(graph, scales, { runtime });

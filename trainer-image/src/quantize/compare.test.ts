@@ -238,7 +238,7 @@ describe('the gate', () => {
       bounds: { ...NONE, maxGroupAccuracyDrop: 0 },
       metrics: grouped({ old: [1, 1, 0] }),
       failures: [
-        'accuracy on group old of cfp_fp falls by 1.0000 (1.0000 to 0.0000, 1 pairs), more than ' +
+        'accuracy on group old of cfp_fp falls by 1.0000 (1.0000 to 0.0000, 1 pair), more than ' +
           'maxGroupAccuracyDrop 0',
       ],
     },

@@ -1,6 +1,7 @@
 /** The metrics of an INT7 model against its FP32 model, and the gate's bounds on them. Pure. */
 import {
   type Comparison,
+  counted,
   FacetrainError,
   type Gate,
   type GroupComparison,
@@ -260,7 +261,7 @@ export function checkGate(bounds: QuantizeConfig['gate'], metrics: Metrics): Gat
       const count = digitsToTell(drop, maxGroupAccuracyDrop!);
       const [fall, from, to] = [drop, fp32.accuracy, int7.accuracy].map((value) => value.toFixed(count));
       failures.push(
-        `accuracy on group ${group} of ${set} falls by ${fall} (${from} to ${to}, ${pairs} pairs), ` +
+        `accuracy on group ${group} of ${set} falls by ${fall} (${from} to ${to}, ${counted(pairs, 'pair')}), ` +
           `more than maxGroupAccuracyDrop ${maxGroupAccuracyDrop}`,
       );
     }
@@ -274,7 +275,7 @@ export function checkGate(bounds: QuantizeConfig['gate'], metrics: Metrics): Gat
         const [fall, from, to] = [before - after, before, after].map((value) => value.toFixed(count));
         failures.push(
           `the true accept rate at ${rate} on group ${group} of ${set} falls by ${fall} (${from} to ${to}, ` +
-            `${positives} pairs of one person), more than maxGroupTarDrop ${maxGroupTarDrop}`,
+            `${counted(positives, 'pair')} of one person), more than maxGroupTarDrop ${maxGroupTarDrop}`,
         );
       }
   const checkCosine = (what: string, value: number, name: string, bound: number) => {
@@ -301,7 +302,7 @@ export function checkGate(bounds: QuantizeConfig['gate'], metrics: Metrics): Gat
           unresolvedFar
             ? [
                 `${bound} does not judge ${set} at ${unresolvedFar.join(', ')}: ` +
-                  `it has ${negatives} pairs of different people, too few for this rate`,
+                  `it has ${counted(negatives ?? 0, 'pair')} of different people, too few for this rate`,
               ]
             : [],
         ),

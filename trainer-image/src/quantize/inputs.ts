@@ -1,7 +1,14 @@
 /** Reads what a quantization needs and checks it, before the search starts. */
 import { readFile } from 'node:fs/promises';
 import { dirname, join, relative } from 'node:path';
-import { ARTIFACT, FacetrainError, type QuantizeConfig, type QuantizeReport, type StoredFile } from '@facetrain/api';
+import {
+  ARTIFACT,
+  counted,
+  FacetrainError,
+  type QuantizeConfig,
+  type QuantizeReport,
+  type StoredFile,
+} from '@facetrain/api';
 import {
   EMBEDDING_BATCH,
   type Graph,
@@ -85,7 +92,7 @@ export async function loadModel(
     throw new FacetrainError({
       code: 'InvalidModel',
       subject: model.path,
-      found: `an input of ${graph.input.channels} channels`,
+      found: `an input of ${counted(graph.input.channels, 'channel')}`,
       allowed: 'one of 3, a color picture, or of 1, its gray',
     });
   }
@@ -281,7 +288,7 @@ export async function loadCalibration(
   const sample = drawPictures(there, images, seed, evaluation.sets.length === 0);
   if (sample.calibration.length < images)
     log.warn(
-      `calibrating on ${sample.calibration.length} pictures instead of ${images}: the dataset has ${there}` +
+      `calibrating on ${counted(sample.calibration.length, 'picture')} instead of ${images}: the dataset has ${there}` +
         (sample.heldOut.length > 0 ? `, and ${sample.heldOut.length} are held out to measure on` : ''),
     );
   const read = async (indices: number[]) => {

@@ -45,7 +45,7 @@ test('a file computes what its layers and scales do, all outputs or the one that
   assert.deepEqual([...(await one.model.embed(few, { flip: true }))], rows.flat());
   await assert.rejects(
     file.model.embed(pictures(1, { ...layers.input, width: 9 })),
-    /^FacetrainError: input 'data': 1 pictures of 14 x 9 in 378 bytes; pictures of 14 x 14/,
+    /^FacetrainError: input 'data': 1 picture of 14 x 9 in 378 bytes; pictures of 14 x 14/,
   );
 });
 

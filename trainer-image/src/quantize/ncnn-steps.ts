@@ -2,6 +2,7 @@
  * The ONNX operators that ncnn computes in FP32 between convolutions, each as a layer of ncnn: a table of functions.
  * Numbers of parameters and operations are those of ncnn's documentation ("operators").
  */
+import { counted } from '@facetrain/api';
 import type { NodeStep, Tensor } from '@facetrain/native';
 import { type NcnnFile, type NcnnParameters, real, unsupported } from './ncnn-file.ts';
 
@@ -129,7 +130,7 @@ function arithmeticOfConstant(file: NcnnFile, step: NcnnStep): boolean {
 function arithmetic(file: NcnnFile, step: NcnnStep, first: Blob): boolean {
   const { op, name, operands } = step;
   const [, second] = operands;
-  if (operands.length !== 2) throw refusal(step, `${op} of ${operands.length} operands`);
+  if (operands.length !== 2) throw refusal(step, `${op} of ${counted(operands.length, 'operand')}`);
   if (second?.constant) {
     const scalar = scalarOf(second.constant);
     if (scalar === undefined) throw refusal(step, `${op} with a constant of several numbers`);

@@ -2,7 +2,7 @@
  * Reads the operands and attributes of a graph's nodes for onnx-to-layers.ts, and refuses those that no layer can have.
  * @throws FacetrainError UnsupportedOperator in every method, naming the operator and its node
  */
-import { FacetrainError } from '@facetrain/api';
+import { counted, FacetrainError } from '@facetrain/api';
 import type { Graph, GraphNode, Tensor } from '@facetrain/native';
 import { elementCount, type Shape } from './layer-shapes.ts';
 
@@ -50,7 +50,7 @@ export class Operands {
     if (value?.dims)
       throw this.unsupported(
         node,
-        `an input of ${value.dims.length} dimensions`,
+        `an input of ${counted(value.dims.length, 'dimension')}`,
         'a feature map [N, channels, height, width] or rows of features [N, features]',
       );
     if (!value)
@@ -119,7 +119,7 @@ export class Operands {
       throw this.unsupported(
         node,
         `a constant of shape [${dims.join(', ')}]`,
-        `one number, or one for each of ${channels} channels`,
+        `one number, or one for each of ${counted(channels, 'channel')}`,
       );
     return data;
   }

@@ -7,7 +7,7 @@
  * node (node-layers.ts): quantized like other layers if it computes maps of maps, else in FP32.
  * Knows nothing of quantization, and moves no numbers between layers: that is fold.ts.
  */
-import { FacetrainError } from '@facetrain/api';
+import { counted, FacetrainError } from '@facetrain/api';
 import type { Graph, GraphNode, Layer, LayerGraph, NodeLayer, Tensor } from '@facetrain/native';
 import { arithmeticMap, batchNormMap } from '../onnx/channel-map.ts';
 import { COMPOSITE_OPERATORS } from '../onnx/composites.ts';
@@ -273,7 +273,7 @@ class OnnxReader {
       throw new FacetrainError({
         code: 'InvalidModel',
         subject: `output "${name}"`,
-        found: `${elementCount(output.shape)} values a picture`,
+        found: `${counted(elementCount(output.shape), 'value')} a picture`,
         allowed: `the ${dim} it declares`,
       });
     }
@@ -353,7 +353,7 @@ class OnnxReader {
     if (weight.dims.length !== 4 || perGroup * group !== input.shape[0] || outputs % group !== 0) {
       throw this.operands.unsupported(
         node,
-        `weights [${weight.dims.join(', ')}] in ${group} group(s) on ${input.shape[0]} channels`,
+        `weights [${weight.dims.join(', ')}] in ${counted(group, 'group')} on ${counted(input.shape[0], 'channel')}`,
         'two-dimensional convolutions whose weights fit their input',
       );
     }
@@ -409,7 +409,7 @@ class OnnxReader {
     if (weight.dims[1] !== elementCount(input.shape)) {
       throw this.operands.unsupported(
         node,
-        `weights for ${weight.dims[1]} features on ${elementCount(input.shape)}`,
+        `weights for ${counted(weight.dims[1]!, 'feature')} on ${elementCount(input.shape)}`,
         'weights that fit their input',
       );
     }
@@ -430,7 +430,11 @@ class OnnxReader {
     ];
     const channels = input.flat ? elementCount(input.shape) : input.shape[0];
     if (gamma.length !== channels)
-      throw this.operands.unsupported(node, `${gamma.length} channels on ${channels}`, 'one value a channel');
+      throw this.operands.unsupported(
+        node,
+        `${counted(gamma.length, 'channel')} on ${channels}`,
+        'one value a channel',
+      );
     const { scale, offset } = batchNormMap([gamma, beta, mean, variance], this.operands.number(node, 'epsilon', 1e-5));
     const bad = scale.findIndex((value) => !Number.isFinite(value));
     if (bad >= 0) {

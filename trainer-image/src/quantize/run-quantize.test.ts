@@ -779,7 +779,7 @@ describe('refused before any work', () => {
         return { evaluation: { sets: [{ name: 'few', path, groups: join(inputs, 'groups.txt') }] } };
       },
       code: 'InvalidVerificationSet',
-      expected: /groups\.txt: 1 lines; a text file with a line for each of the 10 pairs/,
+      expected: /groups\.txt: 1 line; a text file with a line for each of the 10 pairs/,
     },
     'a set that is missing': {
       change: async () => ({ evaluation: { sets: [{ name: 'gone', path: join(inputs, 'gone.bin') }] } }),

@@ -1,6 +1,7 @@
 /** report.html of a quantized model: one file for a browser, which loads no other file. Pure. */
 import {
   type Comparison,
+  counted,
   type Histogram,
   type Metrics,
   type QuantizedLayer,
@@ -81,7 +82,7 @@ function facts({ metrics, source, model, calibration, search, layers }: Quantize
   const scales =
     search.rounds === 0
       ? 'scales of the maximum'
-      : `${search.rounds} × ${count(search.candidates)} scales in [${search.lower}, ${search.upper}]`;
+      : `${search.rounds} × ${counted(search.candidates, 'scale', count)} in [${search.lower}, ${search.upper}]`;
   const corrections = [
     ...(search.zeroPoints ? ['zero points'] : []),
     ...(search.equalize ? ['channels equalized'] : []),
@@ -113,7 +114,7 @@ function facts({ metrics, source, model, calibration, search, layers }: Quantize
           ] as [string, string],
         ]
       : []),
-    ['Calibration', `${count(calibration.images)} pictures, seed ${calibration.seed}`],
+    ['Calibration', `${counted(calibration.images, 'picture', count)}, seed ${calibration.seed}`],
     ['Search', [scales, ...corrections].join(', ')],
     ...(source.removed ?? []).map((sentence): [string, string] => ['Left out', sentence]),
   ];

@@ -1,5 +1,6 @@
 /** train-report.html: one file for a browser, which loads no other file. Pure. */
 import {
+  counted,
   dataShare,
   type EvaluationReport as Evaluation,
   type Histogram,
@@ -74,19 +75,19 @@ function facts(report: TrainReport): [string, string][] {
   const backbone = report.config.model.onnxPath ?? report.config.model.backbone;
   return [
     ['Loss', `${short(report.lossFirst)} → ${short(report.lossLast)}`],
-    ['Steps', `${count(report.steps)}, ${count(report.config.globalBatchSize)} pictures each`],
+    ['Steps', `${count(report.steps)}, ${counted(report.config.globalBatchSize, 'picture', count)} each`],
     [
       'Throughput',
       report.imagesPerSecond === 0 ? 'no step in this attempt' : `${short(report.imagesPerSecond)} pictures/s`,
     ],
     ['Training time', duration(report.trainSeconds)],
     ...(report.checkpoints ? [['Checkpoints', checkpoints(report.checkpoints)] as [string, string]] : []),
-    ['Dataset', `${count(dataset.images)} pictures of ${count(dataset.identities)} identities`],
+    ['Dataset', `${counted(dataset.images, 'picture', count)} of ${counted(dataset.identities, 'identity', count)}`],
     ...(dataset.badPictures?.count
       ? [['Bad pictures', `${count(dataset.badPictures.count)}, left out`] as [string, string]]
       : []),
     ['Backbone', `${backbone}, ${short(model.parameters / 1e6)} M parameters`],
-    ['Embedding', `${model.embeddingDim} values`],
+    ['Embedding', counted(model.embeddingDim, 'value')],
     ['Trainers', `${report.trainers} on ${report.device}`],
     ...(report.precision === undefined
       ? []
@@ -100,7 +101,7 @@ function facts(report: TrainReport): [string, string][] {
 }
 
 function skipped({ skippedSteps }: TrainReport): string {
-  return skippedSteps ? `; ${count(skippedSteps)} steps skipped, in which a gradient overflowed` : '';
+  return skippedSteps ? `; ${counted(skippedSteps, 'step', count)} skipped, in which a gradient overflowed` : '';
 }
 
 function checkpoints(written: NonNullable<TrainReport['checkpoints']>): string {
@@ -191,7 +192,9 @@ function groups(report: TrainReport, sets: string[]): string {
 
 /** Which false accept rates the set says nothing about. */
 const missingRates = (rates: string[], negatives: number | undefined) =>
-  rates.length > 0 ? `; not resolved by ${count(negatives ?? 0)} pairs of different people: ${rates.join(', ')}` : '';
+  rates.length > 0
+    ? `; not resolved by ${counted(negatives ?? 0, 'pair', count)} of different people: ${rates.join(', ')}`
+    : '';
 
 interface Series {
   name: string;

@@ -1,6 +1,6 @@
 /** Groups of pairs: people by age, by skin, by camera, ... whatever a threshold may treat differently. */
 import { readFile } from 'node:fs/promises';
-import { FacetrainError, fileCause } from '@facetrain/api';
+import { counted, FacetrainError, fileCause } from '@facetrain/api';
 
 /**
  * The groups of a set's pairs: a text file with a line for each pair.
@@ -22,7 +22,7 @@ export async function readGroups(path: string, pairs: number): Promise<string[]>
     throw refuse(fileCause(cause), cause);
   }
   const groups = text.replace(/\r?\n$/, '').split(/\r?\n/);
-  if (groups.length !== pairs) throw refuse(`${groups.length} lines`);
+  if (groups.length !== pairs) throw refuse(counted(groups.length, 'line'));
   const empty = groups.findIndex((group) => group.trim() === '');
   if (empty >= 0) throw refuse(`line ${empty + 1} is empty`);
   return groups.map((group) => group.trim());

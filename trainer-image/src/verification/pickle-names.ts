@@ -3,6 +3,7 @@
  * `bytearray`, NumPy's arrays and scalars. NumPy's state: numpy/core/src/multiarray/methods.c (array_reduce,
  * array_reduce_ex).
  */
+import { counted } from '@facetrain/api';
 import {
   DataType,
   Global,
@@ -110,14 +111,14 @@ function fill(
   array.dtype = dtype;
   if (dtype.kind === 'O' && Array.isArray(data)) {
     if (elements !== data.length)
-      throw new NotUnderstood(`an array of ${elements} elements with ${data.length} objects`);
+      throw new NotUnderstood(`an array of ${counted(elements, 'element')} with ${counted(data.length, 'object')}`);
     array.objects = data;
     return array;
   }
   if (!(data instanceof Uint8Array) || dtype.kind === 'O')
     throw new NotUnderstood('an array that NumPy does not write');
   if (elements * dtype.itemSize !== data.length)
-    throw new NotUnderstood(`an array of ${elements} elements with ${data.length} bytes`);
+    throw new NotUnderstood(`an array of ${counted(elements, 'element')} with ${data.length} bytes`);
   array.data = data;
   return array;
 }

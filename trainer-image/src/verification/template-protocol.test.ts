@@ -161,7 +161,7 @@ describe('templates of IJB-C', () => {
     },
     'landmarks of some pictures': {
       files: { landmarks: `a0.jpg ${ALIGNED} 1\n` },
-      want: /5pts_score\.txt: 1 lines; 6, one for each picture/,
+      want: /5pts_score\.txt: 1 line; 6, one for each picture/,
     },
     'landmarks of more pictures': {
       files: { faces: 'a0.jpg 1 1\n', landmarks: `a0.jpg ${ALIGNED} 1\nb0.jpg ${ALIGNED} 1\n` },

@@ -13,7 +13,7 @@ import { createReadStream } from 'node:fs';
 import { readdir } from 'node:fs/promises';
 import { join } from 'node:path';
 import { createInterface } from 'node:readline';
-import { FacetrainError, fileCause } from '@facetrain/api';
+import { counted, FacetrainError, fileCause } from '@facetrain/api';
 
 export interface TemplateProtocol {
   folder: string;
@@ -169,7 +169,7 @@ async function readLandmarks(
     found.push({ landmarks: numbers.slice(0, 10), score });
   });
   if (found.length !== rows.length)
-    throw invalid(path, `${found.length} lines`, `${rows.length}, one for each picture`);
+    throw invalid(path, counted(found.length, 'line'), `${rows.length}, one for each picture`);
   return found;
 }
 

@@ -4,7 +4,7 @@
  */
 import { readFile } from 'node:fs/promises';
 import { basename } from 'node:path';
-import { FacetrainError, fileCause, type VerificationSet as SetConfig } from '@facetrain/api';
+import { counted, FacetrainError, fileCause, type VerificationSet as SetConfig } from '@facetrain/api';
 import { nameFileKind } from '@facetrain/native';
 import { readGroups } from './groups.ts';
 import { unpickle } from './pickle.ts';
@@ -63,9 +63,9 @@ export function parseVerificationSet(bytes: Uint8Array, path: string): Verificat
       truthOf(value) ?? refuse(`pair ${i} is said to be the same by what is no bool and no number`, 'true or false'),
   );
   if (encoded.length !== 2 * same.length)
-    return refuse(`${encoded.length} pictures for ${same.length} pairs`, 'two pictures a pair');
+    return refuse(`${counted(encoded.length, 'picture')} for ${counted(same.length, 'pair')}`, 'two pictures a pair');
   if (same.length < FOLDS)
-    return refuse(`${same.length} pairs`, `at least ${FOLDS}: accuracy is measured in ${FOLDS} folds`);
+    return refuse(counted(same.length, 'pair'), `at least ${FOLDS}: accuracy is measured in ${FOLDS} folds`);
   const positive = same.filter(Boolean).length;
   if (positive === 0 || positive === same.length)
     return refuse(`all pairs ${positive === 0 ? 'differ' : 'are the same'}`, 'pairs of both kinds');
