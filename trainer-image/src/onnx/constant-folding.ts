@@ -230,6 +230,14 @@ export function foldConstants(node: GraphNode, inputs: Tensor[], known: KnownInp
       }
       case 'Expand':
         return broadcastTo(x, dims);
+      case 'ReduceMax':
+      case 'ReduceMin': {
+        if (count !== 1 || x.data.length === 0) return undefined;
+        const least = node.op === 'ReduceMax' ? Math.max : Math.min;
+        return fromNumbers(x.data, dims, 1, () =>
+          Array.from(x.data as Iterable<never>, Number).reduce((a, b) => least(a, b)),
+        );
+      }
       case 'Gather':
         return gather(node, inputs, dims);
       case 'Slice':

@@ -10,7 +10,7 @@
  *    of its bias are a Gemm. The output is [N, d].
  * 4. There is no node or constant that the output does not depend on.
  */
-import { FacetrainError } from '@facetrain/api';
+import { counted, FacetrainError } from '@facetrain/api';
 import type { Graph, GraphNode, Tensor } from '@facetrain/native';
 import { intAttribute } from './attributes.ts';
 import type { Branch, Branches } from './branches.ts';
@@ -20,6 +20,7 @@ import { foldConstants, MAX_FOLDED_ELEMENTS } from './constant-folding.ts';
 import { computesFloats } from './element-types.ts';
 import { normalisationsAtEnd } from './embedding-norm.ts';
 import { inferShapes, ShapeInference } from './infer-shapes.ts';
+import { OnePicture } from './one-picture.ts';
 import { joinPRelus } from './prelu-parts.ts';
 import { dataTypeNumber } from './proto.ts';
 import { type Cut, notSupported, TailSearch, type TailSource } from './tail.ts';
@@ -208,6 +209,11 @@ function translateAll(
   const wrong = new Set<string>();
   /** The node of the file that a node is a part of. */
   const owners = new Map<GraphNode, GraphNode>();
+  // Two pictures at once would not be the file's one.
+  const picture =
+    context.keepsAll && context.fixedBatch === 1
+      ? new OnePicture(context, (name) => initializers.get(name), freshName)
+      : undefined;
   let folded = 0;
   const translate = (original: GraphNode, owner: GraphNode): void => {
     const replaceBy = (parts: GraphNode[]) => {
@@ -228,6 +234,14 @@ function translateAll(
       return;
     }
     if (!written.has(original)) {
+      const changed = picture?.change(node, original.inputs);
+      if (changed && 'constant' in changed) return define(node.outputs[0]!, changed.constant);
+      if (changed && changed.before.length > 0) {
+        for (const part of changed.before) written.add(part);
+        written.add(node);
+        replaceBy([...changed.before, node]);
+        return;
+      }
       translateNode(node, context);
       if (context.keepsAll) makeIntegersConstant(node, context);
       const parts = context.keepsAll ? composite(node, context, freshName) : undefined;
@@ -282,7 +296,14 @@ function translateAll(
     }
     for (const name of original.outputs) known.add(name);
   }
-  const cut = tail && cutTail(tail, graph, { translated, aliases, outputs, isFloat, initializers }, context);
+  const cut =
+    tail &&
+    cutTail(
+      tail,
+      graph,
+      { translated, aliases, outputs, isFloat, initializers, changed: picture?.values ?? new Set() },
+      context,
+    );
   const given = cut?.outputs ?? outputs;
   // Of the values that enter the tail, those of nodes that are gone.
   const made = new Set(translated.flatMap((node) => node.outputs));
@@ -337,9 +358,12 @@ function cutTail(
     outputs,
     isFloat,
     initializers,
+    changed,
   }: {
     translated: GraphNode[];
     aliases: ReadonlyMap<string, string>;
+    /** Values that the graph has in another shape than the file. */
+    changed: ReadonlySet<string>;
     outputs: string[];
     isFloat: (name: string) => boolean;
     initializers: ReadonlyMap<string, Tensor>;
@@ -354,12 +378,15 @@ function cutTail(
   // What casts keep is a value of one type: the tail has the cast. An If is more than that.
   const ifs = new Set(graph.nodes.flatMap((node) => (node.op === 'If' ? node.outputs : [])));
   const canEnter = (name: string) => {
-    if (aliases.has(name) && !ifs.has(name)) return false;
+    if ((aliases.has(name) && !ifs.has(name)) || changed.has(name)) return false;
     const value = aliases.get(name) ?? name;
     const shape = pictureShapeOf(batches, value);
     return behindWeights.has(value) && isFloat(value) && shape !== undefined && shape.length > 0 && !shape.includes(0);
   };
-  return tail.cut(outputs, canEnter, (name) => pictureShapeOf(batches, aliases.get(name) ?? name));
+  return tail.cut(outputs, canEnter, (name) => {
+    const shape = pictureShapeOf(batches, aliases.get(name) ?? name);
+    return shape && (changed.has(name) ? shape : [Number.NaN, ...shape]);
+  });
 }
 
 /** Integers that a node computes of shapes, the same for every batch. */
@@ -452,7 +479,11 @@ function inPlaceOf(
   { refuse, constant }: Context,
 ): GraphNode[] {
   if (outputs.length !== original.outputs.length)
-    throw refuse(original, `has a branch of ${outputs.length} outputs`, `${original.outputs.length} outputs`);
+    throw refuse(
+      original,
+      `has a branch of ${counted(outputs.length, 'output')}`,
+      counted(original.outputs.length, 'output'),
+    );
   const made = new Map([...constants].map(([name, tensor]) => [name, constant(name, tensor)]));
   const placed = nodes.map((node): GraphNode => {
     const inputs = node.inputs.map((name) => {
@@ -488,6 +519,7 @@ function identity(node: GraphNode, input: string): GraphNode {
 /** Whether a node's value is its first input. Half precision is read as float32, so a cast to it rounds nothing. */
 function isIdentity(node: GraphNode, isFloat: (name: string) => boolean): boolean {
   if (node.op === 'Identity' || node.op === 'Dropout') return true;
+  if (node.op === 'Concat' && node.inputs.length === 1) return true;
   return node.op === 'Cast' && intAttribute(node, 'to', 0) === dataTypeNumber('FLOAT') && isFloat(node.inputs[0]!);
 }
 

@@ -116,7 +116,7 @@ export interface Cut {
   causes: Map<string, string>;
   /** The constants that it reads. */
   initializers: Set<string>;
-  /** Its nodes Shape of which only the batch is not known: the sizes behind that. */
+  /** Its nodes Shape of which only the batch is not known: all sizes, NaN for the batch. */
   sizes: Map<string, number[]>;
 }
 
@@ -194,7 +194,7 @@ export class TailSearch {
 
   /**
    * @param canEnter whether our runtime can give a value as one of its outputs
-   * @param sizesOf the sizes behind the batch of a value that our runtime computes; undefined: not known
+   * @param sizesOf the sizes of a value that our runtime computes, NaN for the batch; undefined: not known
    * @returns undefined when no output needs a node that our runtime does not compute
    * @throws FacetrainError UnsupportedOperator when a convolution reads of such a node, or nothing is in front of it
    */
@@ -388,7 +388,10 @@ function castsOf(cut: Cut, taken: FileNode[], file: ReadFile): Map<string, numbe
 
 const isOther = (type: number) => OTHER_FLOATS.includes(type);
 
-/** A Shape of a value that our runtime does not give: the batch of the picture, and sizes that are known. */
+/**
+ * A Shape of a value that our runtime does not give: the batch of the picture, and sizes that are known.
+ * @param sizes NaN for the batch
+ */
 function sizesNodes(
   { name, output, attribute }: NodeProto,
   sizes: number[],
@@ -399,8 +402,7 @@ function sizesNodes(
     const value = attribute.find((each) => each.name === key)?.i;
     return value === undefined ? absent : toNumber(value);
   };
-  // NaN stands for the batch.
-  const all = [Number.NaN, ...sizes].slice(number('start', 0), number('end', sizes.length + 1));
+  const all = sizes.slice(number('start', 0), number('end', sizes.length));
   const [made] = output as [string];
   const constant = (to: string, values: number[]): NodeProto => ({
     name: freshName(`${made}_sizes`),

@@ -346,6 +346,48 @@ test('such arguments in front of a convolution refuse the network, and the messa
   );
 });
 
+test('a file of one picture takes it out of its batch, and resizes and pads it by computed sizes', async () => {
+  const list = (...values: number[]) => ({ dims: [values.length], data: BigInt64Array.from(values, BigInt) });
+  const int64 = (value: number) => ({ dims: [], data: BigInt64Array.of(BigInt(value)) });
+  const real = (value: number) => ({ dims: [], data: Float32Array.of(value) });
+  const b = new GraphBuilder({ height: 10, width: 14 });
+  const cast = (x: string, to: number) => b.node('Cast', [x], { to });
+  const without = (x: string) => b.node('Gather', [x, int64(0)], { axis: 0 });
+  const withBatch = (x: string) => b.node('Unsqueeze', [x, list(0)]);
+  const sizeOf = (x: string, axis: number) => b.node('Gather', [b.node('Shape', [x]), int64(axis)], { axis: 0 });
+  const one = b.node('Clip', [without('data'), real(-0.8), real(0.9)]);
+  // Both sides by one factor, the longer one to 20.
+  const sizes = cast(b.node('Shape', [one]), 1);
+  const longest = b.node('ReduceMax', [b.node('Slice', [sizes, list(1), list(3), list(0)])], { keepdims: 0 });
+  const factor = b.node('Mul', [b.node('Reciprocal', [longest]), real(20)]);
+  const scaled = [1, 2].map((axis) =>
+    withBatch(cast(b.node('Floor', [b.node('Mul', [cast(sizeOf(one, axis), 1), factor])]), 7)),
+  );
+  const target = b.node('Concat', [list(1, 3), ...scaled], { axis: 0 });
+  const large = without(b.node('Resize', [withBatch(one), '', '', target], { mode: 'linear' }));
+  // To multiples of 8.
+  const missing = [1, 2].map((axis) => {
+    const size = sizeOf(large, axis);
+    const most = b.node('Mul', [b.node('Ceil', [b.node('Div', [cast(size, 1), real(8)])]), real(8)]);
+    return withBatch(b.node('Sub', [cast(most, 7), size]));
+  });
+  const padded = b.node('Pad', [large, b.node('Concat', [list(0, 0, 0, 0), ...missing], { axis: 0 })]);
+  const joined = b.node('Concat', [withBatch(padded)], { axis: 0 });
+  const map = b.node('Relu', [b.conv(joined, 3, 8, 3, { pad: 1, stride: 2 })]);
+  const graph = b.graph(map);
+  const end = new End();
+  end.node('Flatten', [map], 'flat', [int('axis', 1)]);
+  end.node('TopK', ['flat', end.constant('k', integers([3]))], ['top', 'places']);
+  end.node('Cast', [end.node('Shape', [padded], 'sizes')], 'size', [int('to', 1)]);
+  end.node('Mul', ['top', 'size'], 'result');
+  const outputs = [value('result', 'FLOAT', [1, 3])];
+  await checkTail('one picture', fileWithEnd(graph, end, { outputs, batch: 1 }), {
+    heads: { flat: [768] },
+    causes: ['TopK'],
+    operators: 'TopK 1, Shape 1, Cast 1, Mul 1',
+  });
+});
+
 test('a tail that reads the picture, float64 and names that the quantizer takes', async () => {
   const { b, map, vector, end } = network();
   // Crops of the picture, in places that the network finds.
