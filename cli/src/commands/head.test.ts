@@ -292,7 +292,7 @@ test('inspect compares which classes are retired in two checkpoints', async () =
   const edited = join(folder, 'inspected');
   await cp(original, edited, { recursive: true });
   const removed = await facetrain('head', 'remove', edited, '--classes', '3,3');
-  assert.match(removed.stdout, /Removed +1 class from 1 checkpoint:/);
+  assert.match(removed.stdout, /Removed +1 class from /);
   assert.equal((await facetrain('head', 'merge', edited, '--classes', '4', '--into', '5')).code, 0);
   const [step] = await stepsOf(original);
   const paths = [original, edited].map((root) => checkpointDirectory(root, step!));
