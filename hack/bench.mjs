@@ -10,8 +10,8 @@ import { build, environment, node, root } from './lib/paths.mjs';
 import { attached, main, run, SetupError, step } from './lib/steps.mjs';
 import { setup } from './setup.mjs';
 
-const USAGE = `Usage: npm run bench [-- pfc | accuracy | head | train | data | int7 | int7-accuracy | int7-arm |
-                            operator | restart [OPTION...]]
+const USAGE = `Usage: npm run bench [-- pfc | accuracy | precision | head | train | data | int7 | int7-accuracy |
+                            int7-arm | operator | restart [OPTION...]]
 
 Runs all benchmarks, or one with its own options. Each prints a table and, as its last line, JSON.
 `;
@@ -69,6 +69,14 @@ const benchmarks = {
     await setup(['native']);
     await buildNative({ targets: [ADDON] });
     return attached([node, join(root, 'bench', 'head', 'head-bench.ts'), ...args], { env: environment });
+  },
+  /** What the precision of a training costs in accuracy. */
+  async precision(args) {
+    if (args.length === 0) return 0; // as `accuracy`
+    const cuda = /--device[= ]cuda/i.test(args.join(' '));
+    await setup(['native', ...(cuda ? ['cuda'] : [])]);
+    await buildNative({ targets: [ADDON], cuda });
+    return attached([node, join(root, 'bench', 'train', 'precision-accuracy.ts'), ...args], { env: computing() });
   },
   /** The training of a backbone, on a CPU or a GPU. */
   async train(args) {

@@ -6,22 +6,19 @@
  * the same checkpoint: unchanged; with others added by `head add`; with the same others, whose class centres are those
  * of the seed; and without some, removed by `head remove`.
  */
-import { execFile } from 'node:child_process';
 import { cpSync, mkdirSync, mkdtempSync, rmSync, writeFileSync } from 'node:fs';
 import { readFile } from 'node:fs/promises';
 import { tmpdir } from 'node:os';
 import { join } from 'node:path';
-import { parseArgs, promisify } from 'node:util';
+import { parseArgs } from 'node:util';
 import type { TrainReport } from '@facetrain/api';
-import { Model, packDataset, readLabels } from '@facetrain/native';
+import { packDataset, readLabels } from '@facetrain/native';
 import { completeSteps, openCheckpoint } from '@facetrain/trainer/checkpoint/directory';
 import { readCentres } from '@facetrain/trainer/checkpoint/rows';
 import { countByLabel, shuffled } from '@facetrain/trainer/dataset/hold-out';
-import { withInputRange } from '@facetrain/trainer/onnx/input-range';
-import { readOnnx } from '@facetrain/trainer/onnx/read';
 import { MOBILEFACENET } from '@facetrain/trainer/testing/onnx-oracles';
-import { root } from '../../hack/lib/paths.mjs';
-import { Pairs, readAll } from '../common/pairs.ts';
+import { Pairs } from '../common/pairs.ts';
+import { embed, facetrain } from '../common/trained.ts';
 import { folderOrUsage } from '../common/usage.ts';
 
 const USAGE = `Usage: npm run bench -- head --data FOLDER [OPTION...]
@@ -62,8 +59,6 @@ const folder = folderOrUsage(options, USAGE);
 const [people, join_, leave] = [Number(options.people), Number(options.join), Number(options.leave)];
 const [seed, computeThreads] = [Number(options.seed), Number(options.threads)];
 
-/** Pictures that are decoded and embedded at a time. */
-const AT_ONCE = 256;
 const MOST_PICTURES = 30;
 const LEAST_PICTURES = 4;
 
@@ -102,11 +97,6 @@ const trainedPictures = [...labels.keys()].filter(
 );
 
 // ---- Training, by the commands that users have ----
-async function facetrain(...args: string[]): Promise<void> {
-  const main = join(root, 'cli', 'src', 'main.ts');
-  await promisify(execFile)(process.execPath, [main, ...args], { maxBuffer: 2 ** 26 });
-}
-
 const output = (name: string) => join(scratch, name);
 const checkpoints = (name: string) => join(scratch, `${name}-checkpoints`);
 
@@ -141,17 +131,6 @@ async function train(name: string, data: string, epochs: number): Promise<TrainR
 }
 
 // ---- Judging ----
-async function embed(model: string, pictures: readonly number[]): Promise<Float32Array> {
-  const { graph } = withInputRange(await readOnnx(model), { subject: model });
-  const network = await Model.open(graph, { computeThreads });
-  const embeddings = new Float32Array(pictures.length * network.dim);
-  for (let first = 0; first < pictures.length; first += AT_ONCE) {
-    const some = await readAll(folder, pictures.slice(first, first + AT_ONCE));
-    embeddings.set(await network.embed(some, { flip: true }), first * network.dim);
-  }
-  await network.close();
-  return embeddings;
-}
 
 /** The class centres of the newest checkpoint at unit length; zero where a class is removed. */
 async function centresOf(name: string): Promise<Float32Array[]> {
@@ -206,17 +185,20 @@ interface Row {
 const results: Row[] = [];
 
 async function judge(name: string, model: string, more: Partial<Row> = {}): Promise<void> {
-  const { accuracy, intervals, tarAtFar } = pairs.verify(await embed(model, pairs.pictures));
+  const { accuracy, intervals, tarAtFar } = pairs.verify(
+    await embed(model, { folder, pictures: pairs.pictures, computeThreads }),
+  );
   const interval = [...intervals.accuracy].map((end) => 100 * end);
   results.push({ name, accuracy: 100 * accuracy, interval, tar: 100 * tarAtFar['1e-3']!, ...more });
   console.error(JSON.stringify(results.at(-1)));
 }
 
 const modelOf = (name: string) => join(output(name), 'model', 'backbone.onnx');
+const embedTrained = (name: string) => embed(modelOf(name), { folder, pictures: trainedPictures, computeThreads });
 
 await judge('pretrained', MOBILEFACENET);
 const base = await train('base', dataset.first, Number(options.epochs));
-const baseEmbeddings = await embed(modelOf('base'), trainedPictures);
+const baseEmbeddings = await embedTrained('base');
 await judge('before the edits', modelOf('base'), {
   nearest: nearest(baseEmbeddings, await centresOf('base')),
   losses: [base.lossFirst!, base.lossLast!],
@@ -245,7 +227,7 @@ for (const { name, title, data, edit } of ways) {
   const nearestBefore = nearest(baseEmbeddings, await centresOf(name));
   const { history, lossLast } = await train(name, data, Number(options.epochs) + Number(options.more));
   const firstLoss = history.find(({ step }) => step > base.steps)!.loss;
-  const after = nearest(await embed(modelOf(name), trainedPictures), await centresOf(name));
+  const after = nearest(await embedTrained(name), await centresOf(name));
   await judge(title, modelOf(name), { nearestBefore, nearest: after, losses: [firstLoss, lossLast!] });
 }
 
