@@ -55,8 +55,8 @@ FT_ALWAYS_INLINE inline void add_to_squares(const T* FT_RESTRICT x, int64_t chan
 // Mean and sum of squared distances from it, by channel; both start at 0. Two passes, the second over rows that are
 // still in the cache.
 template <class T>
-FT_VECTORIZED void statistics_of_rows(const T* FT_RESTRICT x, int64_t rows, int64_t channels, float* FT_RESTRICT mean,
-                                      float* FT_RESTRICT squares) {
+FACETRAIN_CLONES void statistics_of_rows(const T* FT_RESTRICT x, int64_t rows, int64_t channels,
+                                         float* FT_RESTRICT mean, float* FT_RESTRICT squares) {
   int64_t row = 0;
   for (; row + kRowsAtOnce <= rows; row += kRowsAtOnce) add_to_sums<kRowsAtOnce>(x + row * channels, channels, mean);
   for (; row < rows; ++row) add_to_sums<1>(x + row * channels, channels, mean);
@@ -77,7 +77,8 @@ struct ByChannel {
 };
 
 template <class T>
-FT_VECTORIZED void prelu_rows(const T* FT_RESTRICT x, ByChannel by, int64_t rows, int64_t channels, T* FT_RESTRICT y) {
+FACETRAIN_CLONES void prelu_rows(const T* FT_RESTRICT x, ByChannel by, int64_t rows, int64_t channels,
+                                 T* FT_RESTRICT y) {
   for (int64_t row = 0; row < rows; ++row, x += channels, y += channels) {
     for (int64_t c = 0; c < channels; ++c)
       store(prelu_value(normalized(widened(x[c]) - by.mean[c], by.scale[c], by.beta[c]), by.slope[c]), y[c]);
@@ -85,8 +86,8 @@ FT_VECTORIZED void prelu_rows(const T* FT_RESTRICT x, ByChannel by, int64_t rows
 }
 
 template <class T>
-FT_VECTORIZED void add_rows(const T* FT_RESTRICT x, const T* FT_RESTRICT residual, ByChannel by, int64_t rows,
-                            int64_t channels, T* FT_RESTRICT y) {
+FACETRAIN_CLONES void add_rows(const T* FT_RESTRICT x, const T* FT_RESTRICT residual, ByChannel by, int64_t rows,
+                               int64_t channels, T* FT_RESTRICT y) {
   for (int64_t row = 0; row < rows; ++row, x += channels, residual += channels, y += channels) {
     for (int64_t c = 0; c < channels; ++c)
       store(normalized(widened(x[c]) - by.mean[c], by.scale[c], by.beta[c]) + widened(residual[c]), y[c]);
@@ -116,9 +117,9 @@ FT_ALWAYS_INLINE inline void add_to_gradients(const T* FT_RESTRICT x, const T* F
 }
 
 template <class T>
-FT_VECTORIZED void sums_of_rows(const T* FT_RESTRICT x, const T* FT_RESTRICT gradient, ByChannel by, int64_t rows,
-                                int64_t channels, float* FT_RESTRICT slope_gradient, float* FT_RESTRICT beta_gradient,
-                                float* FT_RESTRICT gamma_gradient) {
+FACETRAIN_CLONES void sums_of_rows(const T* FT_RESTRICT x, const T* FT_RESTRICT gradient, ByChannel by, int64_t rows,
+                                   int64_t channels, float* FT_RESTRICT slope_gradient,
+                                   float* FT_RESTRICT beta_gradient, float* FT_RESTRICT gamma_gradient) {
   int64_t row = 0;
   for (; row + kRowsAtOnce <= rows; row += kRowsAtOnce) {
     add_to_gradients<kRowsAtOnce>(x + row * channels, gradient + row * channels, by, channels, slope_gradient,
@@ -131,9 +132,9 @@ FT_VECTORIZED void sums_of_rows(const T* FT_RESTRICT x, const T* FT_RESTRICT gra
 }
 
 template <class T>
-FT_VECTORIZED void backward_rows(const T* FT_RESTRICT x, const T* FT_RESTRICT gradient, ByChannel by,
-                                 const float* FT_RESTRICT constant, const float* FT_RESTRICT linear, int64_t rows,
-                                 int64_t channels, T* FT_RESTRICT x_gradient) {
+FACETRAIN_CLONES void backward_rows(const T* FT_RESTRICT x, const T* FT_RESTRICT gradient, ByChannel by,
+                                    const float* FT_RESTRICT constant, const float* FT_RESTRICT linear, int64_t rows,
+                                    int64_t channels, T* FT_RESTRICT x_gradient) {
   for (int64_t row = 0; row < rows; ++row, x += channels, gradient += channels, x_gradient += channels) {
     for (int64_t c = 0; c < channels; ++c) {
       const float centred = widened(x[c]) - by.mean[c], z = normalized(centred, by.scale[c], by.beta[c]);

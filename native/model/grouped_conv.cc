@@ -90,7 +90,7 @@ FT_ALWAYS_INLINE inline void spread_row_of(const T* FT_RESTRICT from, const Shap
 }
 
 template <class T>
-FT_VECTORIZED void spread_row(const T* FT_RESTRICT from, const Shape& shape, float* FT_RESTRICT to) {
+FACETRAIN_CLONES void spread_row(const T* FT_RESTRICT from, const Shape& shape, float* FT_RESTRICT to) {
   if (shape.group == 1) return spread_row_of<1>(from, shape, to);
   if (shape.group == 2) return spread_row_of<2>(from, shape, to);
   spread_row_of<4>(from, shape, to);
@@ -117,7 +117,7 @@ FT_ALWAYS_INLINE inline void sum_pixels(const float* const* rows, int64_t row_of
 
 // One row of results, [block][pixel][16]. `rows`: of the kernel's height, null for zeros. `weights`:
 // [block][y][j][x][16].
-FT_VECTORIZED void sum_row(const float* const* rows, const float* weights, const Shape& shape, float* to) {
+FACETRAIN_CLONES void sum_row(const float* const* rows, const float* weights, const Shape& shape, float* to) {
   for (int64_t block = 0; block < shape.blocks(); ++block) {
     const int64_t offset = block * shape.group * shape.width() * kLanes;
     int64_t column = 0;
@@ -131,8 +131,8 @@ FT_VECTORIZED void sum_row(const float* const* rows, const float* weights, const
 
 // `bias`: [block][16].
 template <class T>
-FT_VECTORIZED void store_row(const float* FT_RESTRICT sums, const float* FT_RESTRICT bias, const Shape& shape,
-                             T* FT_RESTRICT to) {
+FACETRAIN_CLONES void store_row(const float* FT_RESTRICT sums, const float* FT_RESTRICT bias, const Shape& shape,
+                                T* FT_RESTRICT to) {
   for (int64_t first = 0; first < shape.channels; first += kLanes, bias += kLanes) {
     const int64_t lanes = shape.channels - first;
     T* FT_RESTRICT pixel = to + first;
@@ -161,7 +161,8 @@ FT_ALWAYS_INLINE inline void add_taps(const float* x, const float* above, int64_
 
 // Adds a row's part to the gradient of the weights, [block][y][j][x][16]. `above`: the gradient of that row of results,
 // [block][pixel][16].
-FT_VECTORIZED void add_weight_gradient(const float* const* rows, const float* above, const Shape& shape, float* sums) {
+FACETRAIN_CLONES void add_weight_gradient(const float* const* rows, const float* above, const Shape& shape,
+                                          float* sums) {
   const int64_t plane = shape.width() * kLanes, kernel = shape.kernel;
   for (int64_t block = 0; block < shape.blocks(); ++block, above += shape.out_columns * kLanes) {
     for (int64_t y = 0; y < kernel; ++y) {

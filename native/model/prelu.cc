@@ -12,8 +12,8 @@ namespace facetrain {
 namespace {
 
 template <class T>
-FT_VECTORIZED void forward_rows(const T* FT_RESTRICT x, const float* FT_RESTRICT slope, int64_t rows, int64_t channels,
-                                T* FT_RESTRICT y) {
+FACETRAIN_CLONES void forward_rows(const T* FT_RESTRICT x, const float* FT_RESTRICT slope, int64_t rows,
+                                   int64_t channels, T* FT_RESTRICT y) {
   for (int64_t row = 0; row < rows; ++row, x += channels, y += channels) {
     for (int64_t c = 0; c < channels; ++c) store(prelu_value(widened(x[c]), slope[c]), y[c]);
   }
@@ -21,9 +21,9 @@ FT_VECTORIZED void forward_rows(const T* FT_RESTRICT x, const float* FT_RESTRICT
 
 // Sets the rows of x_gradient, and adds their part to slope_gradient [C].
 template <class T>
-FT_VECTORIZED void backward_rows(const T* FT_RESTRICT x, const T* FT_RESTRICT gradient, const float* FT_RESTRICT slope,
-                                 int64_t rows, int64_t channels, T* FT_RESTRICT x_gradient,
-                                 float* FT_RESTRICT slope_gradient) {
+FACETRAIN_CLONES void backward_rows(const T* FT_RESTRICT x, const T* FT_RESTRICT gradient,
+                                    const float* FT_RESTRICT slope, int64_t rows, int64_t channels,
+                                    T* FT_RESTRICT x_gradient, float* FT_RESTRICT slope_gradient) {
   for (int64_t row = 0; row < rows; ++row, x += channels, gradient += channels, x_gradient += channels) {
     for (int64_t c = 0; c < channels; ++c) {
       const float z = widened(x[c]), above = widened(gradient[c]);

@@ -8,15 +8,9 @@
 #include <bit>
 #include <cstdint>
 
-// Before a function: the compiler makes a version for each instruction set, and the dynamic loader picks one when the
-// program starts. Clang cannot do that with templates.
-#if defined(__x86_64__) && defined(__GNUC__) && !defined(__clang__)
-#define FT_VECTORIZED __attribute__((target_clones("avx512f", "avx2", "default")))
-#else
-#define FT_VECTORIZED
-#endif
+#include "kernels/clones.h"
 
-// For the parts of such a function: a part that were called would have one version.
+// For the parts of a function with FACETRAIN_CLONES: a part that were called would have one version.
 #define FT_ALWAYS_INLINE __attribute__((always_inline))
 
 // For a kernel's arrays, which do not overlap. Without it the compiler does not vectorize a loop over many arrays.

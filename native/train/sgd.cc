@@ -11,8 +11,8 @@ namespace {
 
 constexpr int64_t kGrain = 32768;  // elements for which a thread is worth waking
 
-FT_VECTORIZED void step_part(const float* FT_RESTRICT gradient, float factor, RowSgd sgd, int64_t count,
-                             float* FT_RESTRICT weight, float* FT_RESTRICT momentum) {
+FACETRAIN_CLONES void step_part(const float* FT_RESTRICT gradient, float factor, RowSgd sgd, int64_t count,
+                                float* FT_RESTRICT weight, float* FT_RESTRICT momentum) {
   for (int64_t i = 0; i < count; ++i) sgd.apply(weight[i], momentum[i], factor * gradient[i]);
 }
 
