@@ -14,6 +14,7 @@ import {
   fuzzBuild,
   libtorch,
   root,
+  sanitizedBuild,
 } from './lib/paths.mjs';
 import { main, run, step } from './lib/steps.mjs';
 
@@ -31,14 +32,23 @@ export const ADDON = 'facetrain_node';
 const require = createRequire(import.meta.url);
 const folderOf = (name) => dirname(require.resolve(`${name}/package.json`));
 
-const withLibtorch = (libraries, cuda) => [
+const tests = (libraries, cuda) => [
   `-DLIBTORCH_ROOT=${libraries}`,
   `-DFACETRAIN_CUDA=${cuda}`,
   '-DFACETRAIN_GLOO=ON',
   '-DFACETRAIN_PICTURES=ON',
+];
+const withLibtorch = (libraries, cuda) => [
+  ...tests(libraries, cuda),
   `-DNODE_ADDON_API=${folderOf('node-addon-api')}`,
   `-DNODE_API_HEADERS=${folderOf('node-api-headers')}`,
 ];
+
+/** By the name of what each finds: the libraries and tests in native/, without the addon, which Node could not load. */
+const sanitized = (name, sanitizers) => ({
+  folder: sanitizedBuild(name),
+  options: () => [...tests(libtorch, 'OFF'), `-DFACETRAIN_SANITIZE=${sanitizers}`],
+});
 
 /**
  * Where a build is, and of what: of libtorch for CPUs, with CUDA, or with CUDA only to compile and link; or of the INT7
@@ -64,6 +74,8 @@ const builds = {
       '-DCMAKE_CXX_COMPILER=clang++-14',
     ],
   },
+  memory: sanitized('memory', 'address,undefined'),
+  threads: sanitized('threads', 'thread'),
 };
 
 /**
@@ -130,6 +142,16 @@ export function compileForCuda(show) {
  */
 export function buildForArm64(show) {
   return buildTargets('arm64', [], show);
+}
+
+/**
+ * Builds the libraries and tests with sanitizers.
+ * @param {'memory' | 'threads'} kind
+ * @param {(detail: string) => void} show
+ * @throws SetupError with the compiler's output
+ */
+export function buildSanitized(kind, show) {
+  return buildTargets(kind, [], show);
 }
 
 /**

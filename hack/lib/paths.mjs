@@ -37,6 +37,8 @@ export const cudaBuild = join(root, 'native', 'build-cuda');
 export const arm64Build = join(root, 'native', 'build-arm64');
 /** Of the fuzzer, by Clang with sanitizers. */
 export const fuzzBuild = join(root, 'native', 'build-fuzz');
+/** Of the libraries and tests with sanitizers, by what these look for: memory or threads. */
+export const sanitizedBuild = (kind) => join(root, 'native', `build-${kind}`);
 /** The Node that package.json pins, in place once npm's packages are. */
 export const node = join(root, 'node_modules', '.bin', 'node');
 /** Environment of every program that the scripts start: the pinned Node first, then the cached tools. */

@@ -795,8 +795,9 @@ void test_is_ready() {
   const auto loader = make_loader(dataset, options_of(10));
   while (!loader->is_ready()) std::this_thread::yield();
   CHECK_EQ(loader->next().step, 0);
-  dataset->broken = 7;  // its error is ready, too
-  const auto failing = make_loader(dataset, options_of(100));
+  const auto damaged = std::make_shared<FakeDataset>(100);
+  damaged->broken = 7;  // its error is ready, too
+  const auto failing = make_loader(damaged, options_of(100));
   while (!failing->is_ready()) std::this_thread::yield();
   CHECK_THROWS(failing->next(), Error, "picture 7");
 }

@@ -119,7 +119,8 @@ void errors_come_in_their_step() {
   const auto dataset = std::make_shared<SmallDataset>();
   LoaderOptions second = options();
   second.first_step = 1;
-  dataset->wrong = make_loader(dataset, second)->next().labels.at(2);
+  const int64_t wrong = make_loader(dataset, second)->next().labels.at(2);
+  dataset->wrong = wrong;  // now that no loader reads it
   const int64_t before = dataset->labels;
   DeviceBatches batches(dataset, options(), at::kCPU);
   batches.wait(0);
