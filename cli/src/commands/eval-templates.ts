@@ -6,7 +6,7 @@ import { checkNotConstant } from '@facetrain/trainer/verification/check-embeddin
 import { embedTemplates, verifyTemplates } from '@facetrain/trainer/verification/evaluate-templates';
 import { readGroups } from '@facetrain/trainer/verification/groups';
 import { readTemplateProtocol } from '@facetrain/trainer/verification/template-protocol';
-import { type StatusLine, table } from '../terminal-output.ts';
+import { percent, type StatusLine, table } from '../terminal-output.ts';
 import { groupsTable, type ModelToEvaluate, openForEvaluation, ratesTable } from './eval.ts';
 import { inputText } from './input-range.ts';
 
@@ -38,7 +38,7 @@ export async function evaluateTemplates(
     });
     line.clear();
     const seconds = (performance.now() - start) / 1000;
-    checkNotConstant(templates, embedder.dim, file);
+    checkNotConstant(templates.unit, embedder.dim, file);
     const verification = verifyTemplates(templates, embedder.dim, protocol, groups);
     const device = embedder instanceof Model ? embedder.device : 'cpu';
     const aligned = protocol.pictures[0]!.landmarks !== null;
@@ -68,6 +68,11 @@ export async function evaluateTemplates(
           ? [['Groups', `at the threshold of FAR ${verification.groups.far}`] as [string, string]]
           : []),
         ...groupsTable(verification.groups?.figures ?? []),
+        ['Quality', `lengths of templates; false rejects at the threshold of FAR ${verification.byNorm.far}`],
+        ...verification.byNorm.figures.map(({ from, to, pairs, falseRejects, ...rest }): [string, string] => [
+          `  ${from.toPrecision(3)} to ${to.toPrecision(3)}`,
+          `${falseRejects} of ${counted(pairs, 'pair')}; ${percent(rest.falseRejectRateFromHere)} without worse ones`,
+        ]),
         ['Speed', `${(protocol.pictures.length / seconds).toFixed(1)} pictures/s, each with its mirror image`],
       ]),
     };

@@ -89,7 +89,10 @@ describe('templates of IJB-C', () => {
       [30, unit(add(frames, feature('a1.jpg')))],
     ]);
     const wanted = [4, 9, 10, 30].flatMap((template) => expected.get(template)!);
-    for (const [at, value] of wanted.entries()) assert.ok(Math.abs(found[at]! - value) < 2e-3, `${at}: ${found[at]}`);
+    for (const [at, value] of wanted.entries()) assert.ok(Math.abs(found.unit[at]! - value) < 2e-3, `${at}: ${value}`);
+    const norms = [feature('b0.jpg'), feature('c0.jpg'), feature('d0.jpg'), add(frames, feature('a1.jpg'))];
+    for (const [row, sum] of norms.entries())
+      assert.ok(Math.abs(found.lengths[row]! / Math.hypot(...sum) - 1) < 2e-3, `template ${row}`);
 
     const cosines = PAIRS.map((pair) => {
       const [a, b, label] = pair.split(' ').map(Number) as [number, number, number];
@@ -111,6 +114,9 @@ describe('templates of IJB-C', () => {
       ],
     );
     assert.equal(verified.groups!.far, '1e-3');
+    const { far, figures } = verified.byNorm;
+    assert.deepEqual([far, figures.map(({ pairs }) => pairs)], ['1e-3', [1, 1]]);
+    assert.equal(figures[0]!.falseRejectRateFromHere, 1 - accepted / 2);
   });
 
   test('rates down to 1e-6 of a million pairs of different people', () => {
@@ -124,7 +130,8 @@ describe('templates of IJB-C', () => {
       pair < 10 ? 100 * pair + 50 : 1000 + (pair % 1000),
     );
     const same = Array.from({ length: pairs }, (_, pair) => pair < 10);
-    const { tarAtFar, unresolvedFar, intervals } = verifyTemplates(templates, 2, {
+    const lengths = new Float64Array(2000).fill(1);
+    const { tarAtFar, unresolvedFar, intervals } = verifyTemplates({ unit: templates, lengths }, 2, {
       folder: '',
       pictures: [],
       templates: Array.from({ length: 2000 }, (_, i) => i),
@@ -137,6 +144,29 @@ describe('templates of IJB-C', () => {
     assert.deepEqual(Object.keys(tarAtFar), ['1e-1', '1e-2', '1e-3', '1e-4', '1e-5', '1e-6']);
     assert.deepEqual([tarAtFar['1e-6'], unresolvedFar], [1, {}]);
     assert.ok(intervals.tarAtFar['1e-6']![0] < 0.8);
+  });
+
+  test('false rejects by the quality of templates, and what is left without the worst', () => {
+    const degrees = [0, 10, 20, 30, 40, 50, 60];
+    const unit = Float32Array.from(
+      degrees.flatMap((angle) => [Math.cos, Math.sin].map((f) => f((angle * Math.PI) / 180))),
+    );
+    const { byNorm } = verifyTemplates({ unit, lengths: Float64Array.of(100, 9, 3, 1, 1, 2, 1) }, 2, {
+      ...{ folder: '', pictures: [], templates: [0, 1, 2, 3, 4, 5, 6], media: 0 },
+      first: new Int32Array(6),
+      second: Int32Array.of(1, 2, 3, 4, 5, 6),
+      // Pairs of different people are 30 and 60 degrees apart.
+      same: [true, true, false, true, true, false],
+    });
+    assert.deepEqual(byNorm, {
+      far: '1e-3',
+      figures: [
+        { from: 1, to: 1, pairs: 1, falseRejects: 1, falseRejectRateFromHere: 0.5 },
+        { from: 2, to: 2, pairs: 1, falseRejects: 1, falseRejectRateFromHere: 1 / 3 },
+        { from: 3, to: 3, pairs: 1, falseRejects: 0, falseRejectRateFromHere: 0 },
+        { from: 9, to: 9, pairs: 1, falseRejects: 0, falseRejectRateFromHere: 0 },
+      ],
+    });
   });
 
   const cases: Record<string, { files: Parameters<typeof protocol>[0]; want: RegExp }> = {
@@ -225,6 +255,6 @@ describe('templates of IJB-C', () => {
       await embedTemplates(embedder, await readTemplateProtocol(await protocol({ landmarks: ones })), options),
       await embedTemplates(embedder, await readTemplateProtocol(await protocol({ landmarks: null })), options),
     ];
-    for (const [at, value] of aligned.entries()) assert.ok(Math.abs(value - plain[at]!) < 2e-3);
+    for (const [at, value] of aligned!.unit.entries()) assert.ok(Math.abs(value - plain!.unit[at]!) < 2e-3);
   });
 });
