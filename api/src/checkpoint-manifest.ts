@@ -132,6 +132,13 @@ export const CheckpointManifest = z.object({
     .record(name, z.string())
     .optional()
     .describe('How the class centres were trained, by fields of the job: for people, who may change them on the way.'),
+  bf16: z
+    .array(name)
+    .optional()
+    .describe(
+      'How the CPUs of the ranks that wrote it multiply bfloat16: amx, avx512bf16, emulated. Only of precision bf16 ' +
+        'on CPUs; a training that goes on on others gives other bits.',
+    ),
   labels: z
     .object({
       count: z.int().positive(),

@@ -650,14 +650,15 @@ class TrainingSession : public Napi::ObjectWrap<TrainingSession> {
 }  // namespace
 
 void register_training(Napi::Env env, Napi::Object exports) {
-  // capabilities() -> {nccl, cudaDevices}
   exports.Set("awaited", Napi::Function::New(env, [](const Napi::CallbackInfo& info) -> Napi::Value {
                 return Napi::String::New(info.Env(), awaited());
               }));
+  // capabilities() -> {nccl, cudaDevices, bf16}
   exports.Set("capabilities", Napi::Function::New(env, [](const Napi::CallbackInfo& info) {
                 auto found = Napi::Object::New(info.Env());
                 found.Set("nccl", has_nccl());
                 found.Set("cudaDevices", cuda_devices());
+                found.Set("bf16", bf16_products_of_cpu());
                 return found;
               }));
   Model::add_to(env, exports);

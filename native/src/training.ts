@@ -303,11 +303,13 @@ const addon = native<{
   awaited(): string;
 }>();
 
-/** Which devices this build of the addon supports, and how many this machine has. */
+/** Which devices this build of the addon supports, how many this machine has, and what its CPU can do. */
 export interface Capabilities {
   /** True in a build with CUDA and NCCL; others train on CPUs only. */
   nccl: boolean;
   cudaDevices: number;
+  /** How this CPU multiplies bfloat16, on which the bits of such products depend; `emulated`: with other numbers. */
+  bf16: 'amx' | 'avx512bf16' | 'emulated';
 }
 
 /** The capabilities of this build on this machine. */

@@ -1,6 +1,9 @@
 #include "train/device.h"
 
 #include <ATen/detail/CUDAHooksInterface.h>
+#if defined(__x86_64__)
+#include <cpuid.h>
+#endif
 
 #include <cstdio>
 
@@ -37,6 +40,26 @@ Precision resolve_precision(std::optional<Precision> wanted, at::Device device) 
                 "Auto, FP32 or BF16 on a CPU; TF32 and FP16 need a GPU");
   }
   return *wanted;
+}
+
+namespace {
+
+#if defined(__x86_64__)
+// CPUID leaf 7, subleaf 0, EDX bit 22 (Intel's manual, volume 2A). Clang 14 cannot be asked for it.
+bool has_amx_bf16() {
+  unsigned eax = 0, ebx = 0, ecx = 0, edx = 0;
+  return __get_cpuid_count(7, 0, &eax, &ebx, &ecx, &edx) != 0 && (edx & 1U << 22) != 0;
+}
+#endif
+
+}  // namespace
+
+std::string bf16_products_of_cpu() {
+#if defined(__x86_64__)
+  if (has_amx_bf16()) return "amx";
+  if (__builtin_cpu_supports("avx512bf16")) return "avx512bf16";
+#endif
+  return "emulated";
 }
 
 namespace {

@@ -30,6 +30,10 @@ at::Device choose_device(const DeviceChoice& choice, int devices = cuda_devices(
 // Error(InvalidConfig) for a precision that the device does not have.
 Precision resolve_precision(std::optional<Precision> wanted, at::Device device);
 
+// How this CPU multiplies bfloat16, by which products in Precision::bf16 differ: "amx" or "avx512bf16", or "emulated".
+// oneDNN chooses among them for the backbone, cpu_products.h has the second alone for the class centres.
+std::string bf16_products_of_cpu();
+
 // Bytes that a training on a GPU needs, by the estimate of trainer-image/src/estimate.
 struct RowsMemory {
   uint64_t device;  // the memory of a GPU that holds the class centres, too

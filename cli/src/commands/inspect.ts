@@ -6,6 +6,7 @@ import {
   AnyCheckpointManifest,
   ArtifactManifest,
   BYTES_OF,
+  type CheckpointManifest,
   counted,
   FacetrainError,
   type Gate,
@@ -206,10 +207,25 @@ function checkpointRows(path: string, manifest: AnyCheckpointManifest): [string,
           ],
         ]
       : []),
+    ...(manifest.schemaVersion === 2 ? recordedRows(manifest) : []),
     ...(manifest.schemaVersion === 2 && manifest.retired
       ? [['Retired', `${counted(manifest.retired.count, 'class')}, removed or merged`] as [string, string]]
       : []),
     ['Size', bytes([manifest.backbone, ...rows].reduce((sum, file) => sum + file.bytes, 0))],
+  ];
+}
+
+/** How its products were computed. */
+function recordedRows({ precision, bf16 }: CheckpointManifest): [string, string][] {
+  return [
+    ...(precision === undefined
+      ? []
+      : [
+          ['Precision', `${precision.toUpperCase()}${bf16 ? `, on CPUs by ${bf16.join(' and ')}` : ''}`] as [
+            string,
+            string,
+          ],
+        ]),
   ];
 }
 

@@ -89,6 +89,7 @@ function differences(first: AnyCheckpointManifest, second: AnyCheckpointManifest
     'rows.optimizer': manifest.schemaVersion === 1 ? 'SGD' : manifest.rows.optimizer,
     ...(manifest.schemaVersion === 2 && {
       classesAdded: manifest.classesAdded,
+      bf16: manifest.bf16?.join(', '),
       labels: manifest.labels && `${counted(manifest.labels.count, 'folder')}, ${manifest.labels.sha256}`,
       ...Object.fromEntries(Object.entries(manifest.margin ?? {}).map(([name, value]) => [`margin.${name}`, value])),
       ...manifest.settings,

@@ -43,6 +43,7 @@ export interface SaveOptions {
   seed: number;
   numClasses: number;
   history: CheckpointManifest['history'];
+  bf16?: CheckpointManifest['bf16'] | undefined;
   /** Identities that are no longer trained, and whether others were added; absent: none. */
   identities?: Identities;
   /** Of a dataset that is an image folder; absent: those of `identities`. */
@@ -301,6 +302,7 @@ function makeManifest(
     ...(parts[0]!.retired && { retired: parts[0]!.retired }),
     ...(options.identities?.classesAdded && { classesAdded: true }),
     ...(options.settings && { settings: options.settings }),
+    ...(options.bf16 && { bf16: options.bf16 }),
     ...(labels && { labels }),
     backbone: {
       ...parts[0]!.backbone!,

@@ -11,7 +11,7 @@ import {
   ROWS_OPTIMIZER_NAMES,
   type TrainerConfig,
 } from '@facetrain/api';
-import type { TrainingSession, TrainingSessionContract } from '@facetrain/native';
+import { type Capabilities, capabilities, type TrainingSession, type TrainingSessionContract } from '@facetrain/native';
 import { type Checkpoint, checkContent, checkpointDirectory, DamagedCheckpoint } from '../checkpoint/directory.ts';
 import { type FolderLabels, folderLabels, haveKeptLabels, labelsMoved, labelsOf } from '../checkpoint/folder-labels.ts';
 import { type JobFacts, loadCheckpoint, rowsOptimizerOf, zeroRows } from '../checkpoint/load.ts';
@@ -69,6 +69,8 @@ export class JobCheckpoints {
   #inFlight: Flight | undefined;
   /** Of the checkpoint that training has resumed from. */
   #identities: Identities | undefined;
+  /** How the CPUs of the ranks multiply bfloat16. */
+  #processors: Capabilities['bf16'][] = [];
   readonly #statistics = { count: 0, stallSeconds: 0, whileTrainingWaited: 0 };
 
   constructor(
@@ -98,6 +100,7 @@ export class JobCheckpoints {
   async resume(kept: KeptSteps): Promise<ResumedState | undefined> {
     const { job, model, seed, precision, checkpoint: settings } = this.#config;
     const { log, progress } = this.#program;
+    this.#processors = [...new Set(await gatherJson(this.#session, capabilities().bf16))].toSorted();
     for (;;) {
       // Rank 0 decides for all: on a network file system, other ranks may see an older state of the folder.
       const newest =
@@ -150,6 +153,7 @@ export class JobCheckpoints {
         retired.filter((id) => id >= manifest.numClasses),
       );
       await this.#retire();
+      this.#logProcessors(manifest);
       return { step, history: manifest.history, checkpoint: head };
     }
   }
@@ -203,6 +207,22 @@ export class JobCheckpoints {
         { stepsPerEpoch: { from: stepsPerEpoch, to: now }, epoch: { from: step / stepsPerEpoch, to: step / now } },
         'the dataset has another number of pictures: epochs, schedule and sampleRateChanges count by the new steps',
       );
+  }
+
+  /** Undefined where the bits do not depend on it. */
+  get #bf16(): Capabilities['bf16'][] | undefined {
+    const { device, precision } = this.#session;
+    return device === 'cpu' && precision === 'bf16' ? this.#processors : undefined;
+  }
+
+  #logProcessors(manifest: AnyCheckpointManifest): void {
+    const from = manifest.schemaVersion === 2 ? manifest.bf16 : undefined;
+    const to = this.#bf16;
+    if (!from || !to || from.join() === to.join()) return;
+    this.#program.log[this.#ranks.rank === 0 ? 'warn' : 'debug'](
+      { from, to },
+      'other processors than before multiply bfloat16: the model will differ by rounding from one trained on either',
+    );
   }
 
   /** loss.rows.precision and optimizer may have changed: loading has converted the class centres. */
@@ -426,6 +446,7 @@ export class JobCheckpoints {
       ...(this.#identities && { identities: this.#identities }),
       labels: this.#labels,
       settings: this.#settings,
+      bf16: this.#bf16,
       lossScale,
       normStatistics,
       time,

@@ -17,7 +17,7 @@ import {
   type TrainerConfig,
   TrainReport,
 } from '@facetrain/api';
-import { Model } from '@facetrain/native';
+import { capabilities, Model } from '@facetrain/native';
 import { checkpointDirectory, completeSteps, openCheckpoint } from '../checkpoint/directory.ts';
 import { readEvaluations } from '../checkpoint/evaluations.ts';
 import { Safetensors } from '../checkpoint/safetensors.ts';
@@ -837,14 +837,21 @@ test('a job in BF16 says so in its report, and its checkpoint is not continued i
   const { folder, config } = await job(() => ({ precision: 'bf16', epochs: 1 }));
   assert.deepEqual((await runGang(folder, config, 1)).codes, [0]);
   assert.equal((await readReport(config)).precision, 'bf16');
+  const { directory, manifest } = await openCheckpoint(config.checkpoint.directory, STEPS_PER_EPOCH);
+  assert.deepEqual(CheckpointManifest.parse(manifest).bf16, [capabilities().bf16]);
 
   const { codes, ranks } = await runGang(folder, { ...config, precision: 'fp32', epochs: 2 }, 1);
   assert.deepEqual(codes, [2]);
   assert.equal(failure(ranks[0]!).code, 'InvalidCheckpoint');
   assert.match(String(failure(ranks[0]!).msg), /manifest\.json: precision: BF16; FP32, as trainers\.precision of this/);
 
-  assert.deepEqual((await runGang(folder, { ...config, precision: 'auto', epochs: 2 }, 1)).codes, [0]);
+  // As if other processors had written it.
+  await writeFile(join(directory, 'manifest.json'), JSON.stringify({ ...manifest, bf16: ['amx', 'emulated'] }));
+  const again = await runGang(folder, { ...config, precision: 'auto', epochs: 2 }, 1);
+  assert.deepEqual(again.codes, [0]);
   assert.equal((await readReport(config)).precision, 'bf16');
+  const warning = again.ranks[0]!.lines.find(({ msg }) => /^other processors than before/.test(msg));
+  assert.deepEqual([warning?.from, warning?.to], [['amx', 'emulated'], [capabilities().bf16]]);
 });
 
 test('a job resumes from another job’s checkpoint only with checkpoint.uri', async () => {
