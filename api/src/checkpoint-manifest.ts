@@ -10,6 +10,7 @@
  * - Another `schemaVersion` is refused.
  */
 import { z } from 'zod';
+import { StageSeconds } from './step-stages.ts';
 
 const digest = z.string().regex(/^[0-9a-f]{64}$/);
 
@@ -45,6 +46,56 @@ export const NormStatistics = z.object({
 });
 export type NormStatistics = z.infer<typeof NormStatistics>;
 
+/** Points of a curve, and evaluations of it: so many at most are kept of a training. */
+export const MOST_CURVE_POINTS = 1000;
+
+/** Means over steps that follow one another. */
+export const CurveInterval = z.object({
+  step: z.int().positive().describe('Steps done at its end.'),
+  steps: z.int().positive().describe('Its steps.'),
+  time: z.string().describe('Of its end.'),
+  loss: z.number(),
+  learningRate: z.number(),
+  sampleRate: z.number(),
+  seconds: z.number().min(0).describe('Of all its steps.'),
+});
+export type CurveInterval = z.infer<typeof CurveInterval>;
+
+/** A start of the trainers of which steps are in the training: those up to the next one's. */
+export const AttemptMark = z.object({
+  job: z.string().describe('Its name.'),
+  attempt: z.int().min(0).describe('Trainers that are started again in their pods have the number of before.'),
+  startedAt: z.string(),
+  fromStep: z.int().min(0).describe('Steps done before.'),
+  trainers: z.int().positive(),
+  device: z.string(),
+});
+export type AttemptMark = z.infer<typeof AttemptMark>;
+
+/** What curves show of an evaluation. */
+export const CurveEvaluation = z.object({
+  set: z.string(),
+  step: z.int().min(0),
+  accuracy: z.number().min(0).max(1),
+  std: z.number().optional(),
+  threshold: z.number(),
+  pairs: z.int().positive(),
+  tarAtFar: z.record(z.string(), z.number()),
+});
+export type CurveEvaluation = z.infer<typeof CurveEvaluation>;
+
+/** A training up to a step, over all attempts. Steps that were done again are in it once. */
+export const Curves = z.object({
+  attempts: z.array(AttemptMark).describe('The newest 200, by ascending step.'),
+  intervals: z
+    .array(CurveInterval)
+    .describe('At most 1,000, of equal length but for the last one, and for what a version of before did not record.'),
+  evaluations: z
+    .array(CurveEvaluation)
+    .describe('By ascending step, at most some 1,000. That of a checkpoint’s own step is in evaluations.json.'),
+});
+export type Curves = z.infer<typeof Curves>;
+
 /** What both versions have. */
 const common = {
   job: z.object({ name: z.string(), uid: z.string() }),
@@ -63,6 +114,11 @@ const common = {
       .array(z.number())
       .max(50)
       .describe('Losses of the last steps, oldest first, for lossLast of a run that resumes shortly before its end.'),
+    stages: z
+      .object({ steps: z.int().positive(), seconds: StageSeconds })
+      .optional()
+      .catch(undefined)
+      .describe('Where the time of a step went on rank 0: the mean over so many steps.'),
   }),
 };
 
@@ -165,6 +221,8 @@ export const CheckpointManifest = z.object({
       ),
     files: z.array(RowFile).min(1).describe('One of each rank with class centres; blocks in row order, without gaps.'),
   }),
+  // Only reports read them: no reason to refuse a checkpoint.
+  curves: Curves.optional().catch(undefined),
 });
 export type CheckpointManifest = z.infer<typeof CheckpointManifest>;
 
@@ -185,7 +243,10 @@ export const CheckpointEvaluations = z.object({
     z.object({
       job: z.string().describe('Name of the job.'),
       step: z.int().min(0),
-      sets: z.array(z.object({ set: z.string(), accuracy: z.number().min(0).max(1) })).min(1),
+      sets: z
+        .array(CurveEvaluation.omit({ step: true }).partial({ threshold: true, pairs: true, tarAtFar: true }))
+        .min(1)
+        .describe('Versions of before wrote names and accuracies only.'),
     }),
   ),
 });

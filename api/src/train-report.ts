@@ -1,6 +1,6 @@
 /** `train-report.json`: speed, loss curve and accuracy of a finished training. */
 import { z } from 'zod';
-import { StoredFile } from './checkpoint-manifest.ts';
+import { AttemptMark, StoredFile } from './checkpoint-manifest.ts';
 import { EvaluationResult } from './facetrainjob.ts';
 import { CheckpointStatistics } from './progress.ts';
 import { precision } from './ranges.ts';
@@ -113,29 +113,42 @@ export const TrainReport = z.strictObject({
     .optional()
     .describe('Of precision fp16: steps, over all attempts, that changed no weight, because a gradient overflowed.'),
   steps: z.int().positive(),
-  resumedFromStep: z.int().min(0).nullable(),
-  checkpoints: CheckpointStatistics.optional(),
+  resumedFromStep: z.int().min(0).nullable().describe('Of this attempt.'),
+  attempts: z
+    .array(AttemptMark)
+    .optional()
+    .describe(
+      'The starts of which steps are in the model, at most 200, by ascending step. Absent in reports of before.',
+    ),
+  checkpoints: CheckpointStatistics.optional().describe('Of this attempt.'),
   trainSeconds: z.number().min(0).describe('Time in training steps, over all attempts.'),
-  imagesPerSecond: z.number().min(0).describe('Over all trainers; training steps of this attempt.'),
+  imagesPerSecond: z.number().min(0).describe('Over all trainers; training steps of all attempts.'),
   stageSeconds: StageSeconds.nullable()
     .optional()
-    .describe('Where the time of a step goes on rank 0: the mean over the steps of this attempt, by stage.'),
+    .describe('Where the time of a step goes on rank 0: the mean over the steps of all attempts, by stage.'),
   lossFirst: z.number(),
   lossLast: z.number().describe('Mean loss of the last steps: those of one epoch, at most 50.'),
   history: z
     .array(
       z.strictObject({
         step: z.int(),
+        // Absent in reports of before, as time and sampleRate are.
+        steps: z.int().positive().optional().describe('Steps of which it has the mean: those up to `step`.'),
+        time: z.string().optional().describe('Of its end.'),
         epoch: z.number(),
         loss: z.number(),
         learningRate: z.number(),
-        // Absent in reports of before.
         sampleRate: z.number().optional(),
         imagesPerSecond: z.number(),
       }),
     )
-    .describe('Means over at most 1,000 intervals of this attempt.'),
-  evaluations: z.array(EvaluationReport).describe('Every evaluation of this attempt, in order.'),
+    .describe('Means over at most 1,000 intervals of the training, over all attempts.'),
+  evaluations: z
+    .array(EvaluationReport)
+    .describe(
+      'By ascending step, over all attempts; where there were more than some 1,000, the newest of each interval. ' +
+        'Those of earlier attempts have the figures that curves show.',
+    ),
   config: TrainerConfig,
 });
 export type TrainReport = z.infer<typeof TrainReport>;

@@ -215,8 +215,8 @@ function checkpointRows(path: string, manifest: AnyCheckpointManifest): [string,
   ];
 }
 
-/** How its products were computed. */
-function recordedRows({ precision, bf16 }: CheckpointManifest): [string, string][] {
+/** How its products were computed, and what it knows of the training before. */
+function recordedRows({ precision, bf16, curves }: CheckpointManifest): [string, string][] {
   return [
     ...(precision === undefined
       ? []
@@ -226,6 +226,14 @@ function recordedRows({ precision, bf16 }: CheckpointManifest): [string, string]
             string,
           ],
         ]),
+    ...(curves
+      ? [
+          [
+            'Curves',
+            `of ${counted(curves.attempts.length, 'attempt')}, in ${counted(curves.intervals.length, 'point')}`,
+          ] as [string, string],
+        ]
+      : []),
   ];
 }
 

@@ -809,7 +809,7 @@ test('beside the newest, the checkpoints that verify best stay', async () => {
     (await readEvaluations(root)).map(({ step }) => step),
     [2, 5, 7],
   );
-  assert.deepEqual([...(await meanAccuracies(root, 'other'))], []);
+  assert.deepEqual([...meanAccuracies(await readEvaluations(root), 'other')], []);
   await prune(new FolderTarget(fence), { keep: 1, keepBest: 1 }, 'j');
   assert.deepEqual(await completeSteps(root), [7, 5]);
   // A file that is damaged costs the best, not the training.

@@ -19,13 +19,8 @@ export async function readEvaluations(root: string): Promise<Evaluation[]> {
   }
 }
 
-/** Mean accuracy over the sets by step, of a job. @throws FacetrainError StorageFailed */
-export async function meanAccuracies(root: string, job: string): Promise<Map<number, number>> {
-  return meansOf(await readEvaluations(root), job);
-}
-
-/** The same of evaluations. */
-export function meansOf(evaluations: Evaluation[], job: string): Map<number, number> {
+/** Mean accuracy over the sets by step, of a job. */
+export function meanAccuracies(evaluations: Evaluation[], job: string): Map<number, number> {
   const own = evaluations.filter((evaluation) => evaluation.job === job);
   return new Map(own.map(({ step, sets }) => [step, sets.reduce((sum, each) => sum + each.accuracy, 0) / sets.length]));
 }

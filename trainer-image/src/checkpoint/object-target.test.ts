@@ -9,6 +9,7 @@ import { startFaultyS3 } from '../testing/s3-faults.ts';
 import { AWS_ENVIRONMENT, type S3Server, startS3Server } from '../testing/s3-server.ts';
 import { manifestOf, writeFiles } from '../testing/small-checkpoint.ts';
 import { editHead, openHeadsOf, removal, rowsOf } from './edit-head.ts';
+import { meanAccuracies } from './evaluations.ts';
 import { ObjectTarget } from './object-target.ts';
 import { prune } from './target.ts';
 
@@ -39,14 +40,14 @@ test('of a job’s checkpoints the newest and the best stay, and evaluations of 
     await note(3, 0.8);
     await note(2, 0.9);
     assert.deepEqual(
-      [...(await target.accuracies('j'))],
+      [...meanAccuracies(await target.evaluations(), 'j')],
       [
         [2, 0.9],
         [3, 0.8],
         [9, 1],
       ],
     );
-    assert.deepEqual([...(await target.accuracies('other'))], []);
+    assert.deepEqual([...meanAccuracies(await target.evaluations(), 'other')], []);
 
     await prune(target, { keep: 1, keepBest: 1 }, 'j');
     assert.deepEqual(await target.list(), [5, 2, 1]);

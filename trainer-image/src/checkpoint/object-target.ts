@@ -19,7 +19,7 @@ import {
   storedFiles,
 } from './directory.ts';
 import type { EditedFiles } from './edit-head.ts';
-import { type Evaluation, meansOf, withEvaluation } from './evaluations.ts';
+import { type Evaluation, withEvaluation } from './evaluations.ts';
 import type { CheckpointStore, FileWriter } from './target.ts';
 
 /** Objects of checkpoints, by what their names begin with. */
@@ -67,8 +67,8 @@ export class ObjectTarget implements CheckpointStore {
     return (await this.#listed()).find((each) => each.step === step)?.job;
   }
 
-  async accuracies(job: string): Promise<ReadonlyMap<number, number>> {
-    return meansOf((await this.#fence.head()).evaluations, job);
+  async evaluations(): Promise<Evaluation[]> {
+    return (await this.#fence.head()).evaluations;
   }
 
   /** A store that is away does not keep the training: it is told later. */

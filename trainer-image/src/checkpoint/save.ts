@@ -43,6 +43,7 @@ export interface SaveOptions {
   seed: number;
   numClasses: number;
   history: CheckpointManifest['history'];
+  curves?: CheckpointManifest['curves'];
   bf16?: CheckpointManifest['bf16'] | undefined;
   /** Identities that are no longer trained, and whether others were added; absent: none. */
   identities?: Identities;
@@ -317,6 +318,7 @@ function makeManifest(
       files: parts.flatMap(({ rows }) => rows ?? []),
     },
     history: options.history,
+    ...(options.curves && { curves: options.curves }),
   };
 }
 

@@ -19,7 +19,7 @@ import {
   openCheckpoint,
   removeUnfinished,
 } from './directory.ts';
-import { type Evaluation, meanAccuracies, noteEvaluation } from './evaluations.ts';
+import { type Evaluation, meanAccuracies, noteEvaluation, readEvaluations } from './evaluations.ts';
 
 /** A new file, which is written from beginning to end. */
 export interface FileWriter {
@@ -44,8 +44,8 @@ export interface CheckpointTarget {
   list(): Promise<number[]>;
   /** Name of the job that wrote a checkpoint; undefined when its manifest does not tell. */
   authorOf(step: number): Promise<string | undefined>;
-  /** Mean accuracy over the verification sets by step, of a job's evaluations. @throws FacetrainError StorageFailed */
-  accuracies(job: string): Promise<ReadonlyMap<number, number>>;
+  /** How checkpoints verify. @throws FacetrainError StorageFailed */
+  evaluations(): Promise<Evaluation[]>;
   /** Deletes a checkpoint, at once for all readers. @throws FacetrainError FencedOff, StorageFailed */
   remove(step: number): Promise<void>;
   /** The error of an operation: FencedOff when that is why it failed. */
@@ -140,8 +140,8 @@ export class FolderTarget implements CheckpointStore {
     return authorOf(this.#fence.folder, step);
   }
 
-  accuracies(job: string): Promise<ReadonlyMap<number, number>> {
-    return meanAccuracies(this.#fence.folder, job);
+  evaluations(): Promise<Evaluation[]> {
+    return readEvaluations(this.#fence.folder);
   }
 
   noteEvaluation(added: Evaluation): Promise<void> {
@@ -181,7 +181,7 @@ export async function prune(target: CheckpointTarget, { keep, keepBest }: Retent
   const authors = await Promise.all(steps.map((step) => target.authorOf(step)));
   const own = steps.filter((_, index) => authors[index] === job);
   const older = own.slice(keep);
-  const best = keepBest > 0 ? bestOf(older, await target.accuracies(job)).slice(0, keepBest) : [];
+  const best = keepBest > 0 ? bestOf(older, meanAccuracies(await target.evaluations(), job)).slice(0, keepBest) : [];
   for (const step of older) if (!best.includes(step)) await target.remove(step);
 }
 

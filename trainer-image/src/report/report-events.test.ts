@@ -12,7 +12,18 @@ test('every interval, every evaluation, and the stages at the end, by step', () 
     finishedAt: '2026-01-01T00:01:00.000Z',
     steps: 60,
     resumedFromStep: 30,
-    history: [45, 60].map((step) => ({ step, epoch: step / 30, loss: 9, learningRate: 0.1, imagesPerSecond: 7 })),
+    attempts: [0, 30].map((fromStep, attempt) => ({
+      ...{ job: 'faces', attempt, fromStep, trainers: 2, device: 'cpu' },
+      startedAt: `2026-01-01T00:00:${fromStep}0.000Z`.replace('300', '30'),
+    })),
+    history: [45, 60].map((step) => ({
+      time: `2026-01-01T00:00:${step - 15}.000Z`,
+      step,
+      epoch: step / 30,
+      loss: 9,
+      learningRate: 0.1,
+      imagesPerSecond: 7,
+    })),
     evaluations: [
       {
         set: 'lfw',
@@ -29,10 +40,14 @@ test('every interval, every evaluation, and the stages at the end, by step', () 
   const events = reportEvents(report);
   assert.deepEqual(
     events.map(({ step }) => step),
-    [45, 45, 60, 60],
+    [0, 30, 45, 45, 60, 60],
   );
   const start = Date.parse(report.startedAt) / 1000;
-  assert.deepEqual([events[0]!.time - start, events[2]!.time - start], [30, 60]);
+  assert.deepEqual(
+    events.map(({ time }) => time - start),
+    [0, 30, 30, 30, 45, 60],
+  );
+  assert.deepEqual(events[1]!.values, [{ tag: 'train/attempt', value: 1 }]);
   const values = Object.fromEntries(events.flatMap((event) => event.values.map(({ tag, value }) => [tag, value])));
   assert.deepEqual(
     [values['train/loss'], values['train/learningRate'], values['accuracy/lfw'], values['step seconds/update']],

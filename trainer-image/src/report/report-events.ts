@@ -1,44 +1,48 @@
-/** A training report as events for TensorBoard. Pure. */
+/** The curves of a training, and its report, as events for TensorBoard. Pure. */
 import { type Histogram, stepStages, type TrainReport } from '@facetrain/api';
 import type { EventHistogram, SummaryEvent } from './event-file.ts';
 
-/**
- * Loss, learning rate, sample rate and throughput of each interval of the history; accuracy, true accept rates and
- * histograms of each evaluation; seconds by stage, at the last step. Times are spread evenly over the steps of the
- * attempt, since the report has none of its own for them.
- */
+export type ReportedCurves = Pick<TrainReport, 'startedAt' | 'attempts' | 'history' | 'evaluations'>;
+
+/** The curves, and the seconds of a step by stage, at the last step. */
 export function reportEvents(report: TrainReport): SummaryEvent[] {
-  const [start, end] = [report.startedAt, report.finishedAt].map((time) => Date.parse(time) / 1000) as [number, number];
-  const first = report.resumedFromStep ?? 0;
-  const time = (step: number) => start + (end - start) * ((step - first) / Math.max(1, report.steps - first));
-  const history = report.history.map(({ step, epoch, loss, learningRate, sampleRate, imagesPerSecond }) => ({
+  const { stageSeconds, steps, finishedAt } = report;
+  if (!stageSeconds) return curveEvents(report);
+  const values = stepStages.map((stage) => ({ tag: `step seconds/${stage}`, value: stageSeconds[stage] }));
+  return [...curveEvents(report), { step: steps, time: seconds(finishedAt), values }];
+}
+
+/**
+ * By step: the number of an attempt where it began; loss, learning rate, sample rate and throughput of each interval;
+ * accuracy, true accept rates and histograms of each evaluation, at the time of the interval before it.
+ */
+export function curveEvents({ startedAt, attempts = [], history, evaluations }: ReportedCurves): SummaryEvent[] {
+  const began = attempts.map(({ attempt, fromStep, startedAt: time }) => ({
+    step: fromStep,
+    time: seconds(time),
+    values: [{ tag: 'train/attempt', value: attempt }],
+  }));
+  const intervals = history.map(({ step, time, epoch, loss, learningRate, sampleRate, imagesPerSecond }) => ({
     step,
-    time: time(step),
+    time: seconds(time ?? startedAt),
     values: Object.entries({ loss, learningRate, sampleRate, imagesPerSecond, epoch }).flatMap(([name, value]) =>
       value === undefined ? [] : [{ tag: `train/${name}`, value }],
     ),
   }));
-  const evaluations = report.evaluations.map(({ set, step, accuracy, tarAtFar, histograms }) => ({
+  const evaluated = evaluations.map(({ set, step, accuracy, tarAtFar, histograms }) => ({
     step,
-    time: time(step),
+    time: intervals.findLast((interval) => interval.step <= step)?.time ?? seconds(startedAt),
     values: [
       { tag: `accuracy/${set}`, value: accuracy },
       ...Object.entries(tarAtFar).map(([far, tar]) => ({ tag: `tar at far ${far}/${set}`, value: tar })),
       ...Object.entries(histograms ?? {}).map(([name, found]) => ({ tag: `${name}/${set}`, value: toEvent(found) })),
     ],
   }));
-  const { stageSeconds } = report;
-  const stages = stageSeconds
-    ? [
-        {
-          step: report.steps,
-          time: end,
-          values: stepStages.map((stage) => ({ tag: `step seconds/${stage}`, value: stageSeconds[stage] })),
-        },
-      ]
-    : [];
-  return [...history, ...evaluations, ...stages].toSorted((a, b) => a.step - b.step);
+  return [...began, ...intervals, ...evaluated].toSorted((a, b) => a.step - b.step);
 }
+
+/** Since 1970. */
+const seconds = (time: string) => Date.parse(time) / 1000;
 
 function toEvent({ min, max, sum, sumOfSquares, counts }: Histogram): EventHistogram {
   const width = (max - min) / counts.length;

@@ -26,7 +26,8 @@ const MOST_DOTS = 60;
 export function trainReportHtml(report: TrainReport): string {
   const { name, attempt } = report.job;
   const sets = [...new Set(report.evaluations.map(({ set }) => set))];
-  const span = { first: report.history[0]?.step ?? 0, last: report.steps };
+  const starts = (report.attempts ?? []).slice(1);
+  const span = { first: report.history[0]?.step ?? 0, last: report.steps, starts };
   const curve = (title: string, read: (interval: TrainReport['history'][number]) => number) =>
     chart([{ name: title, points: report.history.map((interval) => [interval.step, read(interval)]) }], span, short);
   const accuracies = sets.map((set): Series => {
@@ -57,14 +58,15 @@ ${facts(report)
   .map(([term, value]) => `<div><dt>${term}</dt><dd>${escapeHtml(value)}</dd></div>`)
   .join('\n')}
 </dl>
-${section('Loss', hasCurves, 'mean over intervals of this attempt', () => curve('loss', ({ loss }) => loss))}
+${section('Attempts', starts.length > 0, 'as broken lines in the curves', () => attempts(report))}
+${section('Loss', hasCurves, `mean over intervals${unrecorded(report)}`, () => curve('loss', ({ loss }) => loss))}
 ${section('Verification accuracy', sets.length > 0, accuracyNote, accuracyBody)}
 ${section('Learning rate', hasCurves, 'mean over the same intervals', learningRateBody)}
 ${section('Sample rate', hasSampleRates, sampleRateNote, sampleRateBody)}
 ${section('Throughput', hasCurves, 'pictures per second, mean over the same intervals', throughputBody)}
 ${section('Embeddings', histograms.length > 0, 'of the newest evaluation of each set', () => histograms.join('\n'))}
-${section('Time of a step', Boolean(report.stageSeconds), 'mean over this attempt, on rank 0', () => stages(report))}
-${section('Bad pictures', hasBadPictures, 'left out of the training', () => badPictures(report))}
+${section('Time of a step', Boolean(report.stageSeconds), 'mean over all steps, on rank 0', () => stages(report))}
+${section('Bad pictures', hasBadPictures, `left out${ofLastAttempt(report)}`, () => badPictures(report))}
 <h2>Configuration</h2>
 <details><summary>config.json</summary><pre>${escapeHtml(JSON.stringify(report.config, null, 2))}</pre></details>`,
   );
@@ -76,12 +78,11 @@ function facts(report: TrainReport): [string, string][] {
   return [
     ['Loss', `${short(report.lossFirst)} → ${short(report.lossLast)}`],
     ['Steps', `${count(report.steps)}, ${counted(report.config.globalBatchSize, 'picture', count)} each`],
-    [
-      'Throughput',
-      report.imagesPerSecond === 0 ? 'no step in this attempt' : `${short(report.imagesPerSecond)} pictures/s`,
-    ],
+    ['Throughput', `${short(report.imagesPerSecond)} pictures/s`],
     ['Training time', duration(report.trainSeconds)],
-    ...(report.checkpoints ? [['Checkpoints', checkpoints(report.checkpoints)] as [string, string]] : []),
+    ...(report.checkpoints
+      ? [[`Checkpoints${ofLastAttempt(report)}`, checkpoints(report.checkpoints)] as [string, string]]
+      : []),
     ['Dataset', `${counted(dataset.images, 'picture', count)} of ${counted(dataset.identities, 'identity', count)}`],
     ...(dataset.badPictures?.count
       ? [['Bad pictures', `${count(dataset.badPictures.count)}, left out`] as [string, string]]
@@ -98,6 +99,28 @@ function facts(report: TrainReport): [string, string][] {
       ? []
       : [['Resumed', `from step ${count(report.resumedFromStep)}`] as [string, string]]),
   ];
+}
+
+/** Of what is not known of earlier attempts. */
+const ofLastAttempt = ({ attempts: all = [] }: TrainReport) => (all.length > 1 ? ' in the last attempt' : '');
+
+/** Where each attempt began, of those whose steps are in the model. */
+function attempts(report: TrainReport): string {
+  const all = report.attempts!;
+  const rows = all.map(({ job, attempt, startedAt, fromStep, trainers, device }, index) => [
+    // The last one may have found all steps done.
+    fromStep === report.steps ? 'none' : `${count(fromStep + 1)} to ${count(all[index + 1]?.fromStep ?? report.steps)}`,
+    job === report.job.name ? count(attempt) : `${count(attempt)} of ${escapeHtml(job)}`,
+    escapeHtml(startedAt),
+    `${count(trainers)} on ${escapeHtml(device)}`,
+  ]);
+  return table(['Steps', 'Attempt', 'Started', 'Trainers'], rows);
+}
+
+/** What the curves lack, since a version of before has trained it. */
+function unrecorded({ history }: TrainReport): string {
+  const { step = 0, steps = step } = history[0] ?? {};
+  return step === steps ? '' : `; those of steps 1 to ${count(step - steps)} were not recorded`;
 }
 
 function skipped({ skippedSteps }: TrainReport): string {
@@ -202,7 +225,11 @@ interface Series {
 }
 
 /** A line chart over steps. Points have dots with their values, unless there are many. */
-function chart(series: Series[], span: { first: number; last: number }, label: (value: number) => string): string {
+function chart(
+  series: Series[],
+  span: { first: number; last: number; starts: NonNullable<TrainReport['attempts']> },
+  label: (value: number) => string,
+): string {
   const points = series.flatMap((one) => one.points);
   const values = points.map(([, value]) => value);
   const ticks = niceTicks(Math.min(...values), Math.max(...values));
@@ -214,6 +241,10 @@ function chart(series: Series[], span: { first: number; last: number }, label: (
   const grid = ticks.map((tick) => {
     const line = `<line class="grid" x1="${LEFT}" x2="${WIDTH - RIGHT}" y1="${y(tick)}" y2="${y(tick)}"/>`;
     return `${line}<text x="${LEFT - 6}" y="${y(tick)}" dy="4" text-anchor="end">${label(tick)}</text>`;
+  });
+  const starts = span.starts.map(({ attempt, fromStep }) => {
+    const place = `x1="${x(fromStep)}" x2="${x(fromStep)}" y1="${TOP}" y2="${HEIGHT - BOTTOM}"`;
+    return `<line class="start" ${place}><title>attempt ${attempt} after step ${count(fromStep)}</title></line>`;
   });
   const color = (index: number) => `c${index % COLORS}`;
   const lines = series.map(({ name, points: own }, index) => {
@@ -231,6 +262,7 @@ function chart(series: Series[], span: { first: number; last: number }, label: (
   const lastStep = `<text x="${WIDTH - RIGHT}" y="${HEIGHT - 8}" text-anchor="end">step ${count(span.last)}</text>`;
   return `<svg viewBox="0 0 ${WIDTH} ${HEIGHT}" role="img" aria-label="${description} by step">
 ${grid.join('\n')}
+${starts.join('\n')}
 ${firstStep}${lastStep}
 ${lines.join('\n')}
 </svg>${series.length > 1 ? `<p class="legend">${legend}</p>` : ''}`;
@@ -297,6 +329,7 @@ svg text { fill: var(--soft); font-size: 11px; }
 .wrapped { display: inline-block; min-width: 12em; white-space: normal; overflow-wrap: anywhere; }
 polyline { fill: none; stroke-width: 1.8; stroke-linejoin: round; }
 .grid { stroke: var(--line); }
+.start { stroke: var(--soft); stroke-dasharray: 3 4; }
 ${Array.from({ length: COLORS }, (_, n) => {
   const color = `var(--c${n})`;
   const line = `polyline.c${n} { stroke: ${color}; } circle.c${n} { fill: ${color}; }`;

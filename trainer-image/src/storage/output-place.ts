@@ -8,7 +8,7 @@
  * After the newer attempt's last write, it can replace none.
  */
 
-import { readFile } from 'node:fs/promises';
+import { readdir, readFile } from 'node:fs/promises';
 import { join } from 'node:path';
 import { OUTPUT, type StoredFile } from '@facetrain/api';
 import { storageError } from './atomic-files.ts';
@@ -21,7 +21,10 @@ export interface OutputPlace {
   readonly name: string;
   /** Creates or replaces a file. @throws FacetrainError FencedOff, DiskFull, StorageFailed */
   write(file: string, content: Uint8Array | string): Promise<void>;
-  /** Makes a folder that has this file alone. @throws FacetrainError FencedOff, DiskFull, StorageFailed */
+  /**
+   * Creates or replaces a file, and deletes all others in its folder.
+   * @throws FacetrainError FencedOff, DiskFull, StorageFailed
+   */
   replaceFolder(folder: string, name: string, content: Uint8Array): Promise<void>;
   /** Takes a JSON document away: its readers find none. @throws FacetrainError FencedOff, StorageFailed */
   revoke(file: string): Promise<void>;
@@ -47,8 +50,12 @@ export class FolderOutput implements OutputPlace {
   }
 
   async replaceFolder(folder: string, name: string, content: Uint8Array): Promise<void> {
-    await this.#fence.remove(join(this.name, folder));
     await this.write(join(folder, name), content);
+    const path = join(this.name, folder);
+    const names = await readdir(path).catch((error: unknown) => {
+      throw storageError(path, error);
+    });
+    for (const other of names) if (other !== name) await this.#fence.remove(join(path, other));
   }
 
   revoke(file: string): Promise<void> {

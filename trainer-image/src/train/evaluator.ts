@@ -1,5 +1,11 @@
 /** Evaluation on the verification sets. Each rank embeds a part of the pictures. */
-import type { EvaluationReport, EvaluationResult, TrainerConfig } from '@facetrain/api';
+import {
+  type CurveEvaluation,
+  type EvaluationReport,
+  type EvaluationResult,
+  MOST_CURVE_POINTS,
+  type TrainerConfig,
+} from '@facetrain/api';
 import type { Graph, TrainingSessionContract } from '@facetrain/native';
 import type { Program } from '../program/program.ts';
 import type { Ranks } from '../program/ranks.ts';
@@ -12,15 +18,26 @@ import { spreadOf, verify, verifyGroups } from '../verification/protocol.ts';
 import { readSet, type VerificationSet } from '../verification/verification-set.ts';
 
 export class Evaluator {
-  /** Every result of this attempt, in order. */
-  readonly results: EvaluationReport[] = [];
+  /**
+   * By ascending step, over all attempts. Of many, the newest of each interval; those of earlier attempts with the
+   * figures that curves show.
+   */
+  results: EvaluationReport[] = [];
   #sets: VerificationSet[];
   #channelOrder: 'rgb' | 'bgr';
+  #totalSteps: number;
   #ranks: Ranks;
   #program: Program;
 
-  private constructor(sets: VerificationSet[], channelOrder: 'rgb' | 'bgr', ranks: Ranks, program: Program) {
+  private constructor(
+    sets: VerificationSet[],
+    channelOrder: 'rgb' | 'bgr',
+    totalSteps: number,
+    ranks: Ranks,
+    program: Program,
+  ) {
     this.#sets = sets;
+    this.#totalSteps = totalSteps;
     this.#channelOrder = channelOrder;
     this.#ranks = ranks;
     this.#program = program;
@@ -30,14 +47,37 @@ export class Evaluator {
    * Reads the sets; pictures stay encoded.
    * @throws FacetrainError InvalidVerificationSet; InvalidConfig when they have no pairs for a bound of the gate
    */
-  static async open(config: TrainerConfig, ranks: Ranks, program: Program): Promise<Evaluator> {
+  static async open(
+    config: TrainerConfig,
+    { totalSteps }: { totalSteps: number },
+    ranks: Ranks,
+    program: Program,
+  ): Promise<Evaluator> {
     const sets: VerificationSet[] = [];
     for (const set of config.evaluation.sets) {
       sets.push(await readSet(set));
       program.progress.tick();
     }
     if (config.evaluation.gate) checkGateHasPairs(config.evaluation.gate, sets);
-    return new Evaluator(sets, config.model.channelOrder, ranks, program);
+    return new Evaluator(sets, config.model.channelOrder, totalSteps, ranks, program);
+  }
+
+  /** Takes the results of earlier attempts, those on the job's sets. */
+  resume(earlier: readonly CurveEvaluation[]): void {
+    for (const result of earlier) if (this.#sets.some(({ name }) => name === result.set)) this.#add(result);
+  }
+
+  /** Whether there are results on all sets after `step` steps. */
+  has(step: number): boolean {
+    return this.#sets.every(({ name }) => this.results.some((result) => result.set === name && result.step === step));
+  }
+
+  /** What curves show of the results. */
+  get curve(): CurveEvaluation[] {
+    return this.results.map(({ set, step, accuracy, std, threshold, pairs, tarAtFar }) => ({
+      ...{ set, step, accuracy, threshold, pairs, tarAtFar },
+      ...(std !== undefined && { std }),
+    }));
   }
 
   /** The newest result on each set. */
@@ -81,11 +121,21 @@ export class Evaluator {
       const verification = verify(embeddings, session.dim, set.same);
       const groups = set.groups && verifyGroups(embeddings, session.dim, set.same, set.groups, verification.threshold);
       const result = { set: set.name, step, ...verification, ...(groups && { groups }) };
-      this.results.push({ ...result, histograms: histogramsOf(embeddings, session.dim, set.same) });
+      this.#add({ ...result, histograms: histogramsOf(embeddings, session.dim, set.same) });
       if (rank === 0) this.#program.log.info(result, 'evaluated');
       await afterSet();
     }
     return 'done';
+  }
+
+  /** In the place of those on its set in the same interval: of what curves can show, the newest. */
+  #add(added: EvaluationReport): void {
+    const interval = Math.ceil((this.#totalSteps * this.#sets.length) / MOST_CURVE_POINTS);
+    const number = ({ step }: EvaluationReport) => Math.ceil(step / interval);
+    this.results = [
+      ...this.results.filter((result) => result.set !== added.set || number(result) !== number(added)),
+      added,
+    ];
   }
 
   /** This rank's embeddings. After a stop signal, an array of a wrong length, by which the other ranks detect it. */

@@ -3,7 +3,8 @@ import { setTimeout as delay } from 'node:timers/promises';
 import {
   type AnyCheckpointManifest,
   type CheckpointManifest,
-  type EvaluationResult,
+  CurveEvaluation,
+  type Curves,
   ExitCode,
   FacetrainError,
   MAX_SET_ASIDE,
@@ -47,9 +48,14 @@ export interface ResumedState {
   /** Steps done. */
   step: number;
   history: CheckpointManifest['history'];
+  /** Of the training up to this step, on rank 0; empty where a version of before did not record them. */
+  curves: Curves;
   /** The newest checkpoint, of fewer steps where these were kept in memory; null if there is none. */
   checkpoint: HeadFacts | null;
 }
+
+/** What of a checkpoint the training itself does not need. */
+export type Recorded = Pick<CheckpointManifest, 'history' | 'curves'>;
 
 type DatasetFacts = Pick<Preflight, 'numClasses' | 'folders'> & { totalSteps: number };
 
@@ -154,8 +160,20 @@ export class JobCheckpoints {
       );
       await this.#retire();
       this.#logProcessors(manifest);
-      return { step, history: manifest.history, checkpoint: head };
+      return { step, history: manifest.history, curves: await this.#curvesOf(manifest), checkpoint: head };
     }
+  }
+
+  /** A checkpoint's curves, with the evaluation of its own step, which was made after it. */
+  async #curvesOf({ job, step, ...manifest }: AnyCheckpointManifest): Promise<Curves> {
+    const stored = manifest.schemaVersion === 2 ? manifest.curves : undefined;
+    const curves = stored ?? { attempts: [], intervals: [], evaluations: [] };
+    if (this.#ranks.rank !== 0) return curves;
+    const noted = await this.#store.evaluations();
+    const sets = noted.find((evaluation) => evaluation.job === job.name && evaluation.step === step)?.sets ?? [];
+    // A version of before has noted accuracies only.
+    const own = sets.flatMap((result) => CurveEvaluation.safeParse({ ...result, step }).data ?? []);
+    return { ...curves, evaluations: [...curves.evaluations, ...own] };
   }
 
   /** @throws FacetrainError InvalidDataset, on every rank alike */
@@ -309,25 +327,14 @@ export class JobCheckpoints {
   }
 
   /**
-   * Notes how the state after `step` steps verifies, by which `keepBest` chooses. To be called on every rank.
+   * Notes how the state after `step` steps verifies: for `keepBest`, and for the curves of an attempt that goes on from
+   * this step. To be called on every rank.
    * @throws FacetrainError FencedOff, DiskFull, StorageFailed
    */
-  async noteEvaluation(step: number, results: readonly Pick<EvaluationResult, 'set' | 'accuracy'>[]): Promise<void> {
-    if (this.#ranks.rank !== 0 || results.length === 0 || this.#config.checkpoint.keepBest === 0) return;
-    const sets = results.map(({ set, accuracy }) => ({ set, accuracy }));
+  async noteEvaluation(step: number, results: readonly CurveEvaluation[]): Promise<void> {
+    const sets = results.filter((result) => result.step === step).map(({ step: _, ...result }) => result);
+    if (this.#ranks.rank !== 0 || sets.length === 0) return;
     await this.#store.noteEvaluation({ job: this.#config.job.name, step, sets });
-  }
-
-  /**
-   * Whether `keepBest` lacks how the state after `step` steps verifies. A collective: to be called on every rank.
-   * @throws FacetrainError StorageFailed
-   */
-  async lacksEvaluation(step: number): Promise<boolean> {
-    const { job, checkpoint } = this.#config;
-    const isLacking =
-      this.#ranks.rank === 0 && checkpoint.keepBest > 0 && !(await this.#store.accuracies(job.name)).has(step);
-    const [lacks] = await gatherJson(this.#session, isLacking);
-    return lacks!;
   }
 
   /** What the progress and the report say: of this attempt. */
@@ -346,12 +353,12 @@ export class JobCheckpoints {
    * collective: to be called on every rank.
    * @throws FacetrainError FencedOff, DiskFull, StorageFailed
    */
-  async begin(step: number, history: CheckpointManifest['history']): Promise<void> {
+  async begin(step: number, recorded: Recorded): Promise<void> {
     if (this.#last.step === step) return;
     await this.#whileTrainingWaits(async () => {
       if (await this.#mustSkip(step)) return;
       await this.#finish();
-      await this.#begin(step, history);
+      await this.#begin(step, recorded);
     });
   }
 
@@ -416,17 +423,17 @@ export class JobCheckpoints {
    * called on every rank.
    * @throws FacetrainError FencedOff, DiskFull, StorageFailed
    */
-  async save(step: number, history: CheckpointManifest['history']): Promise<void> {
+  async save(step: number, recorded: Recorded): Promise<void> {
     await this.#whileTrainingWaits(async () => {
       await this.#finish();
-      if (this.#last.step !== step) await this.#begin(step, history);
+      if (this.#last.step !== step) await this.#begin(step, recorded);
       await this.#finish();
       // No rank continues before the checkpoint is complete.
       await this.#session.barrier();
     });
   }
 
-  async #begin(step: number, history: CheckpointManifest['history']): Promise<void> {
+  async #begin(step: number, recorded: Recorded): Promise<void> {
     const { job, seed, checkpoint: settings } = this.#config;
     const { log, progress } = this.#program;
     const { rank, size: worldSize } = this.#ranks;
@@ -442,7 +449,7 @@ export class JobCheckpoints {
       step,
       seed,
       numClasses: this.#dataset.numClasses,
-      history,
+      ...recorded,
       ...(this.#identities && { identities: this.#identities }),
       labels: this.#labels,
       settings: this.#settings,

@@ -48,15 +48,33 @@ async function job(
 const model = (config: TrainerConfig) => readFile(join(config.outputDirectory, 'model/backbone.onnx'));
 const logs = (ranks: readonly Rank[]) => ranks.map(({ text }) => text).join('\n');
 
-/** The model of a training that keeps nothing in memory, and that nobody kills. */
+/** Of a training that keeps nothing in memory, and that nobody kills: its model, and the loss of each step. */
 let wanted: Buffer;
+let losses: number[];
+
+/** The curves of a training that was killed: each step once, and marks where it went on. */
+async function assertWhole(config: TrainerConfig): Promise<void> {
+  const { history, attempts, resumedFromStep } = await readReport(config);
+  assert.deepEqual(
+    history.map(({ loss }) => loss),
+    losses,
+  );
+  const marks = attempts!.map(({ fromStep }) => fromStep);
+  assert.deepEqual([marks[0], marks.at(-1)], [0, resumedFromStep]);
+  assert.deepEqual(
+    marks,
+    [...new Set(marks)].toSorted((a, b) => a - b),
+  );
+}
 
 before(async () => {
   writeSmallDataset(data, { identities: 7, perIdentity: 3 });
   const { folder, config } = await job(({ checkpoint }) => ({ checkpoint: { ...checkpoint, memoryDirectory: null } }));
   const { codes, ranks } = await runGang(folder, config, 2);
   assert.deepEqual(codes, [0, 0], logs(ranks));
-  assert.equal((await readReport(config)).steps, STEPS);
+  const report = await readReport(config);
+  assert.equal(report.steps, STEPS);
+  losses = report.history.map(({ loss }) => loss);
   wanted = await model(config);
 });
 
@@ -91,6 +109,7 @@ test('kill -9 at random moments costs one step at most, and gives the same model
   }
   assert.deepEqual(await Promise.all(ranks.map(({ ended }) => ended)), [0, 0], logs(ranks));
   assert((await readReport(config)).resumedFromStep! > 0);
+  await assertWhole(config);
   assert((await model(config)).equals(wanted), 'another model');
 });
 
@@ -109,7 +128,7 @@ test('a rank that has lost its memory sends all to the checkpoint', async () => 
   await steps(ranks[0]!, 9);
   await kill(ranks, 1);
   const memory = config.checkpoint.memoryDirectory!;
-  assert.deepEqual((await readdir(memory)).sort(), ['rank-0', 'rank-1']);
+  assert.deepEqual((await readdir(memory)).sort(), ['rank-0', 'rank-0-curves.json', 'rank-1']);
   const { size } = await stat(join(memory, 'rank-0'));
   const wantedSize = await keptBytes(config);
   assert(Math.abs(size - wantedSize) < 0.05 * wantedSize, `${size} bytes, where facetrain plan says ${wantedSize}`);
@@ -124,6 +143,7 @@ test('a rank that has lost its memory sends all to the checkpoint', async () => 
   const last = again.map((rank) => rank.startAgain());
   assert.deepEqual(await Promise.all(last.map(({ ended }) => ended)), [0, 0], logs(last));
   assert(last[0]!.lines.some(isRecall), last[0]!.text);
+  await assertWhole(config);
   assert((await model(config)).equals(wanted), 'another model');
 });
 

@@ -7,11 +7,13 @@
  * So does a checkpoint that `facetrain head` has changed since: it has the identities that are trained from now on.
  */
 import { createHash, randomUUID } from 'node:crypto';
-import { mkdir, readFile, writeFile } from 'node:fs/promises';
+import { mkdir, readFile, rename, writeFile } from 'node:fs/promises';
 import { join } from 'node:path';
 import {
   type AnyCheckpointManifest,
   type CheckpointManifest,
+  type CurveInterval,
+  type Curves,
   FacetrainError,
   type Precision,
   type TrainerConfig,
@@ -24,8 +26,8 @@ import type { Ranks } from '../program/ranks.ts';
 
 type History = CheckpointManifest['history'];
 
-/** Of Note and the file of identities. Files of another format are forgotten. */
-const FORMAT = 2;
+/** Of Note, the file of identities and that of curves. Files of another format are forgotten. */
+const FORMAT = 3;
 
 /** What is kept with a step beside the state. */
 interface Note {
@@ -37,8 +39,15 @@ interface Note {
   precision: Precision;
   hasIdentities: boolean;
   history: History;
+  /** The newest of the curves: those before it are in a file. */
+  interval: CurveInterval | null;
   /** That the training began with; null if it began without one. */
   checkpoint: HeadFacts | null;
+}
+
+interface KeptCurves {
+  lineage: string;
+  curves: Curves;
 }
 
 /** A checkpoint, and what an edit by `facetrain head` changes about it. */
@@ -78,6 +87,8 @@ export function wasEdited(newest: HeadFacts, begun: HeadFacts | null, numClasses
 export interface RecalledState {
   step: number;
   history: History;
+  /** Up to this step, on rank 0. */
+  curves: Curves;
   /** Of the checkpoint that the training began with; undefined if it began without one. */
   identities: Identities | undefined;
 }
@@ -100,7 +111,8 @@ export class KeptSteps {
   /** What this rank has of a former process. */
   #found: KeptStep[] = [];
   #isKeeping: boolean;
-  #note: Omit<Note, 'history'> | undefined;
+  #isKeepingCurves: boolean;
+  #note: Omit<Note, 'history' | 'interval'> | undefined;
 
   private constructor(
     session: TrainingSessionContract,
@@ -115,6 +127,7 @@ export class KeptSteps {
     this.#numClasses = numClasses;
     this.#path = join(directory ?? '', `rank-${rank}`);
     this.#isKeeping = directory !== null;
+    this.#isKeepingCurves = rank === 0;
   }
 
   /** A collective if the configuration names a folder: to be called on every rank. */
@@ -169,7 +182,7 @@ export class KeptSteps {
       log[level]({ kept: own.map((one) => one.step), checkpoint }, 'no newer steps in the memory of all ranks');
       return undefined;
     }
-    const { history, ...note } = notes.get(step)!;
+    const { history, interval, ...note } = notes.get(step)!;
     if (newest && wasEdited(newest, note.checkpoint, this.#numClasses)) {
       log[level](
         { step, checkpoint },
@@ -183,7 +196,7 @@ export class KeptSteps {
     await this.#session.recall(step);
     this.#note = note;
     log[level]({ step, checkpoint }, 'went on from memory');
-    return { step, history, identities };
+    return { step, history, curves: await this.#recallCurves(step, note.lineage, interval), identities };
   }
 
   /**
@@ -192,7 +205,7 @@ export class KeptSteps {
    */
   async begin(
     step: number,
-    history: History,
+    { history, interval }: Pick<Note, 'history' | 'interval'>,
     identities: Identities | undefined,
     checkpoint: HeadFacts | null,
   ): Promise<void> {
@@ -203,7 +216,7 @@ export class KeptSteps {
     try {
       // Its name is new: what a former training has kept stays whole until keepAll() forgets it.
       if (identities) await writeFile(this.#identitiesPath(note.lineage), JSON.stringify(identities));
-      await this.#session.keepAll({ step, note: JSON.stringify({ ...note, history } satisfies Note) });
+      await this.#session.keepAll({ step, note: JSON.stringify({ ...note, history, interval } satisfies Note) });
       this.#note = note;
     } catch (error) {
       this.#stop(error);
@@ -211,13 +224,43 @@ export class KeptSteps {
   }
 
   /** Keeps the state after `step` steps: the step after the one that was begun with, kept or recalled last. */
-  async keep(step: number, history: History): Promise<void> {
+  async keep(step: number, kept: Pick<Note, 'history' | 'interval'>): Promise<void> {
     if (!this.#isKeeping) return;
     try {
-      await this.#session.keep({ step, note: JSON.stringify({ ...this.#note!, history } satisfies Note) });
+      await this.#session.keep({ step, note: JSON.stringify({ ...this.#note!, ...kept } satisfies Note) });
     } catch (error) {
       this.#stop(error);
     }
+  }
+
+  /**
+   * Keeps the curves, which are too long for the note of each step: to be called after keep() when an interval has
+   * ended, and when there is something else new. Rank 0 alone has them. Without room for them, steps are kept without.
+   */
+  async keepCurves(curves: () => Curves): Promise<void> {
+    if (!this.#isKeeping || !this.#isKeepingCurves) return;
+    const written = `${this.#curvesPath}.new`;
+    try {
+      await writeFile(written, JSON.stringify({ lineage: this.#note!.lineage, curves: curves() } satisfies KeptCurves));
+      await rename(written, this.#curvesPath);
+    } catch (error) {
+      this.#isKeepingCurves = false;
+      this.#program.log.warn({ file: this.#curvesPath }, `no curves are kept in memory: ${(error as Error).message}`);
+    }
+  }
+
+  async #recallCurves(step: number, lineage: string, interval: CurveInterval | null): Promise<Curves> {
+    const none: Curves = { attempts: [], intervals: [], evaluations: [] };
+    if (this.#rank !== 0) return none;
+    const text = await readFile(this.#curvesPath, 'utf8').catch(() => 'null');
+    const kept = JSON.parse(text) as KeptCurves | null;
+    const { attempts, intervals, evaluations } = kept?.lineage === lineage ? kept.curves : none;
+    const begin = interval ? interval.step - interval.steps : step;
+    return {
+      attempts,
+      intervals: [...intervals.filter((each) => each.step <= begin), ...(interval ? [interval] : [])],
+      evaluations: evaluations.filter((each) => each.step <= step),
+    };
   }
 
   /** The training goes on: it has its checkpoints. */
@@ -230,6 +273,10 @@ export class KeptSteps {
 
   async #readIdentities(lineage: string): Promise<Identities> {
     return JSON.parse(await readFile(this.#identitiesPath(lineage), 'utf8')) as Identities;
+  }
+
+  get #curvesPath(): string {
+    return `${this.#path}-curves.json`;
   }
 
   #identitiesPath(lineage: string): string {

@@ -12,11 +12,13 @@ import { AWS_ENVIRONMENT, type S3Server, startS3Server } from '../testing/s3-ser
 import {
   killRanks,
   type Rank,
+  readReport,
   runGang,
   startGang,
   trainerConfig,
   until,
   writeSmallDataset,
+  writeSmallSet,
 } from '../testing/training-gang.ts';
 
 Object.assign(process.env, AWS_ENVIRONMENT);
@@ -29,6 +31,7 @@ let faulty: FaultyS3;
 const stores: ObjectStore[] = [];
 /** The model of a training that writes to folders, and is never interrupted. */
 let expected: Buffer;
+let losses: number[];
 
 const settings = (folder: string) =>
   trainerConfig(folder, { dataset: { path: data, maxBadPictures: 0.001 }, globalBatchSize: 6 });
@@ -41,6 +44,7 @@ before(async () => {
   const { codes, ranks } = await runGang(folder, settings(folder), 2);
   assert.deepEqual(codes, [0, 0], texts(ranks));
   expected = await readFile(join(folder, 'out', 'model/backbone.onnx'));
+  losses = (await readReport(settings(folder))).history.map(({ loss }) => loss);
 });
 after(async () => {
   for (const store of stores) store.close();
@@ -110,8 +114,10 @@ async function assertTrained(each: Job, message: string): Promise<TrainReport> {
 
 test('a rank is killed, and the job ends with the same model, bit for bit; then it is found finished', async () => {
   const killed = await job();
+  const path = await writeSmallSet(join(top, 'pairs.bin'), 5);
+  killed.config.evaluation = { sets: [{ name: 'pairs', path }], everyEpochs: null, everySteps: 2 };
   const ranks = await startGang(killed.folder, killed.config, 2);
-  await until(async () => (await newest(killed)) >= 2);
+  await until(async () => (await newest(killed)) >= 2, 300_000);
   ranks[1]!.kill('SIGKILL');
   const codes = await ended(ranks);
   const at = await newest(killed);
@@ -120,6 +126,26 @@ test('a rank is killed, and the job ends with the same model, bit for bit; then 
   assert.deepEqual(again.codes, [0, 0], texts(again.ranks));
   const report = await assertTrained(killed, 'after a kill');
   assert.equal(report.resumedFromStep, at);
+  assert.deepEqual(
+    report.history.map(({ loss }) => loss),
+    losses,
+  );
+  assert.deepEqual(
+    report.attempts!.map(({ attempt: number, fromStep }) => [number, fromStep]),
+    at === 0
+      ? [[1, 0]]
+      : [
+          [0, 0],
+          [1, at],
+        ],
+  );
+  // Each follows the checkpoint of its step; the head has that of the step at which the gang was killed.
+  assert.deepEqual(
+    report.evaluations.map(({ step, pairs }) => [step, pairs]),
+    [2, 4, 6, 8, STEPS].map((step) => [step, 10]),
+  );
+  const written = await killed.store.list('tensorboard/');
+  assert.match(written.join(), /^tensorboard\/events\.out\.tfevents\.[^,]+$/);
   assert((await killed.store.get('train-report.html'))!.bytes.length > 1000);
 
   // What the killed gang had not completed is gone.
@@ -203,7 +229,7 @@ test('training goes on while the store is away, for one rank or for all, and its
   const away = await job(faulty.endpoint);
   // It does not end by itself, however long the store is away.
   const ranks = await startGang(away.folder, { ...away.config, epochs: 100_000 }, 2);
-  await until(async () => (await newest(away)) >= 1);
+  await until(async () => (await newest(away)) >= 1, 300_000);
   // Files of rows are named by their first one: only rank 0 has row 0.
   const cuts = [
     { rank: 1, isCut: (url: string) => /rows-0*[1-9]/.test(url) },

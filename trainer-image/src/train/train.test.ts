@@ -75,6 +75,39 @@ function failure(rank: Rank): Record<string, unknown> {
   return line;
 }
 
+/**
+ * Asserts that a report has the curves of the training that was not interrupted.
+ * @param attempts the attempts with the steps done before
+ */
+async function assertWhole(config: TrainerConfig, attempts?: [attempt: number, fromStep: number][]): Promise<void> {
+  const [report, uninterrupted] = [await readReport(config), await readReport(whole.config)].map((read) =>
+    TrainReport.parse(read),
+  );
+  const curves = ({ history }: TrainReport) =>
+    history.map(({ step, steps, epoch, loss, learningRate, sampleRate }) => ({
+      ...{ step, steps, epoch, loss, learningRate, sampleRate },
+    }));
+  assert.deepEqual(curves(report!), curves(uninterrupted!));
+  const evaluations = ({ evaluations: all }: TrainReport) =>
+    all.map(({ set, step, accuracy, std, threshold, pairs, tarAtFar }) => ({
+      ...{ set, step, accuracy, std, threshold, pairs, tarAtFar },
+    }));
+  if (config.evaluation.sets.length > 0) assert.deepEqual(evaluations(report!), evaluations(uninterrupted!));
+  if (attempts)
+    assert.deepEqual(
+      report!.attempts!.map(({ attempt, fromStep }) => [attempt, fromStep]),
+      attempts,
+    );
+}
+
+/** The bytes of the one event file of a job, of which tags can be read. */
+async function events({ outputDirectory }: TrainerConfig): Promise<string> {
+  const folder = join(outputDirectory, 'tensorboard');
+  const [name, ...others] = await readdir(folder);
+  assert.deepEqual(others, []);
+  return readFile(join(folder, name!), 'latin1');
+}
+
 /** NODE_OPTIONS with which every rank first runs a file of testing/. */
 const preload = (name: string) => `--import ${join(import.meta.dirname, '..', 'testing', name)}`;
 
@@ -120,7 +153,10 @@ test('a job ends with a model, reports and its newest checkpoints', async () => 
   assert.deepEqual(report.config, whole.config);
   assert.deepEqual(
     (await readEvaluations(whole.config.checkpoint.directory)).map(({ step, sets }) => [step, sets]),
-    report.evaluations.map(({ step, accuracy }) => [step, [{ set: 'pairs', accuracy }]]),
+    report.evaluations.map(({ step, accuracy, std, threshold, pairs, tarAtFar }) => [
+      step,
+      [{ set: 'pairs', accuracy, std, threshold, pairs, tarAtFar }],
+    ]),
   );
   assert.equal(report.model.bytes, (await model(whole.config)).length);
   assert.deepEqual(await completeSteps(whole.config.checkpoint.directory), KEPT);
@@ -159,6 +195,7 @@ test('a checkpoint whose evaluation was cut off is evaluated before training goe
     assert.deepEqual(codes, [0, 0], ranks[0]!.text);
     const evaluated = ranks[0]!.lines.filter(({ msg }) => msg === 'evaluated').map((line) => line.step);
     assert.deepEqual(evaluated, wasEvaluated ? [STEPS] : [step, STEPS]);
+    await assertWhole(config);
     assert.deepEqual((await readEvaluations(directory))[0], want);
     assert.deepEqual(await model(config), await model(whole.config));
   }
@@ -198,14 +235,19 @@ test('SIGTERM on one rank: all write a checkpoint and exit 143; the next attempt
   const { progress } = TerminationResult.parse(JSON.parse(await readFile(left, 'utf8')));
   assert.deepEqual([progress!.step, progress!.checkpoint!.step], [saved, saved]);
   assert(saved !== undefined && saved >= 2 && saved < STEPS, `checkpoint of step ${saved}`);
-  assert.deepEqual(await readdir(config.outputDirectory), ['fences']);
+  assert.deepEqual((await readdir(config.outputDirectory)).sort(), ['fences', 'tensorboard']);
+  assert.equal((await events(config)).match(/train\/loss/g)?.length, saved);
 
   // An unfinished checkpoint of a former version is removed, and does no harm.
   await mkdir(checkpointDirectory(config.checkpoint.directory, saved + 1));
   const { codes } = await runGang(folder, { ...config, job: { ...config.job, attempt: 1 } }, 2);
   assert.deepEqual(codes, [0, 0]);
   const report = await readReport(config);
-  assert.deepEqual([report.resumedFromStep, report.history.length], [saved, STEPS - saved]);
+  assert.equal(report.resumedFromStep, saved);
+  await assertWhole(config, [
+    [0, 0],
+    [1, saved],
+  ]);
   const uninterrupted = await readReport(whole.config);
   assert.deepEqual([report.lossFirst, report.lossLast], [uninterrupted.lossFirst, uninterrupted.lossLast]);
   assert((await model(config)).equals(await model(whole.config)), 'another model');
@@ -231,7 +273,9 @@ test('kill -9 at random moments: the peer exits 4, and the job ends with the sam
   }
   const { codes } = await runGang(folder, config, 2);
   assert.deepEqual(codes, [0, 0]);
-  assert((await readReport(config)).resumedFromStep! >= 4);
+  const { resumedFromStep } = await readReport(config);
+  assert(resumedFromStep! >= 4);
+  await assertWhole(config);
   assert((await model(config)).equals(await model(whole.config)), 'another model');
 });
 
@@ -332,7 +376,11 @@ test('with micro-batches, a gang of 4, 3, 4, 2 and 4 ranks gives the model of on
   const [alone, changed] = [await readReport(steady.config), await readReport(config)];
   assert(changed.resumedFromStep! >= 11 && changed.resumedFromStep! < all - 1);
   const losses = ({ history }: TrainReport) => history.map(({ step, loss }) => [step, loss]);
-  assert.deepEqual(losses(changed), losses(alone).slice(-changed.history.length));
+  assert.deepEqual(losses(changed), losses(alone));
+  assert.deepEqual(
+    changed.attempts!.map(({ attempt, trainers }) => [attempt, trainers]),
+    [4, 3, 4, 2, 4].map((trainers, attempt) => [attempt, trainers]),
+  );
   assert.deepEqual(await centres(config, all), await centres(steady.config, all));
   assert.deepEqual(await model(config), await model(steady.config));
 });
@@ -420,7 +468,11 @@ test('steps go on while a checkpoint is written, and it is the one for which tra
     written.push(await Promise.all(manifests));
   }
   const [background, waited] = written.map((manifests) =>
-    manifests.map((manifest) => ({ ...manifest, time: '', history: { ...manifest.history, trainSeconds: 0 } })),
+    manifests.map(({ history, curves, ...manifest }) => ({
+      ...{ ...manifest, time: '' },
+      history: { ...history, trainSeconds: 0, stages: null },
+      losses: curves!.intervals.map(({ step, loss }) => [step, loss]),
+    })),
   );
   assert.deepEqual(background, waited);
 });
@@ -635,7 +687,7 @@ test('a finished training that is started again only evaluates and exports', asy
   await cp(whole.config.checkpoint.directory, config.checkpoint.directory, { recursive: true });
   assert.deepEqual((await runGang(folder, config, 1)).codes, [0]);
   const report = await readReport(config);
-  assert.deepEqual([report.history, report.imagesPerSecond, report.stageSeconds], [[], 0, null]);
+  await assertWhole(config);
   const uninterrupted = await readReport(whole.config);
   assert.deepEqual([report.lossFirst, report.lossLast], [uninterrupted.lossFirst, uninterrupted.lossLast]);
   assert((await model(config)).equals(await model(whole.config)), 'another model');
@@ -723,7 +775,9 @@ test('a loss that is not finite ends training on every rank, without a model', a
   const { codes, ranks } = await runGang(folder, config, 2);
   assert.deepEqual(codes, [2, 2], ranks.map(({ text }) => text).join('\n'));
   for (const rank of ranks) assert.equal(failure(rank).code, 'NotANumber');
-  assert.deepEqual(await readdir(config.outputDirectory), ['fences']);
+  // Its curve shows how it went there.
+  assert.deepEqual((await readdir(config.outputDirectory)).sort(), ['fences', 'tensorboard']);
+  assert((await events(config)).includes('train/loss'));
   assert.deepEqual(await completeSteps(config.checkpoint.directory), []);
 });
 

@@ -10,6 +10,7 @@ import type { Program } from '../program/program.ts';
 import type { Ranks } from '../program/ranks.ts';
 import { isStop } from '../program/stop-signal.ts';
 import { BadPictures } from './bad-pictures.ts';
+import { CurveEvents } from './curve-events.ts';
 import { Evaluator } from './evaluator.ts';
 import { finalProgress, finishedTraining } from './finished-training.ts';
 import { History } from './history.ts';
@@ -57,7 +58,7 @@ async function trainIn(folders: JobFolders, config: TrainerConfig, ranks: Ranks,
   const dataset = await preflight(config, graph, ranks, program);
   const { stepsPerEpoch, totalSteps } = dataset;
   const badPictures = new BadPictures(config.dataset, dataset, ranks, program);
-  const evaluator = await Evaluator.open(config, ranks, program);
+  const evaluator = await Evaluator.open(config, dataset, ranks, program);
   if (rank === 0) await folders.claim();
   start.end('preflight');
 
@@ -75,13 +76,22 @@ async function trainIn(folders: JobFolders, config: TrainerConfig, ranks: Ranks,
   const checkpoints = new JobCheckpoints(session, store, config, dataset, ranks, program);
   const kept = await KeptSteps.open(session, config, dataset, ranks, program);
   const resumed = await checkpoints.resume(kept);
-  const history = new History(totalSteps, stepsPerEpoch, config.globalBatchSize, resumed?.history);
+  const { name: job, attempt } = config.job;
+  const history = new History(
+    { totalSteps, stepsPerEpoch, globalBatchSize: config.globalBatchSize },
+    { job, attempt, startedAt: startedAt.toISOString(), trainers: ranks.size, device: session.device },
+    resumed,
+  );
+  evaluator.resume(resumed?.curves.evaluations ?? []);
   const schedule = scheduleOf(config, dataset);
   const rateChanges = sampleRateSteps(config.loss, stepsPerEpoch);
   /** Those of earlier attempts included. */
   let stepsDone = resumed?.step ?? 0;
   let skippedSteps = (await session.lossScale())?.skippedSteps;
 
+  const curves = () => ({ ...history.curves, evaluations: evaluator.curve });
+  /** What the state after the steps done is kept with. */
+  const recorded = () => ({ history: history.forCheckpoint, curves: curves() });
   const show = (stage: 'Training' | 'Exporting') =>
     progress.update({
       stage,
@@ -104,24 +114,42 @@ async function trainIn(folders: JobFolders, config: TrainerConfig, ranks: Ranks,
 
   const isRecalled = resumed !== undefined && resumed.step > (resumed.checkpoint?.step ?? 0);
   if (!isRecalled)
-    await kept.begin(stepsDone, history.forCheckpoint, checkpoints.identities, resumed?.checkpoint ?? null);
+    await kept.begin(
+      stepsDone,
+      { history: history.forCheckpoint, interval: history.interval },
+      checkpoints.identities,
+      resumed?.checkpoint ?? null,
+    );
   // The end may have come between the step and its checkpoint.
-  else if (stepsDone === totalSteps) await checkpoints.save(stepsDone, history.forCheckpoint);
-  else if (isCheckpointDue(stepsDone, config, stepsPerEpoch)) await checkpoints.begin(stepsDone, history.forCheckpoint);
+  else if (stepsDone === totalSteps) await checkpoints.save(stepsDone, recorded());
+  else if (isCheckpointDue(stepsDone, config, stepsPerEpoch)) await checkpoints.begin(stepsDone, recorded());
+  await kept.keepCurves(curves);
   start.end('loading');
+  await using events = new CurveEvents(
+    rank === 0 ? folders.output : null,
+    { job, startedAt },
+    (isLast) => ({
+      startedAt: startedAt.toISOString(),
+      attempts: history.curves.attempts,
+      history: isLast || !history.isIntervalOpen ? history.intervals : history.intervals.slice(0, -1),
+      evaluations: evaluator.results,
+    }),
+    log,
+  );
 
   const evaluate = async () => {
     const outcome = await evaluator.evaluate(session, graph.input, stepsDone, () => checkpoints.advanceWithoutStep());
-    if (outcome === 'done') await checkpoints.noteEvaluation(stepsDone, evaluator.newest);
+    if (outcome === 'stopped') return;
+    await checkpoints.noteEvaluation(stepsDone, evaluator.curve);
+    await kept.keepCurves(curves);
+    events.write();
   };
   // The end, or a stop, may have come between a checkpoint and its evaluation.
-  if (
-    stepsDone > 0 &&
-    stepsDone < totalSteps &&
-    isDue(stepsDone, config.evaluation, stepsPerEpoch) &&
-    (await checkpoints.lacksEvaluation(stepsDone))
-  )
-    await evaluate();
+  if (stepsDone > 0 && stepsDone < totalSteps && isDue(stepsDone, config.evaluation, stepsPerEpoch)) {
+    // Rank 0 alone knows of all evaluations.
+    const [isEvaluated] = await gatherJson(session, evaluator.has(stepsDone));
+    if (!isEvaluated) await evaluate();
+  }
 
   // ---- The loop ----
   let stopped = false;
@@ -143,7 +171,7 @@ async function trainIn(folders: JobFolders, config: TrainerConfig, ranks: Ranks,
       writing: checkpoints.voteWriting(),
     });
     const seconds = (performance.now() - stepStart + keepingMs) / 1000;
-    history.add({ step: stepsDone, loss, learningRate, sampleRate, seconds, stageSeconds });
+    history.add({ step: stepsDone, loss, learningRate, sampleRate, seconds, stageSeconds, time: new Date() });
     if (stageSeconds) progress.addStep(stageSeconds);
     if (result.skippedSteps !== skippedSteps) {
       skippedSteps = result.skippedSteps;
@@ -152,7 +180,8 @@ async function trainIn(folders: JobFolders, config: TrainerConfig, ranks: Ranks,
     badPictures.add(replaced);
     stepsDone += 1;
     const keepStart = performance.now();
-    await kept.keep(stepsDone, history.forCheckpoint);
+    await kept.keep(stepsDone, { history: history.forCheckpoint, interval: history.interval });
+    if (!history.isIntervalOpen) await kept.keepCurves(curves);
     keepingMs = performance.now() - keepStart;
     if (start.end('step')) log.info({ step: stepsDone, startSeconds: start.seconds }, 'first step');
     progress.update({ learningRate, sampleRate });
@@ -166,9 +195,10 @@ async function trainIn(folders: JobFolders, config: TrainerConfig, ranks: Ranks,
 
     await checkpoints.advance(votes);
     // The checkpoint of the last step is complete before the final evaluation: losing a machine then costs no step.
-    if (votes.stop || stepsDone === totalSteps) await checkpoints.save(stepsDone, history.forCheckpoint);
+    if (votes.stop || stepsDone === totalSteps) await checkpoints.save(stepsDone, recorded());
     else if (votes.checkpoint || isCheckpointDue(stepsDone, config, stepsPerEpoch))
-      await checkpoints.begin(stepsDone, history.forCheckpoint);
+      await checkpoints.begin(stepsDone, recorded());
+    events.writeFromTimeToTime();
     stopped = votes.stop && stepsDone < totalSteps;
     // 'stopped' is ignored here: the rank that got the signal votes to stop in the next step.
     if (!stopped && stepsDone < totalSteps && isDue(stepsDone, config.evaluation, stepsPerEpoch)) await evaluate();
@@ -177,7 +207,7 @@ async function trainIn(folders: JobFolders, config: TrainerConfig, ranks: Ranks,
 
   // ---- The end: the final evaluation and the model. The report comes last: it exists only if they are complete. ----
   stopped ||= (await evaluator.evaluate(session, graph.input, stepsDone)) === 'stopped';
-  if (!stopped) await checkpoints.noteEvaluation(stepsDone, evaluator.newest);
+  if (!stopped) await checkpoints.noteEvaluation(stepsDone, evaluator.curve);
   if (!stopped && rank === 0) {
     show('Exporting');
     const model = await writeModel(folders.output, await session.exportGraph(), config.model.channelOrder);
@@ -194,6 +224,7 @@ async function trainIn(folders: JobFolders, config: TrainerConfig, ranks: Ranks,
       skippedSteps,
       checkpoints: checkpoints.statistics,
     });
+    await events.close();
     await writeReport(folders.output, report);
     log.info(
       { directory: join(config.outputDirectory, 'model'), parameters: model.parameters, evaluations: evaluator.newest },
@@ -201,7 +232,7 @@ async function trainIn(folders: JobFolders, config: TrainerConfig, ranks: Ranks,
     );
   }
   if (!stopped) progress.update({ stage: 'Done' });
-  return leave(session, stopped ? 'stopped' : 'completed');
+  return await leave(session, stopped ? 'stopped' : 'completed');
 }
 
 /** A collective: whether an earlier attempt has finished this very training. Rank 0 decides for all. */

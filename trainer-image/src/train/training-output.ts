@@ -7,12 +7,12 @@ import { countParameters } from '../onnx/describe.ts';
 import { forChannels, rangeMetadata } from '../onnx/input-range.ts';
 import { encodeOnnx } from '../onnx/write.ts';
 import type { Ranks } from '../program/ranks.ts';
-import { eventFile } from '../report/event-file.ts';
 import { reportEvents } from '../report/report-events.ts';
 import { trainReportHtml } from '../report/train-report-html.ts';
 import { digestBytes } from '../storage/digest.ts';
 import type { OutputPlace } from '../storage/output-place.ts';
 import type { BadPictures } from './bad-pictures.ts';
+import { writeEvents } from './curve-events.ts';
 import type { Evaluator } from './evaluator.ts';
 import type { History } from './history.ts';
 import type { JobCheckpoints, ResumedState } from './job-checkpoints.ts';
@@ -78,6 +78,7 @@ export function trainReport(config: TrainerConfig, finished: FinishedTraining): 
     ...(skippedSteps !== undefined && { skippedSteps }),
     steps: dataset.totalSteps,
     resumedFromStep: resumed?.step ?? null,
+    attempts: history.curves.attempts,
     checkpoints,
     trainSeconds: history.trainSeconds,
     imagesPerSecond: history.imagesPerSecond,
@@ -97,10 +98,7 @@ export function trainReport(config: TrainerConfig, finished: FinishedTraining): 
  */
 export async function writeReport(output: OutputPlace, report: TrainReport): Promise<void> {
   await output.write(OUTPUT.trainReportHtml, trainReportHtml(report));
-  const started = Math.floor(Date.parse(report.startedAt) / 1000);
-  const name = `events.out.tfevents.${started}.${report.job.name}`;
-  // Those of an earlier training would be drawn into the same curves.
-  await output.replaceFolder(OUTPUT.tensorboard, name, eventFile(reportEvents(report), started));
+  await writeEvents(output, { job: report.job.name, startedAt: new Date(report.startedAt) }, reportEvents(report));
   await output.write(
     OUTPUT.trainReport,
     `${JSON.stringify(report, null, 2)}
