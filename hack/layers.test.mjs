@@ -79,7 +79,7 @@ const ROOMS = [
   ['native/pfc',               ['native/error.h', 'native/host_device.h', 'native/precision.h', 'native/random.h',
                                 'native/kernels/clones.h', 'native/comm', 'torch']],
   ['native/model',             ['native/error.h', 'native/host_device.h', 'native/pixel_range.h', 'native/precision.h',
-                                'native/torch_error.h', 'native/comm', 'torch']],
+                                'native/torch_error.h', 'native/kernels/clones.h', 'native/comm', 'torch']],
   ['native/train',             ['native/available_memory.h', 'native/error.h', 'native/precision.h', 'native/random.h',
                                 'native/torch_error.h', 'native/comm', 'native/pfc', 'native/model', 'native/data',
                                 'torch']],
