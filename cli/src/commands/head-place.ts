@@ -83,7 +83,10 @@ async function openStore(
   { endpoint = '', region = '', forcePathStyle = false }: StoreOptions,
 ): Promise<HeadPlace> {
   const address = { uri, endpoint: endpoint || null, region: region || null, forcePathStyle };
-  const store = new ObjectStore({ ...address, credentials: null }, { patienceMs: PATIENCE_MILLISECONDS });
+  const store = new ObjectStore(
+    { ...address, credentials: null },
+    { patienceMs: PATIENCE_MILLISECONDS, unresolvedMs: 0 },
+  );
   try {
     const found = await readHead(store);
     if (!found?.head.checkpoints.length)

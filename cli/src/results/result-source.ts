@@ -36,7 +36,10 @@ export class StoredResults implements ResultSource {
   constructor(address: StorageAddress, signal: AbortSignal) {
     this.#address = address;
     this.#signal = signal;
-    this.#store = new ObjectStore({ ...address, credentials: null }, { patienceMs: PATIENCE_MILLISECONDS });
+    this.#store = new ObjectStore(
+      { ...address, credentials: null },
+      { patienceMs: PATIENCE_MILLISECONDS, unresolvedMs: 0 },
+    );
     signal.addEventListener('abort', () => this.#store.close(), { once: true });
   }
 

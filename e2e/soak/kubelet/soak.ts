@@ -23,7 +23,7 @@ import {
   trainLongWithoutEvaluation,
   withoutVolume,
 } from '../../testing/example-job.ts';
-import { type Job, MINUTE, Namespace } from '../../testing/namespace.ts';
+import { condition, type Job, MINUTE, Namespace } from '../../testing/namespace.ts';
 import { FaultDraw } from '../fault-draw.ts';
 import { HistoryCheck, StoredHistory } from '../history.ts';
 import { Random } from '../random.ts';
@@ -221,13 +221,18 @@ class KubeletSoak {
       await eventually(() => ns.patch('facetrainjob', name, { spec: { suspend: false } }), 2 * MINUTE);
       let goal: number | undefined;
       const trainsOn = ({ status }: Job): void => {
+        if (status?.phase === 'Failed') return; // for good
         assert.equal(status?.phase, 'Running');
         goal ??= status.progress.step + CHECKPOINT_STEPS;
         assert(status.progress.step >= goal!, `step ${status.progress.step}`);
       };
-      await ns
-        .waitFor(name, trainsOn, { milliseconds: 10 * MINUTE })
-        .catch((error) => this.#violations.push(`does not train on: ${error.message}`));
+      try {
+        const job = await ns.waitFor(name, trainsOn, { milliseconds: 10 * MINUTE });
+        if (job.status!.phase === 'Failed')
+          this.#violations.push(`${name} has failed: ${condition(job, 'Ready')?.message}`);
+      } catch (error) {
+        this.#violations.push(`does not train on: ${(error as Error).message}`);
+      }
     }
   }
 

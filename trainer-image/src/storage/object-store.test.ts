@@ -182,6 +182,19 @@ test('a store that hangs is away; a request ends when its patience does, or the 
   await rejected;
 });
 
+test('a name that does not resolve may be denied for a moment, though it fails the job in the end', async () => {
+  const retried: string[] = [];
+  const unresolved = (unresolvedMs: number) =>
+    open(
+      { endpoint: 'http://s3.facetrain.invalid' },
+      { unresolvedMs, onRetry: ({ message }) => retried.push(message) },
+    ).put('a', text('a'));
+  await assert.rejects(unresolved(0), { code: 'StorageFailed', exitCode: 2 });
+  assert.equal(retried.length, 0);
+  await assert.rejects(unresolved(1_000), { code: 'StorageFailed', exitCode: 2 });
+  assert.match(retried[0]!, /host name s3\.facetrain\.invalid does not resolve/);
+});
+
 test('credentials in files are read again when the Secret changes', async () => {
   const folder = await mkdtemp(join(tmpdir(), 'secret-'));
   const write = async (secret: string) => {

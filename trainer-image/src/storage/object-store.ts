@@ -30,7 +30,7 @@ import {
 } from '@facetrain/api';
 import { useGenerations } from './generations.ts';
 import { mapAtOnce } from './map-at-once.ts';
-import { PATIENCE_MS } from './retries.ts';
+import { PATIENCE_MS, UNRESOLVED_MS } from './retries.ts';
 import { headObject, httpStatus, isOfCredentials, s3Client, s3Error } from './s3.ts';
 
 /**
@@ -63,6 +63,8 @@ const SDK_ATTEMPTS = 1;
 export interface ObjectStoreOptions {
   /** For how long a request is repeated, in milliseconds: PATIENCE_MS by default. */
   patienceMs?: number;
+  /** The same while the store has not answered yet and its name does not resolve: UNRESOLVED_MS by default. */
+  unresolvedMs?: number;
   /** Bytes of one request of a copy. */
   copyBytes?: number;
   /** Called before each wait. */
@@ -336,7 +338,8 @@ export class ObjectStore {
           const { since } = this.#failing.get(id) ?? { since: performance.now() };
           // At random, so that the ranks of a gang do not come back all at once.
           const milliseconds = wait * (0.5 + Math.random() / 2);
-          if (!this.#mayPass(found, error) || performance.now() + milliseconds - since > patienceMs) throw found;
+          const patience = Math.min(patienceMs, this.#patienceWith(found, error));
+          if (!(found instanceof FacetrainError) || performance.now() + milliseconds - since > patience) throw found;
           this.#failing.set(id, { since, message: found.message });
           onRetry?.(found, milliseconds);
           await delay(milliseconds, undefined, { signal: this.#closing.signal });
@@ -349,14 +352,16 @@ export class ObjectStore {
   }
 
   /**
-   * Whether a later try may succeed. A store that has answered before has a right name. Credentials of a mounted Secret
-   * may be replaced in the store some time before the files are, and a pod's token is replaced by the kubelet.
+   * For how long a failure may pass, in milliseconds. A store that has answered before has a right name. Credentials of
+   * a mounted Secret may be replaced in the store some time before the files are, and a pod's token is replaced by the
+   * kubelet.
    */
-  #mayPass(found: unknown, cause: unknown): found is FacetrainError {
-    if (!(found instanceof FacetrainError)) return false;
-    if (found.exitCode === ExitCode.failure || httpStatus(cause) === 429) return true;
-    if (!this.#hasAnswered) return false;
-    return (cause as NodeJS.ErrnoException).code === 'ENOTFOUND' || isOfCredentials(cause);
+  #patienceWith(found: unknown, cause: unknown): number {
+    if (!(found instanceof FacetrainError)) return 0;
+    if (found.exitCode === ExitCode.failure || httpStatus(cause) === 429) return Infinity;
+    const isUnresolved = (cause as NodeJS.ErrnoException).code === 'ENOTFOUND';
+    if (this.#hasAnswered) return isUnresolved || isOfCredentials(cause) ? Infinity : 0;
+    return isUnresolved ? (this.#options.unresolvedMs ?? UNRESOLVED_MS) : 0;
   }
 }
 

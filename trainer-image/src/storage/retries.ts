@@ -15,10 +15,10 @@ export const PATIENCE_MS = 15 * 60_000;
  */
 const UNREACHED_MS = 5 * 60_000;
 /**
- * The same for a name that does not resolve, which no restart mends: its exit code fails the job. A name server may
- * deny a name for a moment, and an attempt of a job that has trained for days must not end it then.
+ * The same, of any request, for a name that does not resolve, which no restart mends: its exit code fails the job. A
+ * name server may deny a name for a moment, and an attempt of a job that has trained for days must not end it then.
  */
-const UNRESOLVED_MS = 60_000;
+export const UNRESOLVED_MS = 60_000;
 
 const causeOf = ({ cause }: FacetrainError): unknown => (cause as { code?: unknown } | undefined)?.code;
 
