@@ -136,8 +136,7 @@ function differentPictures(pictures: Pictures): Pictures {
   return { ...pictures, count: different.size, data };
 }
 
-/** What every reader of an INT7 file takes: kLeastScale and kLargestNumber of native/int7/network.h, which are float32.
- * */
+/** What every reader of an INT7 file takes: kLeastScale and kLargestNumber of native/int7/network.h, in float32. */
 const SCALES = { least: Math.fround(1e-12), largest: Math.fround(1e12) };
 
 /**
