@@ -175,7 +175,7 @@ static void test_gloo_lost_peers() {
     auto comm = with_lost_peer("die", children, 60s);
     auto start = Clock::now();
     CHECK_THROWS(collective(*comm), CommError, std::string(name) + " failed on rank 0 of 2: ");
-    CHECK(seconds_since(start) < 1.0);
+    CHECK(seconds_since(start) < 20.0);  // long before the timeout, also on a busy machine
     CHECK_THROWS(collective(*comm), CommError, "failed on rank 0 of 2");  // the Comm stays unusable
 
     // 300 ms of timeout; the upper bound leaves room for a busy machine.
@@ -183,7 +183,7 @@ static void test_gloo_lost_peers() {
     start = Clock::now();
     CHECK_THROWS(collective(*comm), CommError, std::string(name) + " failed on rank 0 of 2: ");
     CHECK(seconds_since(start) > 0.25);
-    CHECK(seconds_since(start) < 3.0);
+    CHECK(seconds_since(start) < 20.0);
   }
 }
 
@@ -192,7 +192,7 @@ static void test_rendezvous_deadline() {
     const auto start = Clock::now();
     CHECK_THROWS(make_gloo_comm(options), CommError, why);
     CHECK(seconds_since(start) > 0.2);
-    CHECK(seconds_since(start) < 1.0);
+    CHECK(seconds_since(start) < 20.0);
   };
   const int port = test::free_port();
   const std::string where = "127.0.0.1:" + std::to_string(port);
