@@ -165,5 +165,6 @@ test('the API server accepts the status of every report that the schemas accept'
     }),
     { numRuns: 1_000 },
   );
-  assert(seen.progress >= 100 && seen.terminations >= 100, JSON.stringify(seen));
+  // Some 120 and 600 are expected.
+  assert(seen.progress >= 60 && seen.terminations >= 300, JSON.stringify(seen));
 });
