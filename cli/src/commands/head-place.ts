@@ -15,7 +15,7 @@ import { ObjectTarget } from '@facetrain/trainer/checkpoint/object-target';
 import { type SearchResult, searchBytes, searchFiles } from '@facetrain/trainer/checkpoint/search-bytes';
 import { Fence } from '@facetrain/trainer/storage/fence';
 import { ObjectFence, readHead } from '@facetrain/trainer/storage/object-fence';
-import { ObjectStore } from '@facetrain/trainer/storage/object-store';
+import { storeForPerson } from '../results/store-for-person.ts';
 
 /** How this machine reaches an object store. Credentials are those that the AWS SDK finds. */
 export type StoreOptions = Partial<Pick<StorageAddress, 'forcePathStyle'>> & { endpoint?: string; region?: string };
@@ -36,8 +36,6 @@ export interface HeadPlace extends Disposable {
 
 /** Of the claim. A trainer that runs against the advice cannot write another checkpoint of the old head after it. */
 const owner = () => ({ name: 'facetrain-head', uid: 'facetrain-head', attempt: 0, start: randomUUID() });
-/** How long a request is repeated. A person waits. */
-const PATIENCE_MILLISECONDS = 30_000;
 
 /**
  * Claims a place in which there are checkpoints.
@@ -83,10 +81,7 @@ async function openStore(
   { endpoint = '', region = '', forcePathStyle = false }: StoreOptions,
 ): Promise<HeadPlace> {
   const address = { uri, endpoint: endpoint || null, region: region || null, forcePathStyle };
-  const store = new ObjectStore(
-    { ...address, credentials: null },
-    { patienceMs: PATIENCE_MILLISECONDS, unresolvedMs: 0 },
-  );
+  const store = storeForPerson(address);
   try {
     const found = await readHead(store);
     if (!found?.head.checkpoints.length)

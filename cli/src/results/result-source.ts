@@ -2,7 +2,8 @@
 import { joinStorageUri, type StorageAddress } from '@facetrain/api';
 import { fetchTo } from '@facetrain/trainer/storage/fetch';
 import { readHead } from '@facetrain/trainer/storage/object-fence';
-import { ObjectStore } from '@facetrain/trainer/storage/object-store';
+import type { ObjectStore } from '@facetrain/trainer/storage/object-store';
+import { storeForPerson } from './store-for-person.ts';
 
 /** A checkpoint that is complete. */
 export interface ListedCheckpoint {
@@ -24,9 +25,6 @@ export interface ResultSource {
   close(): Promise<void>;
 }
 
-/** How long a request is repeated. A person waits. */
-const PATIENCE_MILLISECONDS = 30_000;
-
 /** Results in an object store, by the credentials that the AWS SDK finds. */
 export class StoredResults implements ResultSource {
   readonly #address: StorageAddress;
@@ -36,10 +34,7 @@ export class StoredResults implements ResultSource {
   constructor(address: StorageAddress, signal: AbortSignal) {
     this.#address = address;
     this.#signal = signal;
-    this.#store = new ObjectStore(
-      { ...address, credentials: null },
-      { patienceMs: PATIENCE_MILLISECONDS, unresolvedMs: 0 },
-    );
+    this.#store = storeForPerson(address);
     signal.addEventListener('abort', () => this.#store.close(), { once: true });
   }
 

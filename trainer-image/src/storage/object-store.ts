@@ -30,7 +30,7 @@ import {
 } from '@facetrain/api';
 import { useGenerations } from './generations.ts';
 import { mapAtOnce } from './map-at-once.ts';
-import { PATIENCE_MS, UNRESOLVED_MS } from './retries.ts';
+import { isUnresolved, PATIENCE_MS, UNRESOLVED_MS } from './retries.ts';
 import { headObject, httpStatus, isOfCredentials, s3Client, s3Error } from './s3.ts';
 
 /**
@@ -338,8 +338,9 @@ export class ObjectStore {
           const { since } = this.#failing.get(id) ?? { since: performance.now() };
           // At random, so that the ranks of a gang do not come back all at once.
           const milliseconds = wait * (0.5 + Math.random() / 2);
+          if (!(found instanceof FacetrainError)) throw found;
           const patience = Math.min(patienceMs, this.#patienceWith(found, error));
-          if (!(found instanceof FacetrainError) || performance.now() + milliseconds - since > patience) throw found;
+          if (performance.now() + milliseconds - since > patience) throw found;
           this.#failing.set(id, { since, message: found.message });
           onRetry?.(found, milliseconds);
           await delay(milliseconds, undefined, { signal: this.#closing.signal });
@@ -356,12 +357,10 @@ export class ObjectStore {
    * a mounted Secret may be replaced in the store some time before the files are, and a pod's token is replaced by the
    * kubelet.
    */
-  #patienceWith(found: unknown, cause: unknown): number {
-    if (!(found instanceof FacetrainError)) return 0;
-    if (found.exitCode === ExitCode.failure || httpStatus(cause) === 429) return Infinity;
-    const isUnresolved = (cause as NodeJS.ErrnoException).code === 'ENOTFOUND';
-    if (this.#hasAnswered) return isUnresolved || isOfCredentials(cause) ? Infinity : 0;
-    return isUnresolved ? (this.#options.unresolvedMs ?? UNRESOLVED_MS) : 0;
+  #patienceWith({ exitCode }: FacetrainError, cause: unknown): number {
+    if (exitCode === ExitCode.failure || httpStatus(cause) === 429) return Infinity;
+    if (this.#hasAnswered) return isUnresolved(cause) || isOfCredentials(cause) ? Infinity : 0;
+    return isUnresolved(cause) ? (this.#options.unresolvedMs ?? UNRESOLVED_MS) : 0;
   }
 }
 

@@ -20,7 +20,10 @@ const UNREACHED_MS = 5 * 60_000;
  */
 export const UNRESOLVED_MS = 60_000;
 
-const causeOf = ({ cause }: FacetrainError): unknown => (cause as { code?: unknown } | undefined)?.code;
+/** Whether a request has failed because no server has the name. @param cause as the SDK threw it */
+export const isUnresolved = (cause: unknown): boolean => codeOf(cause) === 'ENOTFOUND';
+
+const codeOf = (cause: unknown): unknown => (cause as { code?: unknown } | undefined)?.code;
 
 /** For how long a fetch asks a store: until its first answer less long than later. */
 export class FirstContact {
@@ -33,14 +36,14 @@ export class FirstContact {
 
   /** @param error why the request has failed; a failure of another kind shows that something is there */
   readonly giveUpAfter = (error: FacetrainError): number => {
-    const isUnresolved = this.mayPass(error);
-    if (!isUnresolved && causeOf(error) !== 'ECONNREFUSED') this.#hasAnswered = true;
+    const unresolved = isUnresolved(error.cause);
+    if (!unresolved && codeOf(error.cause) !== 'ECONNREFUSED') this.#hasAnswered = true;
     if (this.#hasAnswered) return PATIENCE_MS;
-    return isUnresolved ? UNRESOLVED_MS : UNREACHED_MS;
+    return unresolved ? UNRESOLVED_MS : UNREACHED_MS;
   };
 
   /** A name that does not resolve, though it is no transient failure elsewhere. */
-  readonly mayPass = (error: FacetrainError): boolean => causeOf(error) === 'ENOTFOUND';
+  readonly mayPass = ({ cause }: FacetrainError): boolean => isUnresolved(cause);
 }
 
 export interface RetryOptions {
