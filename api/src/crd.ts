@@ -14,10 +14,14 @@ type Schema = { [key: string]: unknown };
 
 /** Turns a JSON schema, with all that it contains, into a structural schema. */
 function structural(node: Schema): Schema {
-  // A value of several types: the API server keeps it, and the operator checks it.
+  // A value of several types. Each of these keywords is for values of one type; the operator checks that it is one of
+  // them.
   if (node['x-kubernetes-preserve-unknown-fields'] && node.anyOf) {
     const { description } = node;
-    return { ...(description === undefined ? {} : { description }), 'x-kubernetes-preserve-unknown-fields': true };
+    const kinds = (node.anyOf as Schema[]).map(({ type: _, ...keywords }) => keywords);
+    return Object.assign({ ...(description === undefined ? {} : { description }) }, ...kinds, {
+      'x-kubernetes-preserve-unknown-fields': true,
+    });
   }
   const { additionalProperties, properties, items, ...rest } = node;
   const result: Schema = { ...rest };

@@ -2,6 +2,13 @@
 import { z } from 'zod';
 
 const FORM = 'a quantity such as 2, 0.5, 500m, 64Gi or 1e3';
+const MEMORY_FORM = 'a number of bytes from 1M on, such as 512Mi or 2Gi';
+
+/** The form that is allowed and, for bytes as people write them (4GB, 4 gb, 4GiB), the quantity that is meant. */
+const withFix = (form: string) => (issue: { input?: unknown }) => {
+  const [, number, prefix] = /^(\d+(?:\.\d+)?)\s*([kmgt])i?b?$/i.exec(String(issue.input)) ?? [];
+  return number === undefined ? form : `${form}; write ${number}${prefix!.toUpperCase()}i`;
+};
 
 /** A resource.Quantity of Kubernetes, as YAML has it: 500m, 64Gi, 1e3, and the numbers 2 and 0.5. */
 export const Quantity = z
@@ -10,10 +17,10 @@ export const Quantity = z
       z
         .string()
         .max(64)
-        .regex(/^(\d+(\.\d*)?|\.\d+)([KMGTPE]i|[numkMGTPE]|[eE][+-]?\d+)?$/, FORM),
+        .regex(/^(\d+(\.\d*)?|\.\d+)([KMGTPE]i|[numkMGTPE]|[eE][+-]?\d+)?$/, { error: withFix(FORM) }),
       z.number().min(0),
     ],
-    { error: FORM },
+    { error: withFix(FORM) },
   )
   // A structural schema has int-or-string, but no number-or-string, and kubectl users write "cpu: 0.5".
   .meta({ 'x-kubernetes-preserve-unknown-fields': true });
@@ -22,10 +29,7 @@ export const Quantity = z
 export const MemoryQuantity = z
   .string()
   .max(64)
-  .regex(
-    /^0*([1-9]\d{6,14}|[1-9]\d{3,14}(Ki|k)|[1-9]\d{0,14}([MGT]i|[MGT]))$/,
-    'a number of bytes from 1M on, such as 512Mi or 2Gi',
-  );
+  .regex(/^0*([1-9]\d{6,14}|[1-9]\d{3,14}(Ki|k)|[1-9]\d{0,14}([MGT]i|[MGT]))$/, { error: withFix(MEMORY_FORM) });
 
 const SUFFIXES: Record<string, number> = {
   n: 1e-9,

@@ -55,6 +55,18 @@ const cases: Record<
     wantFound: '0',
     wantAllowed: /^must be more than 0$/,
   },
+  'bytes as people write them': {
+    change: { trainers: { resources: { limits: { memory: '4 gb' } } } },
+    wantSubject: 'job.yaml: spec.trainers.resources.limits.memory',
+    wantFound: '"4 gb"',
+    wantAllowed: /^a quantity such as 2, .* 64Gi or 1e3; write 4Gi$/,
+  },
+  'what is no quantity at all': {
+    change: { trainers: { resources: { limits: { memory: true } } } },
+    wantSubject: 'job.yaml: spec.trainers.resources.limits.memory',
+    wantFound: 'true',
+    wantAllowed: /^a quantity such as 2, .* 64Gi or 1e3$/,
+  },
   'a missing object': {
     change: { dataset: undefined },
     wantSubject: 'job.yaml: spec.dataset',

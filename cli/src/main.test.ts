@@ -119,7 +119,7 @@ const refusals: Record<string, { args: string[]; input?: string; wantMessage: Re
   },
   'memory in a unit that is unknown': {
     args: ['quantize', '--model', 'a', '--calibration', 'b', '--out', 'c', '--memory', '2 GB'],
-    wantMessage: /--memory.*512Mi or 2Gi/,
+    wantMessage: /--memory.*512Mi or 2Gi; write 2Gi/,
   },
   'memory of a byte': {
     args: ['quantize', '--model', 'a', '--calibration', 'b', '--out', 'c', '--memory', '1'],

@@ -117,7 +117,7 @@ const maxBadPicturesOption = () =>
 function memory(text: string): number {
   const value = MemoryQuantity.safeParse(text);
   if (value.success) return parseQuantity(value.data);
-  throw new InvalidArgumentError('Must be a number of bytes from 1M on, such as 512Mi or 2Gi.');
+  throw new InvalidArgumentError(`Must be ${value.error.issues[0]!.message}.`);
 }
 
 /** Numbers with commas between them. */

@@ -39,6 +39,22 @@ export const fixtures: Record<string, { object: Document; wantValid: boolean }> 
     object: quantizeSpec({ search: { memory: '500m' } }),
     wantValid: false,
   },
+  'memory of a search in a unit that Kubernetes does not have': {
+    object: quantizeSpec({ search: { memory: '4GB' } }),
+    wantValid: false,
+  },
+  'memory of a trainer in a unit that Kubernetes does not have': {
+    object: trainSpec({ trainers: { resources: { limits: { memory: '4GB' } } } }),
+    wantValid: false,
+  },
+  'memory of a quantizer in a unit that Kubernetes does not have': {
+    object: quantizeSpec({ quantizer: { resources: { requests: { memory: '4 gb' } } } }),
+    wantValid: false,
+  },
+  'fewer processors than none': {
+    object: trainSpec({ trainers: { resources: { limits: { cpu: -1 } } } }),
+    wantValid: false,
+  },
   'm2 for CosFace': { object: trainSpec({ loss: { margin: { type: 'CosFace', m2: 0.5 } } }), wantValid: false },
   'SphereFace with its margin': {
     object: trainSpec({ loss: { margin: { type: 'SphereFace', m1: 1.7 }, gradient: 'StraightThrough' } }),
