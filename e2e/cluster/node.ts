@@ -18,6 +18,8 @@ export interface NodeOptions {
 }
 
 export const SHARED = '/srv/facetrain';
+/** IPv4 addresses of services. */
+const SERVICE_CIDR = '10.96.0.0/16';
 /** start.sh prints this when the node's programs run. */
 const STARTED = 'the node has started';
 const START_MILLISECONDS = 120_000;
@@ -44,7 +46,13 @@ export class NodeContainer extends GenericContainer {
       // Also fails at once when the container ends.
       .withWaitStrategy(Wait.forLogMessage(STARTED))
       .withStartupTimeout(START_MILLISECONDS)
-      .withEnvironment({ ...options.environment, ROLE: options.role, NODE: options.name, POD_CIDR: options.podCidr })
+      .withEnvironment({
+        ...options.environment,
+        ROLE: options.role,
+        NODE: options.name,
+        POD_CIDR: options.podCidr,
+        SERVICE_CIDR,
+      })
       .withExposedPorts(...options.ports)
       .withBindMounts([
         { source: '/sys/fs/cgroup', target: '/sys/fs/cgroup', mode: 'rw' },

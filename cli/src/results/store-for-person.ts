@@ -5,7 +5,7 @@ import { ObjectStore } from '@facetrain/trainer/storage/object-store';
 /** How long a request is repeated. */
 const PATIENCE_MS = 30_000;
 
-/** With the credentials that the AWS SDK finds. A name that does not resolve is refused at once: it is misspelt. */
+/** With the credentials that the AWS SDK finds. A wrong address is refused at once: it is misspelt. */
 export function storeForPerson(address: StorageAddress): ObjectStore {
-  return new ObjectStore({ ...address, credentials: null }, { patienceMs: PATIENCE_MS, unresolvedMs: 0 });
+  return new ObjectStore({ ...address, credentials: null }, { patienceMs: PATIENCE_MS, misdirectedMs: 0 });
 }

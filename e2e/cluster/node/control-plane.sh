@@ -15,7 +15,7 @@ $TOKEN_PROXY,system:kube-proxy,proxy
 $KUBELET_TOKENS
 CSV
 cp /opt/facetrain/service-accounts.key $state/
-services=${POD_CIDR6:+fd00:96::/112,}10.96.0.0/16
+services=${POD_CIDR6:+fd00:96::/112,}$SERVICE_CIDR
 
 storage=()
 serve=()

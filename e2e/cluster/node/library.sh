@@ -1,4 +1,4 @@
-# Functions of both kinds of node. Sourced. NODE, POD_CIDR, SERVER, PAUSE, NODE_GRACE_SECONDS
+# Functions of both kinds of node. Sourced. NODE, POD_CIDR, SERVICE_CIDR, SERVER, PAUSE, NODE_GRACE_SECONDS
 # and TOKEN_* come from ../cluster.ts; POD_CIDR6 as well, if IPv6 is the first family of the cluster, and READABLE_ETCD.
 # shellcheck shell=bash
 programs=/opt/kubernetes
@@ -98,11 +98,19 @@ JSON
   ctr --namespace k8s.io images import "/opt/images/$PAUSE"
 }
 
+# reject_services_outside: packets to a service whose address kube-proxy's rules did not replace, as while it exchanges
+# them, would leave the cluster, and the network of this machine may answer for any address.
+reject_services_outside() {
+  local chain
+  for chain in FORWARD OUTPUT; do iptables --append $chain --destination "$SERVICE_CIDR" --jump REJECT; done
+}
+
 # node_agents LABELS [OPTION...]: starts the kubelet, which registers the node with these labels, and kube-proxy.
 node_agents() {
   local labels=$1
   shift
   make_cgroup_root
+  reject_services_outside
   kubeconfig /etc/kubernetes/kubelet.conf "$SERVER" "$TOKEN_KUBELET"
   kubeconfig /etc/kubernetes/kube-proxy.conf "$SERVER" "$TOKEN_PROXY"
   echo "cgroupRoot: $cgroup_root" >>/etc/facetrain/kubelet.yaml

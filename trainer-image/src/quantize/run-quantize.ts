@@ -36,7 +36,7 @@ import { isStop } from '../program/stop-signal.ts';
 import { histogram } from '../report/histogram.ts';
 import { Fence } from '../storage/fence.ts';
 import { publish, withdraw } from '../storage/publish.ts';
-import { withRetries } from '../storage/retries.ts';
+import { isMisdirected, withRetries } from '../storage/retries.ts';
 import { isOfCredentials, mayRotate } from '../storage/s3.ts';
 import { digestOf, manifestFile, modelFile, reportFiles, scalesFile } from './artifact-files.ts';
 import { checkFolded, checkOutputs, checkWritten } from './check-models.ts';
@@ -421,13 +421,13 @@ async function folderForActivations(): Promise<string> {
 
 /**
  * Changes the destination, with retries for as long as trainers have: the search before may have taken hours. It could
- * be reached before that. The files of a mounted Secret follow a change of the credentials within minutes, as the token
- * of a pod's identity does.
+ * be reached before that, so its address is right. The files of a mounted Secret follow a change of the credentials
+ * within minutes, as the token of a pod's identity does.
  */
 function retried<T>(change: () => Promise<T>, to: Destination, { log, signal }: Program): Promise<T> {
   return withRetries(change, {
     signal,
-    mayPass: ({ cause }) => mayRotate(to) && isOfCredentials(cause),
+    mayPass: ({ cause }) => isMisdirected(cause) || (mayRotate(to) && isOfCredentials(cause)),
     onRetry: ({ message }, milliseconds) => log.warn({ retryInMs: milliseconds }, message),
   });
 }

@@ -12,7 +12,7 @@ import { HeadObjectCommand, type HeadObjectCommandOutput, paginateListObjectsV2 
 import { FacetrainError, parseStorageUri, type StorageAddress, s3Uri } from '@facetrain/api';
 import { makeFolder, removeTemporaries, writeAtomically } from './atomic-files.ts';
 import type { LockOptions } from './folder-lock.ts';
-import { headObject, httpStatus, s3Client, s3Error } from './s3.ts';
+import { headObject, httpStatus, s3Client, s3Error, withEtag } from './s3.ts';
 import { type Bucket, type Download, finishDownload, sendOptions, withDiskErrors } from './s3-download.ts';
 import { fetchShared } from './shared-fetch.ts';
 
@@ -74,8 +74,10 @@ export async function fetchTo(
   try {
     const isFolder = key === '' || key.endsWith('/');
     const head = isFolder ? null : await findObject(bucket, key);
-    if (!isFolder) onAnswer();
-    if (head) return [await fetchObject(bucket, { key, to: request.to, head }, sharing)];
+    if (head) {
+      onAnswer();
+      return [await fetchObject(bucket, { key, to: request.to, head }, sharing)];
+    }
     const prefix = isFolder ? key : `${key}/`;
     const objects = await listObjects(bucket, prefix);
     onAnswer();
@@ -93,10 +95,8 @@ export async function fetchTo(
  */
 async function findObject(bucket: Bucket, key: string): Promise<HeadObjectCommandOutput | null> {
   try {
-    return await bucket.client.send(
-      new HeadObjectCommand({ Bucket: bucket.name, Key: key, ChecksumMode: 'ENABLED' }),
-      sendOptions(bucket),
-    );
+    const head = new HeadObjectCommand({ Bucket: bucket.name, Key: key, ChecksumMode: 'ENABLED' });
+    return withEtag(await bucket.client.send(head, sendOptions(bucket)));
   } catch (error) {
     const status = httpStatus(error);
     if (status === 404 || status === 403 || status === 400) return null;

@@ -71,8 +71,10 @@ const JSON_TYPE = 'application/json';
 const CLAIM_TRIES = 100;
 /** How long explain() waits for the store, in milliseconds. */
 const EXPLAIN_MS = 10_000;
-/** Between two looks of isVisible(), in milliseconds. */
+/** Between two looks for a head that is not there, in milliseconds. */
 const LOOK_AGAIN_MS = 100;
+/** For how long a head that was there is looked for before it counts as gone, in milliseconds. */
+const GONE_AFTER_MS = 3_000;
 
 export class ObjectFence {
   readonly store: ObjectStore;
@@ -132,7 +134,7 @@ export class ObjectFence {
 
   /** The head as it is now. @throws FacetrainError FencedOff, StorageFailed */
   async head(): Promise<Head> {
-    const found = await readHead(this.store);
+    const found = await lookForHead(this.store);
     if (found?.head.owner.start !== this.start) throw fencedOff(this.store, found?.head);
     return found.head;
   }
@@ -150,7 +152,7 @@ export class ObjectFence {
 
   async #change(edit: (head: Head) => Partial<Lists>): Promise<void> {
     for (;;) {
-      const known = this.#known ?? (await readHead(this.store));
+      const known = this.#known ?? (await lookForHead(this.store));
       if (known?.head.owner.start !== this.start) throw fencedOff(this.store, known?.head);
       const head: Head = { ...known.head, ...edit(known.head), change: randomUUID() };
       this.#known = undefined;
@@ -188,7 +190,7 @@ export class ObjectFence {
     // again. What failed first then says more.
     const store = new ObjectStore(this.store.place, { patienceMs: 0 });
     try {
-      const answer = readHead(store).then(
+      const answer = lookForHead(store).then(
         (found) => (found?.head.owner.start === this.start ? error : fencedOff(this.store, found?.head, error)),
         () => error,
       );
@@ -207,7 +209,7 @@ export class ObjectFence {
 async function refuseOrphans(store: ObjectStore): Promise<void> {
   const [first] = await store.list(CHECKPOINT_PREFIX);
   // Another process may have claimed and written since.
-  if (first === undefined || (await readHead(store))) return;
+  if (first === undefined || (await lookForHead(store))) return;
   throw new FacetrainError({
     code: 'InvalidCheckpoint',
     subject: store.uri(HEAD),
@@ -230,6 +232,19 @@ export async function readHead(store: ObjectStore): Promise<{ head: Head; etag: 
       allowed: 'the head of a prefix to which Facetrain writes; give the job another prefix',
       cause,
     });
+  }
+}
+
+/**
+ * Reads a head that was there. A store that has just come back may not have all its objects for a moment.
+ * @returns undefined when it is gone
+ */
+async function lookForHead(store: ObjectStore): Promise<{ head: Head; etag: string } | undefined> {
+  const end = performance.now() + GONE_AFTER_MS;
+  for (;;) {
+    const found = await readHead(store);
+    if (found || performance.now() >= end) return found;
+    await delay(LOOK_AGAIN_MS);
   }
 }
 

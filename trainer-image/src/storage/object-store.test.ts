@@ -184,15 +184,56 @@ test('a store that hangs is away; a request ends when its patience does, or the 
 
 test('a name that does not resolve may be denied for a moment, though it fails the job in the end', async () => {
   const retried: string[] = [];
-  const unresolved = (unresolvedMs: number) =>
+  const unresolved = (misdirectedMs: number) =>
     open(
       { endpoint: 'http://s3.facetrain.invalid' },
-      { unresolvedMs, onRetry: ({ message }) => retried.push(message) },
+      { misdirectedMs, onRetry: ({ message }) => retried.push(message) },
     ).put('a', text('a'));
   await assert.rejects(unresolved(0), { code: 'StorageFailed', exitCode: 2 });
   assert.equal(retried.length, 0);
   await assert.rejects(unresolved(1_000), { code: 'StorageFailed', exitCode: 2 });
   assert.match(retried[0]!, /host name s3\.facetrain\.invalid does not resolve/);
+});
+
+test('what answers in place of the store says nothing of its objects', async () => {
+  const owner = { name: 'j', uid: 'u', attempt: 0 };
+  for (const fate of ['astray', 'page'] as const) {
+    const retried: string[] = [];
+    const store = open({}, { onRetry: ({ message }) => retried.push(message) });
+    const fence = await ObjectFence.claim(store, { ...owner, start: randomUUID() });
+    let left = 0;
+    faulty.decide = ({ url }) => (left-- > 0 && !url.includes('list-type') ? fate : 'pass');
+    const inPlace = async <T>(requests: number, work: () => Promise<T>): Promise<T> => {
+      left = requests;
+      return work();
+    };
+    // The watch of a training, which asks once.
+    const error = new Error();
+    assert.equal(await inPlace(1, () => fence.explain(error)), error);
+    await inPlace(1, () => fence.check());
+    await inPlace(1, () => fence.change((head) => head));
+    assert(await inPlace(1, () => store.put('a', text('a'))));
+    assert.equal((await inPlace(2, () => store.head('a')))?.bytes, 1);
+    assert.equal(await inPlace(1, () => store.head('none')), undefined);
+    assert(retried.length >= 4);
+    for (const message of retried) assert.match(message, /what answers is no S3 server \(HTTP (404|200) without an? /);
+  }
+  // A wrong address.
+  faulty.decide = () => 'astray';
+  await assert.rejects(open({}, { misdirectedMs: 0 }).get('a'), { code: 'StorageFailed', exitCode: ExitCode.refused });
+});
+
+test('a head that is not there at the first looks is not gone', async () => {
+  const store = open();
+  const fence = await ObjectFence.claim(store, { name: 'j', uid: 'u', attempt: 0, start: randomUUID() });
+  let left = 0;
+  faulty.decide = ({ method }) => (method === 'GET' && left-- > 0 ? 'unknown' : 'pass');
+  const error = new Error();
+  for (const work of [() => fence.check(), async () => assert.equal(await fence.explain(error), error)]) {
+    left = 3;
+    await work();
+    assert(left <= 0);
+  }
 });
 
 test('credentials in files are read again when the Secret changes', async () => {
@@ -276,8 +317,10 @@ test('checkpoints without their head are not taken for none', async () => {
   await store.put('step-0000000001/x/manifest.json', text('{}'));
   await ObjectFence.claim(store, { ...owner, start: randomUUID() });
   await store.delete([HEAD]);
-  await assert.rejects(fence.check(), /the head of this prefix is gone/);
-  await assert.rejects(ObjectFence.claim(store, { ...owner, start: randomUUID() }), { code: 'InvalidCheckpoint' });
+  await Promise.all([
+    assert.rejects(fence.check(), /the head of this prefix is gone/),
+    assert.rejects(ObjectFence.claim(store, { ...owner, start: randomUUID() }), { code: 'InvalidCheckpoint' }),
+  ]);
 });
 
 test('a claim of a newer attempt ends an older one, and an older one cannot claim', async () => {

@@ -30,8 +30,8 @@ import {
 } from '@facetrain/api';
 import { useGenerations } from './generations.ts';
 import { mapAtOnce } from './map-at-once.ts';
-import { isUnresolved, PATIENCE_MS, UNRESOLVED_MS } from './retries.ts';
-import { headObject, httpStatus, isOfCredentials, s3Client, s3Error } from './s3.ts';
+import { isMisdirected, MISDIRECTED_MS, PATIENCE_MS } from './retries.ts';
+import { headObject, httpStatus, isForeign, isOfCredentials, s3Client, s3Error, withEtag } from './s3.ts';
 
 /**
  * Bytes of a part of an upload. A store takes 10,000 parts: the first half of them is of this size, the others are
@@ -63,8 +63,8 @@ const SDK_ATTEMPTS = 1;
 export interface ObjectStoreOptions {
   /** For how long a request is repeated, in milliseconds: PATIENCE_MS by default. */
   patienceMs?: number;
-  /** The same while the store has not answered yet and its name does not resolve: UNRESOLVED_MS by default. */
-  unresolvedMs?: number;
+  /** The same of a misdirected request while the store has not answered yet: MISDIRECTED_MS by default. */
+  misdirectedMs?: number;
   /** Bytes of one request of a copy. */
   copyBytes?: number;
   /** Called before each wait. */
@@ -125,16 +125,16 @@ export class ObjectStore {
   /** Bytes and ETag of an object; undefined when there is none. @throws FacetrainError StorageFailed */
   async get(name: string): Promise<{ bytes: Uint8Array; etag: string } | undefined> {
     return this.#orMissing(name, async () => {
-      const got = await this.#client.send(new GetObjectCommand(this.#object(name)));
-      return { bytes: await got.Body!.transformToByteArray(), etag: got.ETag! };
+      const { Body, ETag } = withEtag(await this.#client.send(new GetObjectCommand(this.#object(name))));
+      return { bytes: await Body!.transformToByteArray(), etag: ETag };
     });
   }
 
   /** Size and ETag of an object; undefined when there is none. @throws FacetrainError StorageFailed */
   async head(name: string): Promise<{ bytes: number; etag: string } | undefined> {
     return this.#orMissing(name, async () => {
-      const head = await headObject(this.#client, this.#object(name));
-      return { bytes: head.ContentLength ?? 0, etag: head.ETag! };
+      const head = withEtag(await headObject(this.#client, this.#object(name)));
+      return { bytes: head.ContentLength ?? 0, etag: head.ETag };
     });
   }
 
@@ -177,15 +177,13 @@ export class ObjectStore {
   async put(name: string, bytes: Uint8Array, condition?: Condition, contentType?: string): Promise<string | undefined> {
     return this.#request(name, async () => {
       try {
-        const { ETag } = await this.#client.send(
-          new PutObjectCommand({
-            ...this.#object(name),
-            Body: bytes,
-            ...(contentType && { ContentType: contentType }),
-            ...(condition && (condition.etag === null ? { IfNoneMatch: '*' } : { IfMatch: condition.etag })),
-          }),
-        );
-        return ETag!;
+        const put = new PutObjectCommand({
+          ...this.#object(name),
+          Body: bytes,
+          ...(contentType && { ContentType: contentType }),
+          ...(condition && (condition.etag === null ? { IfNoneMatch: '*' } : { IfMatch: condition.etag })),
+        });
+        return withEtag(await this.#client.send(put)).ETag;
       } catch (error) {
         // 409: another conditional write of the object was on its way (AWS). 404: there is none to match.
         const status = httpStatus(error);
@@ -353,21 +351,20 @@ export class ObjectStore {
   }
 
   /**
-   * For how long a failure may pass, in milliseconds. A store that has answered before has a right name. Credentials of
-   * a mounted Secret may be replaced in the store some time before the files are, and a pod's token is replaced by the
-   * kubelet.
+   * For how long a failure may pass, in milliseconds. A store that has answered before has a right address. Credentials
+   * of a mounted Secret may be replaced in the store some time before the files are, and a pod's token is replaced by
+   * the kubelet.
    */
   #patienceWith({ exitCode }: FacetrainError, cause: unknown): number {
     if (exitCode === ExitCode.failure || httpStatus(cause) === 429) return Infinity;
-    if (this.#hasAnswered) return isUnresolved(cause) || isOfCredentials(cause) ? Infinity : 0;
-    return isUnresolved(cause) ? (this.#options.unresolvedMs ?? UNRESOLVED_MS) : 0;
+    if (this.#hasAnswered) return isMisdirected(cause) || isOfCredentials(cause) ? Infinity : 0;
+    return isMisdirected(cause) ? (this.#options.misdirectedMs ?? MISDIRECTED_MS) : 0;
   }
 }
 
 /** Whether the store answers that there is no such object, or no such upload. */
 function isMissing(error: unknown): boolean {
-  if (!(error instanceof Error) || error.name === 'NoSuchBucket') return false;
-  return httpStatus(error) === 404 || ['NoSuchKey', 'NotFound', 'NoSuchUpload'].includes(error.name);
+  return httpStatus(error) === 404 && !isForeign(error) && (error as Error).name !== 'NoSuchBucket';
 }
 
 interface ObjectKey {
@@ -441,7 +438,8 @@ export class ObjectWriter {
     const { Bucket, Key } = this.#object;
     if (this.#uploadId === undefined) {
       const body = this.#buffer.subarray(0, this.#filled);
-      await this.#request(() => this.#client.send(new PutObjectCommand({ Bucket, Key, Body: body })));
+      const put = new PutObjectCommand({ Bucket, Key, Body: body });
+      await this.#request(async () => withEtag(await this.#client.send(put)));
     } else {
       if (this.#filled > 0) await this.#sendPart();
       await Promise.all(this.#inFlight);
@@ -495,13 +493,12 @@ export class ObjectWriter {
 
   async #sendBytes(PartNumber: number, Body: Uint8Array): Promise<void> {
     const UploadId = this.#uploadId!;
-    const { ETag, ChecksumCRC32 } = await this.#request(() => {
+    const part = { ...this.#object, UploadId, PartNumber, Body, ChecksumAlgorithm: 'CRC32' } as const;
+    const { ETag, ChecksumCRC32 } = await this.#request(async () => {
       if (this.#failure) throw this.#failure.error;
-      return this.#client.send(
-        new UploadPartCommand({ ...this.#object, UploadId, PartNumber, Body, ChecksumAlgorithm: 'CRC32' }),
-      );
+      return withEtag(await this.#client.send(new UploadPartCommand(part)));
     });
-    this.#parts.push({ PartNumber, ETag: ETag!, ChecksumCRC32 });
+    this.#parts.push({ PartNumber, ETag, ChecksumCRC32 });
   }
 
   #throwIfFailed(): void {

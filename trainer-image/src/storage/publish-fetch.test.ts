@@ -149,8 +149,10 @@ async function storeWithout(method: 'PUT' | 'DELETE', head: 200 | 404) {
   const requests: string[] = [];
   const store = createServer((request, response) => {
     requests.push(`${request.method} ${new URL(request.url!, 'http://x').pathname}`);
-    const status = request.method === 'HEAD' ? head : request.method === method ? 403 : 200;
-    const body = status === 403 ? '<Error><Code>AccessDenied</Code><Message>Access Denied</Message></Error>' : '';
+    const isRead = request.method === 'HEAD' || request.url!.includes('GetObject');
+    const status = isRead ? head : request.method === method ? 403 : 200;
+    const code = { 403: 'AccessDenied', 404: 'NoSuchKey', 200: '' }[status];
+    const body = code && `<Error><Code>${code}</Code><Message>${code}</Message></Error>`;
     request.resume().on('end', () => response.writeHead(status, { etag: '"1"' }).end(body));
   }).listen(0, '127.0.0.1');
   await once(store, 'listening');

@@ -8,19 +8,13 @@
 import { createReadStream } from 'node:fs';
 import { rm, stat } from 'node:fs/promises';
 import { extname, join } from 'node:path';
-import {
-  DeleteObjectCommand,
-  HeadObjectCommand,
-  ListObjectsV2Command,
-  PutObjectCommand,
-  type S3Client,
-} from '@aws-sdk/client-s3';
+import { DeleteObjectCommand, ListObjectsV2Command, PutObjectCommand, type S3Client } from '@aws-sdk/client-s3';
 import { Upload } from '@aws-sdk/lib-storage';
 import { ARTIFACT, type Destination, normalStorageUri, parseStorageUri, type StoredFile } from '@facetrain/api';
 import { flushFolder, storageError, writeAtomically } from './atomic-files.ts';
 import { digestFile } from './digest.ts';
 import { ObjectStore, type Warn } from './object-store.ts';
-import { DIGEST_METADATA, httpStatus, s3Client, s3Error } from './s3.ts';
+import { DIGEST_METADATA, headObject, httpStatus, isForeign, s3Client, s3Error } from './s3.ts';
 
 const CONTENT_TYPES: Record<string, string> = { '.json': 'application/json', '.html': 'text/html; charset=utf-8' };
 
@@ -251,11 +245,10 @@ async function deleteObject(
   abort: { abortSignal?: AbortSignal },
 ): Promise<void> {
   try {
-    await client.send(new HeadObjectCommand(object), abort);
+    await headObject(client, object, abort);
     await client.send(new DeleteObjectCommand(object), abort);
   } catch (error) {
-    const status = httpStatus(error);
-    if (status !== 404 && status !== 403 && status !== 400) throw error;
+    if (!isHidden(error)) throw error;
   }
 }
 
@@ -270,11 +263,13 @@ async function isPublished(
   abort: { abortSignal?: AbortSignal },
 ): Promise<boolean> {
   try {
-    const head = await client.send(new HeadObjectCommand(object), abort);
+    const head = await headObject(client, object, abort);
     return head.ContentLength === file.bytes && head.Metadata?.[DIGEST_METADATA] === file.sha256;
   } catch (error) {
-    const status = httpStatus(error);
-    if (status === 404 || status === 403 || status === 400) return false;
+    if (isHidden(error)) return false;
     throw error;
   }
 }
+
+/** Whether the store says that there is no such object, or that it may not be seen. */
+const isHidden = (error: unknown): boolean => [400, 403, 404].includes(httpStatus(error) ?? 0) && !isForeign(error);

@@ -1,6 +1,7 @@
 /** Retries of storage operations. A short outage, as during an upgrade, must not end a long job. */
 import { setTimeout as delay } from 'node:timers/promises';
 import { ExitCode, FacetrainError } from '@facetrain/api';
+import { isForeign } from './s3.ts';
 
 /**
  * For so many milliseconds a request to an object store is repeated, whatever it is for. Half of the default
@@ -15,13 +16,17 @@ export const PATIENCE_MS = 15 * 60_000;
  */
 const UNREACHED_MS = 5 * 60_000;
 /**
- * The same, of any request, for a name that does not resolve, which no restart mends: its exit code fails the job. A
- * name server may deny a name for a moment, and an attempt of a job that has trained for days must not end it then.
+ * The same, of any request, for a misdirected one, which no restart mends: its exit code fails the job. But a name
+ * server may deny a name for a moment, and a load balancer answer for a store that starts, and an attempt of a job that
+ * has trained for days must not end it then.
  */
-export const UNRESOLVED_MS = 60_000;
+export const MISDIRECTED_MS = 60_000;
 
-/** Whether a request has failed because no server has the name. @param cause as the SDK threw it */
-export const isUnresolved = (cause: unknown): boolean => codeOf(cause) === 'ENOTFOUND';
+/**
+ * Whether a request came to no S3 server: its name does not resolve, or another program has answered.
+ * @param cause as the SDK threw it
+ */
+export const isMisdirected = (cause: unknown): boolean => codeOf(cause) === 'ENOTFOUND' || isForeign(cause);
 
 const codeOf = (cause: unknown): unknown => (cause as { code?: unknown } | undefined)?.code;
 
@@ -36,14 +41,14 @@ export class FirstContact {
 
   /** @param error why the request has failed; a failure of another kind shows that something is there */
   readonly giveUpAfter = (error: FacetrainError): number => {
-    const unresolved = isUnresolved(error.cause);
-    if (!unresolved && codeOf(error.cause) !== 'ECONNREFUSED') this.#hasAnswered = true;
+    const misdirected = isMisdirected(error.cause);
+    if (!misdirected && codeOf(error.cause) !== 'ECONNREFUSED') this.#hasAnswered = true;
     if (this.#hasAnswered) return PATIENCE_MS;
-    return unresolved ? UNRESOLVED_MS : UNREACHED_MS;
+    return misdirected ? MISDIRECTED_MS : UNREACHED_MS;
   };
 
-  /** A name that does not resolve, though it is no transient failure elsewhere. */
-  readonly mayPass = ({ cause }: FacetrainError): boolean => isUnresolved(cause);
+  /** A misdirected request, though it is no transient failure elsewhere. */
+  readonly mayPass = ({ cause }: FacetrainError): boolean => isMisdirected(cause);
 }
 
 export interface RetryOptions {

@@ -71,6 +71,8 @@ async function readCredentials(folder: string) {
 
 /** What the SDK throws: errors of the service have a name and $metadata, errors of sockets a code. */
 interface SdkError extends Error {
+  /** What the body of S3's answer calls the error. */
+  Code?: string;
   code?: string;
   /** Of the other end of a socket; its name, if it could not be resolved. */
   address?: string;
@@ -84,6 +86,28 @@ interface SdkError extends Error {
 
 export function httpStatus(error: unknown): number | undefined {
   return error instanceof Error ? (error as SdkError).$metadata?.httpStatusCode : undefined;
+}
+
+/** What the SDK names an error by when the answer has no code. */
+const UNNAMED: readonly string[] = ['Error', 'NotFound', 'Unknown'];
+
+/**
+ * Whether what answered is no S3 server: a refusal without a code, or an object without an ETag. A load balancer, an
+ * ingress or a proxy answers so in place of a store that is away, often 404, which says nothing about the object. The
+ * answer to a HEAD has no body in any case: headObject() asks for the code.
+ */
+export function isForeign(error: unknown): boolean {
+  const status = httpStatus(error);
+  if (status === undefined || status >= 500 || status === 429) return false;
+  const { Code, name } = error as SdkError;
+  return Code === undefined && UNNAMED.includes(name);
+}
+
+/** The answer to a request that reads or writes an object; throws an error that isForeign() without an ETag. */
+export function withEtag<T extends { ETag?: string | undefined; $metadata: object }>(answer: T): T & { ETag: string } {
+  const { ETag, $metadata } = answer;
+  if (ETag === undefined) throw Object.assign(new Error('an answer without an ETag'), { $metadata });
+  return { ...answer, ETag };
 }
 
 const NO_CREDENTIALS_IN_FOLDER = 'NoCredentialsInFolder';
@@ -108,15 +132,11 @@ const IDENTITY_ENV: readonly string[] = [
 ];
 const hasIdentity = (): boolean => IDENTITY_ENV.some((name) => process.env[name]);
 
-/**
- * Whether a request failed for its credentials, which may be replaced while a program runs. The answer to a HEAD has no
- * body, so its refusal has no reason.
- */
+/** Whether a request failed for its credentials, which may be replaced while a program runs. */
 export const isOfCredentials = (error: unknown): boolean =>
-  error instanceof Error &&
-  (CREDENTIALS_FAILURES.includes(error.name) || isWithoutReason(error) || isTokenMissing(error));
+  error instanceof Error && (CREDENTIALS_FAILURES.includes(error.name) || isTokenMissing(error));
 
-/** The answer to a HEAD, whose refusal has a reason: where it has none, a GET of a byte is refused with one. */
+/** The answer to a HEAD, whose refusal has a code: where it has none, a GET of a byte is refused with one. */
 export async function headObject(
   client: S3Client,
   input: HeadObjectCommandInput,
@@ -125,16 +145,13 @@ export async function headObject(
   try {
     return await client.send(new HeadObjectCommand(input), options);
   } catch (error) {
-    if (!(error instanceof Error) || !isWithoutReason(error)) throw error;
+    if (!isForeign(error)) throw error;
     const { Bucket, Key } = input;
     const got = await client.send(new GetObjectCommand({ Bucket, Key, Range: 'bytes=0-0' }), options);
     await got.Body?.transformToByteArray();
-    throw error; // The store permits it by now.
+    throw error; // The object is there by now, and the store permits it.
   }
 }
-
-const isWithoutReason = (error: SdkError): boolean =>
-  error.name === 'Unknown' && [400, 403].includes(httpStatus(error) ?? 0);
 
 /** The file of the token is the only one that the SDK needs for a request. */
 const isTokenMissing = (error: SdkError): boolean => error.code === 'ENOENT' && hasIdentity();
@@ -192,7 +209,13 @@ const servers = (): string =>
 /** What was found and what is allowed, by the error's code or name. */
 function explain(error: SdkError, bucket: string): Explanation {
   const status = httpStatus(error);
-  if (isOfCredentials(error) && error.name !== 'Unknown') return explainCredentials(error);
+  if (isOfCredentials(error)) return explainCredentials(error);
+  if (isForeign(error))
+    return {
+      found: `what answers is no S3 server (HTTP ${status} without ${status! < 300 ? 'an ETag' : 'a code of S3'})`,
+      allowed:
+        'an S3 server at this address; a load balancer or proxy in front of it that answers 503 while it is away',
+    };
   switch (error.code ?? error.name) {
     case 'ECONNREFUSED':
     case 'EHOSTUNREACH':

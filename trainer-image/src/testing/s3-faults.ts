@@ -10,9 +10,22 @@ import type { AddressInfo } from 'node:net';
  * What becomes of a request. slow: 503 SlowDown. cut: the connection is broken, and the server never sees the request.
  * lost: the server answers, and the answer does not arrive. hang: no answer at all. tired: 400 RequestTimeout, as S3
  * says when a request's bytes come too slowly. forbidden: 403 without a reason, as the answer to a HEAD. denied: 403
- * AccessDenied. gone: 404 NoSuchUpload.
+ * AccessDenied. gone: 404 NoSuchUpload. unknown: 404 NoSuchKey. astray and page: a load balancer answers 404, or 200
+ * with a page of its own.
  */
-export type Fate = 'pass' | 'slow' | 'cut' | 'lost' | 'hang' | 'tired' | 'forbidden' | 'denied' | 'gone';
+export type Fate =
+  | 'pass'
+  | 'slow'
+  | 'cut'
+  | 'lost'
+  | 'hang'
+  | 'tired'
+  | 'forbidden'
+  | 'denied'
+  | 'gone'
+  | 'unknown'
+  | 'astray'
+  | 'page';
 
 export interface FaultyS3 {
   endpoint: string;
@@ -33,6 +46,9 @@ const REFUSALS: { [fate in Fate]?: [status: number, body: string] } = {
   forbidden: [403, ''],
   denied: [403, refusal('AccessDenied', 'Access Denied.')],
   gone: [404, refusal('NoSuchUpload', 'The upload may have been aborted or completed.')],
+  unknown: [404, refusal('NoSuchKey', 'The specified key does not exist.')],
+  astray: [404, '404 page not found'],
+  page: [200, '<html><body>It works!</body></html>'],
 };
 
 /** @param endpoint of the real server. The caller closes the proxy. */

@@ -141,6 +141,7 @@ async function startProxy(
   const answer = async (request: IncomingMessage, response: ServerResponse) => {
     const { pathname, searchParams } = new URL(request.url!, target.endpoint!);
     const key = decodeURIComponent(pathname.slice(`/${bucket}/`.length));
+    const missing = () => void response.writeHead(404).end('<Error><Code>NoSuchKey</Code></Error>');
     if (key === '') {
       const { Contents = [] } = await client.send(
         new ListObjectsV2Command({ Bucket: bucket, Prefix: searchParams.get('prefix') ?? '' }),
@@ -154,7 +155,7 @@ async function startProxy(
     }
     if (request.method === 'HEAD') {
       const head = await client.send(new HeadObjectCommand({ Bucket: bucket, Key: key })).catch(() => null);
-      if (!head) return void response.writeHead(404).end();
+      if (!head) return missing();
       const digest = head.Metadata?.[DIGEST_METADATA];
       return void response
         .writeHead(200, {
@@ -171,7 +172,7 @@ async function startProxy(
       .catch((error: unknown) => {
         if (!(error instanceof NoSuchKey)) throw error;
       });
-    if (!got) return void response.writeHead(404).end();
+    if (!got) return missing();
     const body = await got.Body!.transformToByteArray();
     response.writeHead(got.ContentRange ? 206 : 200, {
       'content-length': body.length,
