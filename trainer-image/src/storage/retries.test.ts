@@ -79,6 +79,11 @@ test('a server that was never reached is given up after five minutes, one that h
   const unresolved = unreached('ENOTFOUND', ExitCode.refused);
   assert.equal(await fetches([unresolved, ...refused(4)]), 'done');
   await assert.rejects(fetches([unresolved, unresolved, unresolved]), unresolved);
+  // A load balancer answers, as the SDK reports it.
+  const cause = Object.assign(new Error('UnknownError'), { name: 'NotFound', $metadata: { httpStatusCode: 404 } });
+  const astray = Object.assign(failure(ExitCode.refused), { cause });
+  assert.equal(await fetches([astray, ...refused(4)]), 'done');
+  await assert.rejects(fetches([astray, astray, astray]), astray);
   await assert.rejects(fetches(refused(7)), { code: 'StorageFailed' });
   // It broke a connection, so it is there; so is one that a request before was answered by.
   assert.equal(await fetches([unreached('ECONNRESET'), ...refused(13)]), 'done');
