@@ -5,6 +5,7 @@
 #include <set>
 #include <utility>
 
+#include "counted.h"
 #include "error.h"
 
 namespace facetrain::nodes {
@@ -28,7 +29,7 @@ const Dims& Call::operator[](size_t index) const {
   const Known& known = operands[index];
   if (known.dims.size() > kMostAxes) refuse("an operand of more than eight dimensions", "eight at most");
   if (known.constant && static_cast<int64_t>(known.constant->values.size()) != count_of(known.dims))
-    refuse("operand " + std::to_string(index) + " of " + std::to_string(known.constant->values.size()) + " values",
+    refuse("operand " + std::to_string(index) + " of " + counted(known.constant->values.size(), "value"),
            "as many as its dimensions say");
   return known.dims;
 }

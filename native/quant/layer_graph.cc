@@ -6,6 +6,7 @@
 #include <map>
 #include <utility>
 
+#include "counted.h"
 #include "error.h"
 
 namespace facetrain {
@@ -17,7 +18,7 @@ namespace {
 
 void expect_size(const Layer& layer, const char* what, const std::vector<float>& values, int64_t size) {
   if (static_cast<int64_t>(values.size()) != size) {
-    refuse(layer.name, std::string(what) + " has " + std::to_string(values.size()) + " values",
+    refuse(layer.name, std::string(what) + " has " + counted(values.size(), "value"),
            "its input and output want " + std::to_string(size));
   }
   for (const float value : values) {
@@ -66,8 +67,7 @@ int64_t product(const std::vector<int64_t>& dims) {
 // run (NodeRunner).
 void infer_node(Layer& layer, const std::vector<Tensor>& tensors, Tensor& result) {
   if (layer.node.steps.empty() || layer.node.input_dims.size() != layer.inputs.size())
-    refuse(layer.name, "dimensions of " + std::to_string(layer.node.input_dims.size()) + " inputs",
-           "those of all its inputs");
+    refuse(layer.name, "dimensions of " + counted(layer.node.input_dims.size(), "input"), "those of all its inputs");
   for (size_t i = 0; i < layer.inputs.size(); ++i) {
     const Tensor& tensor = tensors[layer.inputs[i]];
     if (product(layer.node.input_dims[i]) != tensor.size())
@@ -75,7 +75,7 @@ void infer_node(Layer& layer, const std::vector<Tensor>& tensors, Tensor& result
   }
   const auto& dims = layer.node.output_dims;
   if (product(dims) < 1 || dims.empty() || (!layer.real && dims.size() != 4 && dims.size() != 2))
-    refuse(layer.name, "an output of " + std::to_string(dims.size()) + " dimensions", "[1, C, H, W] or [1, d]");
+    refuse(layer.name, "an output of " + counted(dims.size(), "dimension"), "[1, C, H, W] or [1, d]");
   const bool is_map = dims.size() == 4 && dims[0] == 1;
   result.channels = static_cast<int>(is_map ? dims[1] : product(dims));
   result.height = static_cast<int>(is_map ? dims[2] : 1);
@@ -102,7 +102,7 @@ Tensor infer_output(Layer& layer, const std::vector<Tensor>& tensors) {
       if (s.group < 1 || s.in_channels % s.group != 0 || s.out_channels < 1 || s.out_channels % s.group != 0) {
         refuse(layer.name,
                std::to_string(s.in_channels) + " input and " + std::to_string(s.out_channels) + " output channels in " +
-                   std::to_string(s.group) + " groups",
+                   counted(s.group, "group"),
                "groups must divide both");
       }
       expect_window(layer);

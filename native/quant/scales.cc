@@ -3,6 +3,7 @@
 #include <algorithm>
 #include <cmath>
 
+#include "counted.h"
 #include "error.h"
 #include "int7/network.h"
 #include "kernels/elementwise.h"
@@ -107,8 +108,8 @@ Scales resolve_scales(const LayerGraph& graph, const NamedScales& named) {
     const auto outputs = static_cast<size_t>(layer.shape.out_channels);
     if (conv.weight.size() != outputs || conv.bias.size() != outputs || conv.weights.size() != layer.weight.size()) {
       refuse(subject,
-             std::to_string(conv.weight.size()) + " scales, " + std::to_string(conv.bias.size()) + " biases and " +
-                 std::to_string(conv.weights.size()) + " weights",
+             counted(conv.weight.size(), "scale") + ", " + counted(conv.bias.size(), "bias") + " and " +
+                 counted(conv.weights.size(), "weight"),
              std::to_string(outputs) + ", as many, and " + std::to_string(layer.weight.size()));
     }
     if (!std::all_of(conv.weight.begin(), conv.weight.end(), positive))

@@ -4,6 +4,7 @@
 #include <cmath>
 #include <optional>
 
+#include "counted.h"
 #include "error.h"
 #include "kernels/clones.h"
 #include "kernels/elementwise.h"
@@ -147,8 +148,8 @@ std::vector<T> Search::decide(size_t size, const std::function<std::vector<T>()>
   if (are_decided(1)) {
     const Decision& known = control_.decided[next_decision_++];
     if (known.size() != size) {
-      throw Error("InvalidArgument", "decision " + std::to_string(next_decision_),
-                  std::to_string(known.size()) + " numbers", std::to_string(size) + ", of the same search");
+      throw Error("InvalidArgument", "decision " + std::to_string(next_decision_), counted(known.size(), "number"),
+                  std::to_string(size) + ", of the same search");
     }
     return {known.begin(), known.end()};
   }
