@@ -18,7 +18,8 @@
 namespace facetrain::int7 {
 
 // Scales of tensors lie between these, and scales of weights, slopes, factors and offsets up to the larger: with them,
-// no product or quotient is infinite. A filter of zeros may have a smaller scale.
+// no product or quotient is infinite. A filter of zeros may have a smaller scale. Whoever writes files keeps to them
+// (quant/scales.h).
 inline constexpr float kLeastScale = 1e-12f, kLargestNumber = 1e12f;
 
 struct TensorSpec {

@@ -17,6 +17,8 @@ constexpr float kActivationShare = 0.85f;
 // Channels whose maximum is below this share of their tensor's largest are treated as if it were this share: a channel
 // that is near zero on the calibration pictures may not be on others.
 constexpr float kLeastShare = 1e-3f;
+// Bounds of t_c. Weights change by the quotient of two, offsets by one.
+constexpr float kLeastDivisor = 1e-6f, kLargestDivisor = 1e6f;
 
 // Sets of numbers that are joined: a union-find structure. find() returns the representative of a number's set.
 class Sets {
@@ -208,7 +210,8 @@ void for_each_weight_maximum(const Layer& layer, const Raise& raise) {
 // t_c of equalize.h.
 float divisor(float activation, float weight, float largest) {
   const float a = std::max(activation, largest * kLeastShare);
-  return weight > 0 ? std::pow(a, kActivationShare) / std::pow(weight, 1 - kActivationShare) : a;
+  const float t = weight > 0 ? std::pow(a, kActivationShare) / std::pow(weight, 1 - kActivationShare) : a;
+  return std::clamp(t, kLeastDivisor, kLargestDivisor);
 }
 
 }  // namespace

@@ -21,7 +21,8 @@ namespace facetrain {
 //
 // t_c = a_c^0.85 / w_c^0.15, where a_c is the largest magnitude of the channel on the pictures and w_c the largest
 // |weight| that reads it. Where only depthwise convolutions read the channel, t_c = a_c: they have a scale for each
-// channel.
+// channel. t_c is between 1e-6 and 1e6: in a network whose values vanish, as untrained ones do, it would be as small
+// as they are, and layers that make large values of them again would get weights of 1e15.
 //
 // Measured on a pretrained MobileFaceNet with scales from the maximum, as the mean cosine of embeddings with FP32:
 // 0.974 with these exponents, 0.968 with 0.5 for both, 0.919 without equalization; 0.954 with the 99.9th percentile as

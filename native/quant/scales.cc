@@ -12,13 +12,15 @@ namespace facetrain {
 namespace {
 
 constexpr double kBiasLimit = kLargestBias;
+// Of a filter of zeros. Its product with the scale of any tensor is no denormal number, which is 0 in some runtimes.
+constexpr float kLeastWeightScale = 1e-20f;
 
 // Scale of one output channel's weights. If all are zero, the bias determines the scale: it keeps twenty bits.
 float weight_scale_from_maximum(const float* weights, int64_t count, float bias, float input_scale) {
   float maximum = 0;
   for (int64_t i = 0; i < count; ++i) maximum = std::max(maximum, std::abs(weights[i]));
   const float least = std::abs(bias) / input_scale / (1 << 20);
-  return std::max({maximum / kOperandLimit, least, 1e-20f});
+  return bounded_weight_scale(std::max(maximum / kOperandLimit, least));
 }
 
 // With which both sides just fit. 0 where that saves less than a tenth of the scale.
@@ -31,7 +33,9 @@ int zero_point_of(const Extent& extent) {
 
 }  // namespace
 
-float bounded_scale(float scale) { return std::max(int7::kLeastScale, scale); }
+float bounded_scale(float scale) { return std::clamp(scale, int7::kLeastScale, int7::kLargestNumber); }
+
+float bounded_weight_scale(float scale) { return std::clamp(scale, kLeastWeightScale, int7::kLargestNumber); }
 
 void quantize_weights(const float* weights, int64_t count, float scale, int8_t* integers) {
   quantize(weights, count, scale, kOperandLimit, integers);

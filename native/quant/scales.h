@@ -38,9 +38,12 @@ struct NamedScales {
   std::map<std::string, ConvScales> convs;  // by name of the layer
 };
 
-// A tensor's scale, or the least that readers of a file take: a tensor whose values are all smaller than that is one of
-// zeros. Such tensors are behind dead Relu layers of real networks.
+// A tensor's scale, or the nearest that readers of a file take (int7/network.h). A tensor whose values are all smaller
+// than the least is one of zeros: such tensors are behind dead Relu layers of real networks. Larger values than the
+// largest allows saturate.
 float bounded_scale(float scale);
+// The same of a filter's weights, for which readers take all that is positive up to the largest.
+float bounded_weight_scale(float scale);
 
 // Whether the tensor may reach beyond [-63, 63], by a zero point or by eight bits: an operand, and not of a filter so
 // large that sums would not fit an int32.

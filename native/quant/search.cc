@@ -206,6 +206,9 @@ std::vector<float> Search::scan_weights(const LayerwisePass& pass, int l) const 
   const int64_t filter = shape.weights() / outputs;
   const float input_scale = scales_.tensors[layer.input];
   const std::vector<float>&start = start_.convs[l].weight, &current = scales_.convs[l].weight;
+  const auto candidate = [&](int k, int o) {
+    return bounded_weight_scale(candidate_scale(options_, k, start[o], current[o]));
+  };
   const Patches<int8_t> patches(shape, pass.pictures(), pool_,
                                 [&](int64_t n) { return pass.integers(layer.input, n); });
   const Targets targets(pass, graph_, l, pool_);
@@ -218,7 +221,7 @@ std::vector<float> Search::scan_weights(const LayerwisePass& pass, int l) const 
     std::vector<int8_t> weights(shape.weights());
     std::vector<int32_t> bias(outputs), sums(size);
     for (int o = 0; o < outputs; ++o) {
-      const float scale = candidate_scale(options_, static_cast<int>(k), start[o], current[o]);
+      const float scale = candidate(static_cast<int>(k), o);
       quantize_weights(layer.weight.data() + o * filter, filter, scale, weights.data() + o * filter);
       bias[o] = quantize_bias(layer.bias[o], scale, input_scale);
     }
@@ -250,7 +253,7 @@ std::vector<float> Search::scan_weights(const LayerwisePass& pass, int l) const 
     for (int k = 1; k < candidates; ++k) {
       if (scores[int64_t{k} * outputs + o] > scores[int64_t{best} * outputs + o]) best = k;
     }
-    chosen[o] = candidate_scale(options_, best, start[o], current[o]);
+    chosen[o] = candidate(best, o);
   }
   return chosen;
 }
@@ -465,7 +468,8 @@ void Search::correct_biases() {
       std::vector<int32_t> bias = conv.bias;
       for (int o = 0; o < outputs; ++o) {
         const auto mean = static_cast<float>(error[o] / static_cast<double>(pixels));
-        bias[o] += quantize_bias(mean, conv.weight[o], scales_.tensors[layer.input]);
+        const int64_t corrected = int64_t{bias[o]} + quantize_bias(mean, conv.weight[o], scales_.tensors[layer.input]);
+        bias[o] = static_cast<int32_t>(std::clamp<int64_t>(corrected, -kLargestBias, kLargestBias));
       }
       return bias;
     });

@@ -11,7 +11,6 @@ import {
   Model,
   type NodeValues,
   type Pictures,
-  type Scales,
 } from '@facetrain/native';
 import type { Program } from '../program/program.ts';
 import { checkSpread } from '../verification/check-embeddings.ts';
@@ -21,9 +20,13 @@ import { disposable } from './disposable.ts';
 const CHECKED_PICTURES = EMBEDDING_BATCH;
 
 /**
- * The search sums squares of activations in 32 bits, which overflow at 3.4e38. Trained networks stay below 1e4.
+ * Larger ones would saturate: a scale is 1e12 at most. Squares are summed in 32 bits, which overflow at 3.4e38. Trained
+ * networks stay below 1e4.
  */
-const LARGEST_ACTIVATION = 1e15;
+const LARGEST_ACTIVATION = 1e13;
+
+/** Of weights, slopes and offsets: kLargestNumber of native/int7/network.h, in float32. */
+const LARGEST_NUMBER = Math.fround(1e12);
 
 /** Of an embedding; fewer are scores. */
 const FEWEST_DIMENSIONS = 16;
@@ -136,35 +139,29 @@ function differentPictures(pictures: Pictures): Pictures {
   return { ...pictures, count: different.size, data };
 }
 
-/** What every reader of an INT7 file takes: kLeastScale and kLargestNumber of native/int7/network.h, in float32. */
-const SCALES = { least: Math.fround(1e-12), largest: Math.fround(1e12) };
-
 /**
- * Checks that the C library reads what is written: with scales, slopes and offsets within these bounds, no product or
- * quotient of them is infinite.
- * @throws FacetrainError InvalidModel naming the tensor or layer
+ * Checks that readers take a file of these layers: slopes and offsets are in it as they are. The search keeps scales
+ * within the readers' bounds (native/quant/scales.h), and larger weights would saturate.
+ * @throws FacetrainError InvalidModel naming the layer
  */
-export function checkScales({ graph, scales }: { graph: LayerGraph; scales: Scales }, subject: string): void {
-  const refuse = (found: string) =>
-    new FacetrainError({
-      code: 'InvalidModel',
-      subject,
-      found,
-      allowed: `numbers between 1e-12 and 1e12: a trained model, and the range of its input`,
-    });
-  const isOutside = (scale: number) => !(scale >= SCALES.least && scale <= SCALES.largest);
-  for (const [name, { scale }] of Object.entries(scales.tensors))
-    if (isOutside(scale)) throw refuse(`tensor "${name}" has values of ${scale.toPrecision(2)} a step`);
-  const tooLarge = (values: Float32Array) => values.find((value) => Math.abs(value) > SCALES.largest);
-  for (const layer of graph.layers) {
+export function checkNumbers({ layers }: LayerGraph, subject: string): void {
+  for (const layer of layers) {
     const numbers =
       layer.kind === 'pointwise'
         ? [layer.positive, layer.negative, layer.offset]
         : layer.kind === 'conv' || layer.kind === 'fc'
-          ? [scales.weights[layer.name]!.scales]
+          ? [layer.weight.data]
           : [];
-    const found = numbers.map(tooLarge).find((value) => value !== undefined);
-    if (found !== undefined) throw refuse(`layer "${layer.name}" has a number of ${found.toPrecision(2)}`);
+    const found = numbers
+      .map((values) => values.find((value) => Math.abs(value) > LARGEST_NUMBER))
+      .find((value) => value !== undefined);
+    if (found === undefined) continue;
+    throw new FacetrainError({
+      code: 'InvalidModel',
+      subject,
+      found: `layer "${layer.name}" has a number of ${found.toPrecision(2)}`,
+      allowed: 'numbers up to 1e12: a trained model, and the range of its input',
+    });
   }
 }
 

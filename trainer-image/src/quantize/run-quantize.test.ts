@@ -638,14 +638,14 @@ describe('refused before any work', () => {
       change: async () => ({
         model: {
           path: await writeModel('overflow.onnx', (graph) => {
-            for (const name of ['Conv_0.1', 'Conv_4.1', 'Conv_6.1']) scale(graph, name, 1e14);
+            for (const name of ['Conv_0.1', 'Conv_4.1', 'Conv_6.1']) scale(graph, name, 1e12);
           }),
           channelOrder: 'rgb',
           input: null,
         },
       }),
       code: 'InvalidModel',
-      expected: /overflow\.onnx: node 'Conv_4' \(Conv\) gives values of up to \d\.\de\+2\d; values below 1e\+15: /,
+      expected: /overflow\.onnx: node 'Conv_4' \(Conv\) gives values of up to \d\.\de\+2\d; values below 1e\+13: /,
     },
     'values that are not finite in a layer': {
       change: async () => ({

@@ -40,7 +40,7 @@ import { isMisdirected, withRetries } from '../storage/retries.ts';
 import { isOfCredentials, mayRotate } from '../storage/s3.ts';
 import { digestOf, manifestFile, modelFile, reportFiles, scalesFile } from './artifact-files.ts';
 import { checkFolded, checkOutputs, checkWritten } from './check-models.ts';
-import { type CheckSourceOptions, checkFound, checkScales, checkSource } from './check-source.ts';
+import { type CheckSourceOptions, checkFound, checkNumbers, checkSource } from './check-source.ts';
 import { checkGate, concatenate } from './compare.ts';
 import { compareOnPictures, compareOnSets, splitError } from './compare-models.ts';
 import { disposable } from './disposable.ts';
@@ -80,6 +80,7 @@ export async function runQuantize(config: QuantizeConfig, program: Program, read
   await using fp32 = disposable(
     await openChecked(source, pictures, { subject: config.model.path, computeThreads, signal, log }),
   );
+  checkNumbers(source.layers, config.model.path);
   log.info(
     { layers: source.layers.layers.length, calibration: calibration.images, sets: sets.map(({ name }) => name) },
     'quantizing',
@@ -181,7 +182,7 @@ async function quantizeInto(
   );
   const found = await search(config, source.layers, pictures, computeThreads, program, journal);
   checkFound(found.layers, config.model.path);
-  checkScales(found, config.model.path);
+  checkNumbers(found.graph, config.model.path);
 
   // ---- The model file. Nothing is written before the gate is passed: an artifact of an earlier run may be there. ----
   const origin = {
