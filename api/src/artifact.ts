@@ -58,7 +58,7 @@ const InputFacts = z
       .describe(
         'given: model.input; metadata, type (of bytes), head: the file says it; default: nothing said another range.',
       ),
-    layout: z.enum(['NCHW', 'NHWC']).optional().describe('Order of the axes of both files’ input. Absent: NCHW.'),
+    layout: z.enum(['NCHW', 'NHWC', 'CHW']).optional().describe('Axes of both files’ input. Absent: NCHW.'),
     elementType: z.enum(['float32', 'uint8']).optional().describe('What both files’ input holds. Absent: float32.'),
   })
   .optional()

@@ -57,7 +57,7 @@ const AT_ONCE = 256;
 /** A network run by ONNX Runtime, from the bytes of its file. */
 async function onnxRuntime(bytes: Uint8Array, name: string): Promise<Pick<Embedder, 'embed'>> {
   const { graph, range } = withInputRange(parseOnnx(bytes, name), { subject: name });
-  if (range.layout === 'NHWC' || range.elementType === 'uint8')
+  if ((range.layout ?? 'NCHW') !== 'NCHW' || range.elementType === 'uint8')
     throw new Error(`${name}: its input is no float32 [N, channels, height, width], which ONNX Runtime gets here`);
   const extra = { session: { set_denormal_as_zero: '1' } };
   const session = await ort.InferenceSession.create(bytes, { intraOpNumThreads: computeThreads, extra });

@@ -138,7 +138,8 @@ FT_INT7_API ft_int7_status ft_int7_get_output(const ft_int7_model* model, int32_
  *   facetrain.rounding                         of all integers: "half to even"
  *   facetrain.channelOrder                     "rgb" or "bgr"
  *   facetrain.input.mean, .std                 of the file's input, "[127.5,127.5,127.5]": ft_int7_info has them
- *   facetrain.input.layout, .elementType       of the file's input if it is not NCHW of floats: "NHWC", "uint8"
+ *   facetrain.input.layout, .elementType       of the file's input if it is not NCHW of floats: "NHWC" or "CHW"
+ *                                              (a picture without a batch), "uint8"
  *   facetrain.tail                             operators behind the outputs: "NonMaxSuppression 1, Gather 3"; absent:
  *                                              none, so the outputs are those of the file
  *   facetrain.outputs                          of a file with a tail: the names of ft_int7_get_output, a line each

@@ -117,10 +117,12 @@ class Reader {
  private:
   void add_picture(PictureSize picture) {
     std::vector<int64_t> dims = file_.input_dims;
+    lacks_batch_ = dims.size() == 3;
+    if (lacks_batch_) dims.insert(dims.begin(), 1);
     if (dims.size() != 4) refuse("the input", "is not [N, channels, height, width]");
     if (file_.input_type != kFloat && file_.input_type != kUint8) refuse("the input", "is neither float32 nor uint8");
     const auto layout = file_.metadata.find("facetrain.input.layout");
-    channels_last_ = layout != file_.metadata.end() && layout->second == "NHWC";
+    channels_last_ = !lacks_batch_ && layout != file_.metadata.end() && layout->second == "NHWC";
     const int color = channels_last_ ? 3 : 1, row = channels_last_ ? 1 : 2;
     if (picture.height > 0) dims[row] = picture.height;
     if (picture.width > 0) dims[row + 1] = picture.width;
@@ -222,7 +224,7 @@ class Reader {
         values_.erase(picture);  // One chain of nodes: none reads what another has read.
         return read_head(node, value);
       }
-      if (channels_last_) refuse(node.name, "reads a picture whose channels are last");
+      refuse_file_layout(node);
     }
     if (!view(node)) add_layer(node);
   }
@@ -232,6 +234,7 @@ class Reader {
   bool reads_picture(const Node& node, const Value& picture) const {
     if (node.op == "Cast") return true;
     if (node.op == "Transpose" && channels_last_) return true;
+    if (node.op == "Unsqueeze" && lacks_batch_) return true;
     if (node.op != "Mul" && node.op != "Add") return false;
     // A number for each pixel is no part of the range.
     const auto by = file_.constants.find(input(node, 1));
@@ -239,6 +242,12 @@ class Reader {
     // The layers read the quantized picture, so this would not reach them.
     if (!network_.tensors[0].real) refuse(node.name, "computes with the picture after its quantization");
     return picture.tensor == 0;
+  }
+
+  // What reads the picture as the network does.
+  void refuse_file_layout(const Node& node) const {
+    if (channels_last_) refuse(node.name, "reads a picture whose channels are last");
+    if (lacks_batch_) refuse(node.name, "reads a picture without a batch");
   }
 
   void read_head(const Node& node, Value value) {
@@ -251,8 +260,12 @@ class Reader {
       const TensorSpec& picture = network_.tensors[0];
       value.dims = {1, picture.channels, picture.height, picture.width};
       channels_last_ = false;
+    } else if (node.op == "Unsqueeze") {
+      if (numbers<int64_t>(constant(input(node, 1), kInt64, 1))[0] != 0)
+        refuse(node.name, "is no Unsqueeze to a batch of one");
+      lacks_batch_ = false;
     } else {
-      if (channels_last_) refuse(node.name, "reads a picture whose channels are last");
+      refuse_file_layout(node);
       const std::vector<float> values = bounded(input(node, 1), channels_);
       for (int c = 0; c < channels_; ++c) {
         if (node.op == "Mul") scale_[c] *= values[c], offset_[c] *= values[c];
@@ -266,7 +279,7 @@ class Reader {
 
   void quantize(const Node& node) {
     Value& value = tensor_value(node, input(node, 0));
-    if (value.tensor == 0 && channels_last_) refuse(node.name, "reads a picture whose channels are last");
+    if (value.tensor == 0) refuse_file_layout(node);
     const float scale = this->scale(input(node, 1));
     const int zero_point = this->zero_point(node);
     if (std::abs(zero_point) > kLargestOperand) refuse(node.name, "has a zero point outside 65 to 191");
@@ -820,6 +833,7 @@ class Reader {
   Network network_;
   std::string_view picture_;
   bool channels_last_ = false;  // of the picture's value, until a Transpose
+  bool lacks_batch_ = false;    // the same, until an Unsqueeze; its dims here have the batch
   int channels_ = 0;
   std::vector<double> scale_, offset_;  // of the head
   // What the rest of the file may ask for.

@@ -57,10 +57,11 @@ void test_zero_points() {
   for (const int zero_point : {65, 191}) read(testing::onnx_file({.zero_point = zero_point}));
 }
 
-// A file of a picture [1, 1, 4, 4] and of these nodes and constants.
-std::string file_of(const testing::Message& nodes, const std::vector<std::string>& outputs = {"y"}) {
+// A file of a picture and of these nodes and constants.
+std::string file_of(const testing::Message& nodes, const std::vector<std::string>& outputs = {"y"},
+                    const std::vector<int>& picture = {1, 1, 4, 4}) {
   testing::Message graph;
-  graph.message(11, testing::value_info("data", {1, 1, 4, 4}));
+  graph.message(11, testing::value_info("data", picture));
   for (const std::string& output : outputs) graph.message(12, testing::value_info(output, {}));
   graph.message(5, testing::constant<uint8_t>("zero", 2, {}, {128}));
   return testing::int7_file(graph.fields(nodes));
@@ -112,6 +113,23 @@ void test_relu() {
     CHECK((network.layers[0].kind == LayerSpec::Kind::pointwise) == quantized);
     if (quantized) CHECK(network.layers[0].negative == std::vector<float>{0});
   }
+}
+
+// The network has the batch that the file's input lacks.
+void test_without_batch() {
+  using testing::Message, testing::node;
+  const auto network_of = [](const std::string& x, int64_t axis) {
+    Message nodes;
+    nodes.message(5, testing::constant<int64_t>("axis", 7, {1}, {axis}));
+    nodes.message(1, node("to_x", "Unsqueeze", {"data", "axis"}, "x"));
+    testing::add_pair(nodes, x, 0.1f);
+    nodes.message(1, node("to_y", "GlobalAveragePool", {x + ".dq"}, "y"));
+    return read(file_of(nodes, {"y"}, {2, 4, 5})).network;
+  };
+  const TensorSpec picture = network_of("x", 0).tensors[0];
+  CHECK(picture.channels == 2 && picture.height == 4 && picture.width == 5 && !picture.real);
+  CHECK_THROWS(network_of("x", 1), std::invalid_argument, "to_x: is no Unsqueeze to a batch of one");
+  CHECK_THROWS(network_of("data", 0), std::invalid_argument, "reads a picture without a batch");
 }
 
 // The axis of a bias says that what it is added to are products of eight bits.
@@ -342,6 +360,7 @@ int main() {
   test_zero_points();
   test_prelu_in_parts();
   test_relu();
+  test_without_batch();
   test_eight_bits();
   test_damaged();
   test_refusals();

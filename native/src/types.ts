@@ -37,8 +37,8 @@ export interface GraphInput extends Partial<InputRange> {
   channels: number;
   height: number;
   width: number;
-  /** The order of the axes in the graph's file; the graph itself reads [N, C, H, W]. Absent: NCHW. */
-  layout?: 'NCHW' | 'NHWC';
+  /** The axes of the input in the graph's file; the graph itself reads [N, C, H, W]. Absent: NCHW. */
+  layout?: 'NCHW' | 'NHWC' | 'CHW';
   /** What the file's input holds; the graph itself reads floats. Absent: float32. */
   elementType?: 'float32' | 'uint8';
   /**

@@ -15,8 +15,8 @@ export interface ModelDescription {
    */
   input: {
     name: string;
-    shape: ['N', number, number, number];
-    layout: 'NCHW' | 'NHWC';
+    shape: ('N' | number)[];
+    layout: 'NCHW' | 'NHWC' | 'CHW';
     elementType: 'float32' | 'uint8';
     channelOrder: ChannelOrder | null;
     range: FoundRange | null;
@@ -55,7 +55,7 @@ export function describeModel(
   return {
     input: {
       name: input.name,
-      shape: ['N', ...fileSizes(input)],
+      shape: fileSizes(input, 'N'),
       layout: input.layout ?? 'NCHW',
       elementType: input.elementType ?? 'float32',
       channelOrder: channelOrderOf(metadata) ?? null,

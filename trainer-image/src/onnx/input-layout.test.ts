@@ -2,8 +2,9 @@
 import assert from 'node:assert/strict';
 import { describe, test } from 'node:test';
 import { FacetrainError, INPUT_RANGES } from '@facetrain/api';
-import { Int7Model, Model, searchScales, type Tensor } from '@facetrain/native';
+import { Int7FileModel, Int7Model, Model, searchScales, type Tensor } from '@facetrain/native';
 import * as ort from 'onnxruntime-node';
+import { modelFile } from '../quantize/artifact-files.ts';
 import { fold } from '../quantize/fold.ts';
 import { decodeInt7, encodeInt7 } from '../quantize/qdq.ts';
 import { GraphBuilder, QUICK_SEARCH } from '../testing/graph-fixtures.ts';
@@ -266,4 +267,65 @@ test('arithmetic of bytes is refused by its node, and another range than that of
   };
   assert.equal(range('0..255').source, 'given');
   assert.throws(() => range('-1..1'), /the range of the input of a\.onnx: another one than 0\.\.255 .*bytes/);
+});
+
+test('a file of one picture without a batch is read for the quantizer, and written as it was', async () => {
+  const b = new GraphBuilder({ height: HEIGHT, width: WIDTH });
+  // (x - mean) / std of [3, H, W], a batch of one for the network, and its first result.
+  const normal = b.node('Div', [b.node('Sub', ['data', floats([3, 1, 1], 120, 127, 90)]), floats([], 64)]);
+  const map = b.prelu(b.conv(b.node('Unsqueeze', [normal, longs(0)]), 3, 8, 3, { stride: 2, pad: 1 }), 8);
+  const row = b.gemm(b.flatten(map), FEATURES, DIM);
+  const index = { dims: [], data: BigInt64Array.of(0n) };
+  const vector = b.node('Gather', [row, index], { axis: 0 });
+  const model = decodeModel(encodeOnnx({ ...b.graph(row), outputs: [{ name: vector, dims: [] }] }));
+  const shape = (dims: number[]) => ({ dim: dims.map((dimValue) => ({ dimValue })) });
+  model.graph!.input[0]!.type!.tensorType!.shape = shape([3, HEIGHT, WIDTH]);
+  model.graph!.output[0]!.type!.tensorType!.shape = shape([DIM]);
+  const file = encodeModel(model);
+
+  const run = async (bytes: Uint8Array, picture: number) => {
+    const values = inputs({ head: first, layout: 'NCHW', reads: '0..255' }) as Float32Array;
+    const one = values.subarray(picture * 3 * AREA, (picture + 1) * 3 * AREA);
+    const session = await ort.InferenceSession.create(bytes, { logSeverityLevel: 3 });
+    const result = await session.run({ data: new ort.Tensor('float32', one, [3, HEIGHT, WIDTH]) });
+    await session.release();
+    return result[vector]!;
+  };
+  const read = parseOnnx(file, 'a.onnx', { every: true });
+  const { graph, range } = withInputRange(read, { subject: 'a.onnx' });
+  assert.equal(graph.input.layout, 'CHW');
+  assert.deepEqual(describeModel(read, range).input.shape, [3, HEIGHT, WIDTH]);
+  const fp32 = encodeOnnx(read.graph);
+  const { graph: layers, scales } = await searchScales(fold(graph), pixels, QUICK_SEARCH);
+  const int7File = modelFile(layers, scales, { source: 'a', calibration: 'b', channelOrder: 'rgb' });
+  const int7Model = parseOnnx(int7File, 'int7.onnx');
+  assert.equal(int7Model.metadata[LAYOUT_METADATA.layout], 'CHW');
+  const again = withInputRange(int7Model, { subject: 'int7.onnx' });
+  assert.deepEqual(again.range, { ...range, source: 'metadata' });
+  const decoded = decodeInt7(again.graph);
+  assert.deepEqual(decoded.scales, scales);
+  const int7 = await Int7Model.open(decoded.layers, decoded.scales, { computeThreads: 1 });
+  const inC = await Int7FileModel.open(int7File, { subject: 'int7.onnx', computeThreads: 1 });
+  const ours = await int7.embed(pixels);
+  assert.deepEqual(await inC.embed(pixels), ours);
+  for (let picture = 0; picture < COUNT; picture++) {
+    const expected = await run(file, picture);
+    const same = await run(fp32, picture);
+    assert.deepEqual(same.dims, [1, DIM], 'outputs have a batch of one');
+    (same.data as Float32Array).forEach((value, i) => assert.ok(Math.abs(value - Number(expected.data[i])) < 1e-4));
+    const theirs = (await run(int7File, picture)).data as Float32Array;
+    const own = ours.subarray(picture * DIM, (picture + 1) * DIM);
+    assert.ok(meanCosine(own, theirs, DIM) > 0.999, 'INT7 in both');
+    assert.ok(meanCosine(own, expected.data as Float32Array, DIM) > 0.99, 'INT7 and FP32');
+  }
+  await int7.close();
+  await inC.close();
+
+  // An embedder works on batches, and the first of three sizes must be channels.
+  assert.throws(() => parseOnnx(file, 'a.onnx'), /input "data" has shape \[3, 12, 10\]; a picture \[N, channels/);
+  model.graph!.input[0]!.type!.tensorType!.shape = shape([HEIGHT, WIDTH, 3]);
+  assert.throws(
+    () => parseOnnx(encodeModel(model), 'a.onnx', { every: true }),
+    /input "data" has shape \[12, 10, 3\]; a picture/,
+  );
 });

@@ -5,8 +5,11 @@
  * A file of channels last is read with a Transpose in front, which is exact whatever the file does then. Such files
  * begin with the opposite Transpose, perhaps behind arithmetic, and canonical.ts takes out the two. write.ts puts them
  * in front again, so a file that is written reads what the file that was read does.
+ *
+ * A file of one picture without a batch, [C, H, W], is read as one of a batch of one that takes the picture out of it
+ * (one-picture.ts).
  */
-import type { Graph, GraphInput, GraphNode } from '@facetrain/native';
+import type { Graph, GraphInput, GraphNode, Tensor } from '@facetrain/native';
 import { intAttribute } from './attributes.ts';
 import { TO_CHANNELS_FIRST, TO_CHANNELS_LAST } from './canonical.ts';
 import { DATA_TYPES, dataTypeNumber } from './proto.ts';
@@ -22,6 +25,8 @@ export const LAYOUT_METADATA = {
 /** Pictures have up to this many channels; a larger first size is a height. */
 const MOST_CHANNELS = 4;
 
+export const isChannels = (size: number) => size > 0 && size <= MOST_CHANNELS;
+
 /**
  * What the three sizes behind the batch mean. Channels are last where only the last size can be a number of channels.
  * @param sizes as the file declares them
@@ -35,9 +40,12 @@ export function inputSizes(
   return { channels: first, height: second, width: third };
 }
 
-/** The sizes behind the batch as the file has them. */
-export function fileSizes({ channels, height, width, layout }: GraphInput): [number, number, number] {
-  return layout === 'NHWC' ? [height, width, channels] : [channels, height, width];
+type Sizes = Pick<GraphInput, 'channels' | 'height' | 'width'> & { layout?: GraphInput['layout'] | undefined };
+
+/** The sizes of the file's input. @param batch of the file; one of CHW has none */
+export function fileSizes<Batch>({ channels, height, width, layout }: Sizes, batch: Batch): (Batch | number)[] {
+  if (layout === 'CHW') return [channels, height, width];
+  return layout === 'NHWC' ? [batch, height, width, channels] : [batch, channels, height, width];
 }
 
 /** Operators that move numbers and compute nothing, by their first input. */
@@ -95,43 +103,65 @@ export function readingChannelsLast(graph: Graph): Graph {
   ]);
 }
 
-/** The graph as its file has it: with the Cast and the Transpose that bring the file's input into the graph's form. */
-export function withFileInput(graph: Graph): { graph: Graph; metadata: Record<string, string> } {
-  const { layout, elementType } = graph.input;
-  const isBytes = elementType === 'uint8';
-  const isLast = layout === 'NHWC';
-  const written = inFront(graph, () => [
-    ...(isBytes ? [{ op: 'Cast', value: 'input.float', attributes: { to: dataTypeNumber('FLOAT') } }] : []),
-    ...(isLast ? [{ op: 'Transpose', value: 'input.channels_first', attributes: { perm: TO_CHANNELS_FIRST } }] : []),
+/** A graph whose input is [N, C, H, W], with the nodes of a file that reads [C, H, W]. */
+export function readingNoBatch(graph: Graph): Graph {
+  const first = { dims: [], data: BigInt64Array.of(0n) };
+  return inFront(graph, ({ input }) => [
+    { op: 'Gather', value: `${input.name}_without_batch`, constant: first, attributes: { axis: 0 } },
   ]);
-  const metadata = {
-    ...(isLast && { [LAYOUT_METADATA.layout]: 'NHWC' }),
-    ...(isBytes && { [LAYOUT_METADATA.elementType]: 'uint8' }),
-  };
-  return { graph: written, metadata };
 }
 
-/** Puts nodes of one input between the picture and all that read it. */
-function inFront(
-  graph: Graph,
-  steps: (graph: Graph) => { op: string; value: string; attributes: GraphNode['attributes'] }[],
-): Graph {
-  const { input, initializers } = graph;
+/** The graph as its file has it: with the nodes that bring the file's input into the graph's form. */
+export function withFileInput(graph: Graph): { graph: Graph; metadata: Record<string, string> } {
+  const { layout = 'NCHW', elementType } = graph.input;
+  const isBytes = elementType === 'uint8';
+  const steps: Step[] = [];
+  if (isBytes) steps.push({ op: 'Cast', value: 'input.float', attributes: { to: dataTypeNumber('FLOAT') } });
+  if (layout === 'NHWC')
+    steps.push({ op: 'Transpose', value: 'input.channels_first', attributes: { perm: TO_CHANNELS_FIRST } });
+  if (layout === 'CHW') {
+    const axes = { dims: [1], data: BigInt64Array.of(0n) };
+    steps.push({ op: 'Unsqueeze', value: 'input.batch', constant: axes, attributes: {} });
+  }
+  const metadata = {
+    ...(layout !== 'NCHW' && { [LAYOUT_METADATA.layout]: layout }),
+    ...(isBytes && { [LAYOUT_METADATA.elementType]: 'uint8' }),
+  };
+  return { graph: inFront(graph, () => steps), metadata };
+}
+
+interface Step {
+  op: string;
+  /** The name that its output should have. */
+  value: string;
+  /** What it reads beside the picture. */
+  constant?: Tensor;
+  attributes: GraphNode['attributes'];
+}
+
+/** Puts nodes between the picture and all that read it. */
+function inFront(graph: Graph, steps: (graph: Graph) => Step[]): Graph {
+  const { input } = graph;
+  const initializers = { ...graph.initializers };
   const names = new UniqueNames([
     input.name,
     ...Object.keys(initializers),
     ...graph.nodes.flatMap(({ name, outputs }) => [name, ...outputs]),
   ]);
   let tensor = input.name;
-  const added = steps(graph).map(({ op, value, attributes }): GraphNode => {
+  const added = steps(graph).map(({ op, value, constant, attributes }): GraphNode => {
     const output = names.take(value);
-    const node = { name: output, op, inputs: [tensor], outputs: [output], attributes };
+    const inputs = [tensor];
+    if (constant) {
+      inputs.push(names.take(`${value}.constant`));
+      initializers[inputs[1]!] = constant;
+    }
     tensor = output;
-    return node;
+    return { name: output, op, inputs, outputs: [output], attributes };
   });
   const nodes = graph.nodes.map((node) => ({
     ...node,
     inputs: node.inputs.map((name) => (name === input.name ? tensor : name)),
   }));
-  return { ...graph, nodes: [...added, ...nodes] };
+  return { ...graph, nodes: [...added, ...nodes], initializers };
 }

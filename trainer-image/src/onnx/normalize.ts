@@ -368,7 +368,7 @@ function cutTail(
     isFloat: (name: string) => boolean;
     initializers: ReadonlyMap<string, Tensor>;
   },
-  { batches }: Context,
+  { batches, fixedBatch }: Context,
 ): Cut | undefined {
   const behindWeights = new Set<string>();
   for (const { op, inputs, outputs: made } of translated) {
@@ -385,7 +385,7 @@ function cutTail(
   };
   return tail.cut(outputs, canEnter, (name) => {
     const shape = pictureShapeOf(batches, aliases.get(name) ?? name);
-    return shape && (changed.has(name) ? shape : [Number.NaN, ...shape]);
+    return shape && (changed.has(name) ? shape : [fixedBatch ?? Number.NaN, ...shape]);
   });
 }
 

@@ -12,7 +12,7 @@ import type { Graph, GraphNode, GraphOutput, Tensor } from '@facetrain/native';
 import { type Branches, branchesOf } from './branches.ts';
 import { loadExternalData } from './external-data.ts';
 import { inferShapes } from './infer-shapes.ts';
-import { inputSizes, readingChannelsLast, withoutByteCasts } from './input-layout.ts';
+import { inputSizes, isChannels, readingChannelsLast, readingNoBatch, withoutByteCasts } from './input-layout.ts';
 import { modelFile, readError } from './model-file.ts';
 import { normalize } from './normalize.ts';
 import {
@@ -206,8 +206,8 @@ function modelOf(model: ReturnType<typeof decode>, subject: string, options: Rea
     if (!constant || initializers.has(name)) continue;
     initializers.set(name, 'dataType' in constant ? decodeTensor(constant, name, subject) : constant);
   }
-  const { input, fixedBatch } = pictureInput(inputInfo, size ?? null, refuse);
-  const asWritten = {
+  const { input, fixedBatch } = pictureInput(inputInfo, { free: size ?? null, takesOne: every ?? false }, refuse);
+  const asWritten: Graph = {
     input,
     output: { name: outputNames[0]!, dim: 0 },
     nodes:
@@ -216,9 +216,9 @@ function modelOf(model: ReturnType<typeof decode>, subject: string, options: Rea
         : nodes,
     initializers: Object.fromEntries(initializers),
   };
-  const channelsFirst = input.layout === 'NHWC' ? readingChannelsLast(asWritten) : asWritten;
+  const readingPictures = { NCHW: (graph: Graph) => graph, NHWC: readingChannelsLast, CHW: readingNoBatch };
   const constantNames = new Set(proto.initializer.map(({ name }) => name));
-  const { graph, removed, cut } = normalize(channelsFirst, {
+  const { graph, removed, cut } = normalize(readingPictures[input.layout ?? 'NCHW'](asWritten), {
     opset: opsets['']!,
     fixedBatch,
     branches,
@@ -421,10 +421,14 @@ const HELP_INPUT =
   'a picture [N, channels, height, width] or [N, height, width, channels] of float32 or uint8 with a fixed size, ' +
   'such as [N, 3, 112, 112]';
 
-/** The input, and the batch size of the file's input; null when it is free. @param free for sizes that are free */
+/**
+ * The input, and the batch size of the file's input; null when it is free.
+ * @param free for sizes that are free
+ * @param takesOne whether the input may have no batch
+ */
 function pictureInput(
   info: ValueInfoProto,
-  free: ReadOptions['size'] | null,
+  { free, takesOne }: { free: ReadOptions['size'] | null; takesOne: boolean },
   refuse: Refuse,
 ): { input: Graph['input']; fixedBatch: number | null } {
   const { name, type } = info;
@@ -433,7 +437,9 @@ function pictureInput(
   if (!['FLOAT', 'FLOAT16', 'BFLOAT16', 'DOUBLE', 'UINT8'].includes(elementType))
     throw refuse(`input "${name}" has element type ${elementType}`, HELP_INPUT);
   const dims = type?.tensorType?.shape?.dim ?? [];
-  const [batch, ...declared] = dims.map(({ dimValue }) => Math.max(0, dimValue === undefined ? 0 : toNumber(dimValue)));
+  const all = dims.map(({ dimValue }) => Math.max(0, dimValue === undefined ? 0 : toNumber(dimValue)));
+  const isOne = takesOne && all.length === 3 && isChannels(all[0]!);
+  const [batch, ...declared] = isOne ? [1, ...all] : all;
   const sizes = free ? withSize(declared, free) : declared;
   const shown = `input "${name}" has shape ${shownShape(info)}`;
   if (sizes.length !== 3 || !sizes.every((size) => size > 0 && size <= LARGEST_SIDE))
@@ -444,6 +450,7 @@ function pictureInput(
   const input = {
     name,
     ...inputSizes(sizes as [number, number, number]),
+    ...(isOne && { layout: 'CHW' as const }),
     ...(elementType === 'UINT8' && { elementType: 'uint8' as const }),
   };
   return { input, fixedBatch: batch! > 0 ? batch! : null };
@@ -452,7 +459,7 @@ function pictureInput(
 /** Sizes of which the free ones are given; of four or fewer, the last are channels only where the first are not. */
 function withSize(declared: number[], { height, width }: { height: number; width: number }): number[] {
   const [first, , last] = declared;
-  const isLast = declared.length === 3 && last! > 0 && last! <= 4 && !(first! > 0 && first! <= 4);
+  const isLast = declared.length === 3 && isChannels(last!) && !isChannels(first!);
   return isLast ? [height, width, last!] : [first || 3, height, width];
 }
 

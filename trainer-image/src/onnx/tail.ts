@@ -116,7 +116,7 @@ export interface Cut {
   causes: Map<string, string>;
   /** The constants that it reads. */
   initializers: Set<string>;
-  /** Its nodes Shape of which only the batch is not known: all sizes, NaN for the batch. */
+  /** Its nodes Shape of which only the batch may not be known: all sizes, NaN for a free batch. */
   sizes: Map<string, number[]>;
 }
 
@@ -194,7 +194,7 @@ export class TailSearch {
 
   /**
    * @param canEnter whether our runtime can give a value as one of its outputs
-   * @param sizesOf the sizes of a value that our runtime computes, NaN for the batch; undefined: not known
+   * @param sizesOf the sizes of a value that our runtime computes, NaN for a free batch; undefined: not known
    * @returns undefined when no output needs a node that our runtime does not compute
    * @throws FacetrainError UnsupportedOperator when a convolution reads of such a node, or nothing is in front of it
    */

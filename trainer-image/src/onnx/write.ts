@@ -55,8 +55,9 @@ function encodeNode({ name, op, inputs, outputs, attributes }: GraphNode) {
   };
 }
 
-function valueInfo(name: string, dims: number[], type: DataType = 'FLOAT', batch: number | null = null) {
-  const dim = [batch === null ? { dimParam: 'N' } : { dimValue: batch }, ...dims.map((dimValue) => ({ dimValue }))];
+/** @param dims null: a free batch */
+function valueInfo(name: string, dims: (number | null)[], type: DataType = 'FLOAT') {
+  const dim = dims.map((dimValue) => (dimValue === null ? { dimParam: 'N' } : { dimValue }));
   return { name, type: { tensorType: { elemType: dataTypeNumber(type), shape: { dim } } } };
 }
 
@@ -83,9 +84,10 @@ function inOpset(graph: Graph, opset: number): Graph {
 
 /**
  * The file of a graph: one input, [N, channels, height, width] or as `layout` and `elementType` say it, its outputs or
- * one [N, dim], a free N. Names are the graph's. The weights are copied once, into the result. What was taken out of
- * the graph when it was read is put in front again: the head (withInputRange), Transpose and Cast (input-layout.ts).
- * With a tail, the outputs are those of the file that the tail is of, and N is as there.
+ * one [N, dim], a free N, which is 1 where the input has no batch. Names are the graph's. The weights are copied once,
+ * into the result. What was taken out of the graph when it was read is put in front again: the head (withInputRange),
+ * and what input-layout.ts has taken. With a tail, the outputs are those of the file that the tail is of, and N is as
+ * there.
  */
 export function encodeOnnx(
   behindHead: Graph,
@@ -96,9 +98,9 @@ export function encodeOnnx(
   const opsets = tail?.opsets ?? { '': OPSET };
   const graph = inOpset(tail ? withoutNames(whole, tail.names) : whole, opsets['']!);
   const { input, output } = graph;
-  const batch = tail?.batch ?? null;
+  const batch = tail?.batch ?? (input.layout === 'CHW' ? 1 : null);
   const own = (graph.outputs ?? [{ name: output.name, dims: [output.dim] }]).map(({ name, dims }) =>
-    valueInfo(name, dims, 'FLOAT', batch),
+    valueInfo(name, [batch, ...dims]),
   );
   const nodeNames = new Set(graph.nodes.map(({ name }) => name));
   return encodeModel({
@@ -116,7 +118,7 @@ export function encodeOnnx(
         ...Object.entries(graph.initializers).map(([name, tensor]) => encodeTensor(name, tensor)),
         ...(tail?.initializers ?? []),
       ],
-      input: [valueInfo(input.name, fileSizes(input), input.elementType === 'uint8' ? 'UINT8' : 'FLOAT', batch)],
+      input: [valueInfo(input.name, fileSizes(input, batch), input.elementType === 'uint8' ? 'UINT8' : 'FLOAT')],
       output: tail ? tail.outputs.map((info) => own.find(({ name }) => name === info.name) ?? info) : own,
     },
     opsetImport: Object.entries(opsets).map(([domain, version]) => ({ domain, version })),

@@ -150,7 +150,7 @@ async function checkTail(name: string, file: Uint8Array, expected: Expected): Pr
   }
   // Two pictures at once are two pictures, where the file allows it.
   const [input] = decodeModel(file).graph!.input;
-  if (input!.type!.tensorType!.shape!.dim[0]!.dimValue) return;
+  if (input!.type!.tensorType!.shape!.dim[0]!.dimValue) return; // of one picture
   const { data: a, dims } = inputOf(onePicture(pictures, 0), graph.input);
   const { data: b } = inputOf(onePicture(pictures, 1), graph.input);
   const both = new ort.Tensor('float32', Float32Array.from([...(a as Float32Array), ...(b as Float32Array)]), [
@@ -346,7 +346,8 @@ test('such arguments in front of a convolution refuse the network, and the messa
   );
 });
 
-test('a file of one picture takes it out of its batch, and resizes and pads it by computed sizes', async () => {
+/** As torchvision's detectors begin. @param hasBatch whether the file reads [1, 3, H, W], or [3, H, W] */
+async function checkOnePicture(hasBatch: boolean): Promise<void> {
   const list = (...values: number[]) => ({ dims: [values.length], data: BigInt64Array.from(values, BigInt) });
   const int64 = (value: number) => ({ dims: [], data: BigInt64Array.of(BigInt(value)) });
   const real = (value: number) => ({ dims: [], data: Float32Array.of(value) });
@@ -355,7 +356,7 @@ test('a file of one picture takes it out of its batch, and resizes and pads it b
   const without = (x: string) => b.node('Gather', [x, int64(0)], { axis: 0 });
   const withBatch = (x: string) => b.node('Unsqueeze', [x, list(0)]);
   const sizeOf = (x: string, axis: number) => b.node('Gather', [b.node('Shape', [x]), int64(axis)], { axis: 0 });
-  const one = b.node('Clip', [without('data'), real(-0.8), real(0.9)]);
+  const one = b.node('Clip', [hasBatch ? without('data') : 'data', real(-0.8), real(0.9)]);
   // Both sides by one factor, the longer one to 20.
   const sizes = cast(b.node('Shape', [one]), 1);
   const longest = b.node('ReduceMax', [b.node('Slice', [sizes, list(1), list(3), list(0)])], { keepdims: 0 });
@@ -379,13 +380,31 @@ test('a file of one picture takes it out of its batch, and resizes and pads it b
   end.node('Flatten', [map], 'flat', [int('axis', 1)]);
   end.node('TopK', ['flat', end.constant('k', integers([3]))], ['top', 'places']);
   end.node('Cast', [end.node('Shape', [padded], 'sizes')], 'size', [int('to', 1)]);
-  end.node('Mul', ['top', 'size'], 'result');
+  // Of the picture as the file reads it, and of a map that does not enter the tail.
+  end.node('Concat', [end.node('Shape', ['data'], 'a'), end.node('Shape', [map], 'b')], 'all_sizes', [int('axis', 0)]);
+  end.node('Cast', ['all_sizes'], 'numbers', [int('to', 1)]);
+  end.node('ReduceMean', ['numbers'], 'mean', [int('keepdims', 0)]);
+  end.node('Mul', ['top', 'size'], 'product');
+  end.node('Mul', ['product', 'mean'], 'result');
   const outputs = [value('result', 'FLOAT', [1, 3])];
-  await checkTail('one picture', fileWithEnd(graph, end, { outputs, batch: 1 }), {
+  const name = hasBatch ? 'one picture' : 'a picture without a batch';
+  await checkTail(name, fileWithEnd(graph, end, { outputs, batch: hasBatch ? 1 : null }), {
     heads: { flat: [768] },
     causes: ['TopK'],
-    operators: 'TopK 1, Shape 1, Cast 1, Mul 1',
+    operators: 'TopK 1, Shape 3, Cast 2, Concat 1, ReduceMean 1, Mul 2',
   });
+}
+
+test('a file of one picture takes it out of its batch, and resizes and pads it by computed sizes', () =>
+  checkOnePicture(true));
+
+test('a file of a picture without a batch, and so its INT7 file', async () => {
+  await checkOnePicture(false);
+  const [input] = decodeModel(written['a picture without a batch']!).graph!.input;
+  assert.deepEqual(
+    input!.type!.tensorType!.shape!.dim.map(({ dimValue }) => Number(dimValue)),
+    [3, 10, 14],
+  );
 });
 
 test('a tail that reads the picture, float64 and names that the quantizer takes', async () => {

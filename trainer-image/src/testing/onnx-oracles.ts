@@ -6,6 +6,7 @@ import { join } from 'node:path';
 import type { Graph, Pictures } from '@facetrain/native';
 import * as ort from 'onnxruntime-node';
 import { python, root } from '../../../hack/lib/paths.mjs';
+import { fileSizes } from '../onnx/input-layout.ts';
 import { cosines } from '../quantize/compare.ts';
 
 /**
@@ -41,7 +42,7 @@ export function bytesOf({ data }: Pictures, { channels }: Pick<Graph['input'], '
   );
 }
 
-/** The input [1, ...] of one picture as a file reads it, in -1..1. */
+/** The input of one picture as a file reads it, in -1..1. */
 export function inputOf(picture: Pictures, { channels, layout }: Graph['input']): ort.Tensor {
   const { height, width } = picture;
   const area = height * width;
@@ -50,8 +51,7 @@ export function inputOf(picture: Pictures, { channels, layout }: Graph['input'])
     const [pixel, channel] = [Math.floor(i / channels), i % channels];
     values[layout === 'NHWC' ? i : channel * area + pixel] = byte / 127.5 - 1;
   });
-  const dims = layout === 'NHWC' ? [height, width, channels] : [channels, height, width];
-  return new ort.Tensor('float32', values, [1, ...dims]);
+  return new ort.Tensor('float32', values, fileSizes({ channels, height, width, layout }, 1));
 }
 
 /** The mean over pictures of the cosine between their embeddings [pictures, dim] by two models. */

@@ -60,8 +60,8 @@ export interface EndOptions {
   outputs: ReturnType<typeof value>[];
   opset?: number;
   domains?: Record<string, number>;
-  /** Of the file's input; absent: free. */
-  batch?: number;
+  /** Of the file's input; absent: free; null: it has none. */
+  batch?: number | null;
 }
 
 /** The file of a graph with an end. */
@@ -75,7 +75,8 @@ export function fileWithEnd(
   proto.graph!.initializer.push(...initializers);
   proto.graph!.output = outputs;
   proto.opsetImport = Object.entries({ '': opset, ...domains }).map(([domain, version]) => ({ domain, version }));
-  if (batch) proto.graph!.input[0]!.type!.tensorType!.shape!.dim[0] = { dimValue: batch };
+  const { dim } = proto.graph!.input[0]!.type!.tensorType!.shape!;
+  if (batch !== undefined) dim.splice(0, 1, ...(batch === null ? [] : [{ dimValue: batch }]));
   return encodeModel(proto);
 }
 
