@@ -150,7 +150,10 @@ class KubeletSoak {
   #addWorker(): Promise<unknown> {
     this.#adding = this.#adding.then(async () => {
       const node = await this.#cluster.addNode();
-      await this.#cluster.load([TRAINER_IMAGE], [node]);
+      // A fault may happen to it already.
+      await eventually(async () => {
+        if (this.#cluster.nodeNames.includes(node)) await this.#cluster.load([TRAINER_IMAGE], [node]);
+      }, 5 * MINUTE);
     });
     return this.#adding;
   }
