@@ -243,6 +243,13 @@ export const CheckpointEvaluations = z.object({
     z.object({
       job: z.string().describe('Name of the job.'),
       step: z.int().min(0),
+      time: z
+        .string()
+        .optional()
+        .describe(
+          'That of the checkpoint, as its manifest has it: another training may have had the same name and step. ' +
+            'Versions of before did not write it: any checkpoint of that job and step is meant.',
+        ),
       sets: z
         .array(CurveEvaluation.omit({ step: true }).partial({ threshold: true, pairs: true, tarAtFar: true }))
         .min(1)

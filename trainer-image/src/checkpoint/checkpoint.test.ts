@@ -43,7 +43,7 @@ import {
   rowsOf,
   toStored,
 } from './edit-head.ts';
-import { meanAccuracies, noteEvaluation, readEvaluations } from './evaluations.ts';
+import { evaluationOf, meanAccuracy, noteEvaluation, readEvaluations } from './evaluations.ts';
 import { type JobFacts, loadCheckpoint } from './load.ts';
 import { readIdentities } from './retired.ts';
 import { toFloats } from './rows.ts';
@@ -809,13 +809,38 @@ test('beside the newest, the checkpoints that verify best stay', async () => {
     (await readEvaluations(root)).map(({ step }) => step),
     [2, 5, 7],
   );
-  assert.deepEqual([...meanAccuracies(await readEvaluations(root), 'other')], []);
+  const evaluations = await readEvaluations(root);
+  const found = (job: string, time?: string) => evaluationOf(evaluations, { job, step: 5, time });
+  assert.equal(meanAccuracy(found('j', '2026-01-01T00:00:00.000Z')!), 0.8);
+  assert.equal(found('other'), undefined);
   await prune(new FolderTarget(fence), { keep: 1, keepBest: 1 }, 'j');
   assert.deepEqual(await completeSteps(root), [7, 5]);
   // A file that is damaged costs the best, not the training.
   await writeFile(join(root, CHECKPOINT_EVALUATIONS), '{"schemaVersion": 1');
   await prune(new FolderTarget(fence), { keep: 1, keepBest: 1 }, 'j');
   assert.deepEqual(await completeSteps(root), [7]);
+});
+
+test('an evaluation of a checkpoint that another took the place of does not count', async () => {
+  const fence = await newFence();
+  const root = fence.folder;
+  const gang = new Gang(1).fill();
+  const timeOf = async (step: number) => (await openAt(checkpointDirectory(root, step))).manifest.time;
+  const note = (step: number, accuracy: number, time: string) =>
+    noteEvaluation(fence, { job: 'j', step, time, sets: [{ set: 'lfw', accuracy }] });
+  for (const step of [1, 2, 3]) await gang.save(fence, step, 3);
+  // Of the job of this name that was there before.
+  await note(1, 0.9, '2020-01-01T00:00:00.000Z');
+  await note(2, 0.5, await timeOf(2));
+  const path = checkpointDirectory(root, 2);
+  const shown = async () => (await compareCheckpoints(await openAt(path), await openAt(path))).accuracy;
+  assert.deepEqual(await shown(), [{ set: 'lfw', first: 0.5, second: 0.5 }]);
+  await prune(new FolderTarget(fence), { keep: 1, keepBest: 1 }, 'j');
+  assert.deepEqual(await completeSteps(root), [3, 2]);
+  await note(2, 0.6, '2020-01-01T00:00:00.000Z');
+  assert.deepEqual(await shown(), []);
+  await prune(new FolderTarget(fence), { keep: 1, keepBest: 1 }, 'j');
+  assert.deepEqual(await completeSteps(root), [3]);
 });
 
 /** A gang of one rank that takes the folder, continues from what is there, and writes `keep` checkpoints. */

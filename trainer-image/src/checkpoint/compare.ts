@@ -2,7 +2,7 @@
 import { basename, dirname, resolve } from 'node:path';
 import { type AnyCheckpointManifest, checkpointStep, counted } from '@facetrain/api';
 import { type Checkpoint, invalid, openCheckpoint, openWhole } from './directory.ts';
-import { readEvaluations } from './evaluations.ts';
+import { evaluationOf, readEvaluations } from './evaluations.ts';
 import { type Identities, readIdentities } from './retired.ts';
 import { type Centres, readCentres } from './rows.ts';
 import type { Safetensors } from './safetensors.ts';
@@ -126,9 +126,9 @@ function lastLoss({ history: { recentLosses } }: AnyCheckpointManifest): number 
 
 async function accuracies(first: Checkpoint, second: Checkpoint): Promise<CheckpointComparison['accuracy']> {
   const [a, b] = await Promise.all(
-    [first, second].map(async ({ directory, manifest: { job, step } }) => {
+    [first, second].map(async ({ directory, manifest: { job, step, time } }) => {
       const all = await readEvaluations(dirname(directory));
-      const own = all.find((evaluation) => evaluation.job === job.name && evaluation.step === step);
+      const own = evaluationOf(all, { job: job.name, step, time });
       return new Map(own?.sets.map(({ set, accuracy }) => [set, accuracy]));
     }),
   );

@@ -37,6 +37,15 @@ export interface Checkpoint {
   source?: CheckpointSource;
 }
 
+/** Tells one checkpoint from others, also from one of a training of the same name that began anew. */
+export interface CheckpointId {
+  /** Name of the job that wrote it. */
+  job: string;
+  step: number;
+  /** As its manifest has it; undefined where a version of before did not note it. */
+  time: string | undefined;
+}
+
 /** Files of a checkpoint that are no files of this machine. */
 export interface CheckpointSource {
   /** Bytes of a file; undefined when there is none. @throws FacetrainError StorageFailed */
@@ -396,10 +405,11 @@ export async function removeUnfinished(root: string, fence: Fence): Promise<stri
   return folders;
 }
 
-/** Name of the job that wrote a checkpoint; undefined when its manifest is damaged or of another version. */
-export async function authorOf(root: string, step: number): Promise<string | undefined> {
+/** Which training wrote a checkpoint, and when; undefined when its manifest is damaged or of another version. */
+export async function checkpointId(root: string, step: number): Promise<CheckpointId | undefined> {
   try {
-    return (await openCheckpoint(root, step)).manifest.job.name;
+    const { job, time } = (await openCheckpoint(root, step)).manifest;
+    return { job: job.name, step, time };
   } catch (error) {
     if (error instanceof FacetrainError && error.code === 'InvalidCheckpoint') return undefined;
     throw error;

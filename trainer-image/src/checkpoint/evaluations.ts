@@ -4,7 +4,7 @@ import { join } from 'node:path';
 import { CHECKPOINT_EVALUATIONS, CheckpointEvaluations } from '@facetrain/api';
 import { storageError } from '../storage/atomic-files.ts';
 import type { Fence } from '../storage/fence.ts';
-import { completeSteps } from './directory.ts';
+import { type CheckpointId, completeSteps } from './directory.ts';
 
 export type Evaluation = CheckpointEvaluations['evaluations'][number];
 
@@ -19,11 +19,17 @@ export async function readEvaluations(root: string): Promise<Evaluation[]> {
   }
 }
 
-/** Mean accuracy over the sets by step, of a job. */
-export function meanAccuracies(evaluations: Evaluation[], job: string): Map<number, number> {
-  const own = evaluations.filter((evaluation) => evaluation.job === job);
-  return new Map(own.map(({ step, sets }) => [step, sets.reduce((sum, each) => sum + each.accuracy, 0) / sets.length]));
+/** The evaluation of a checkpoint. Where one of the two does not tell its time, job and step decide. */
+export function evaluationOf(evaluations: readonly Evaluation[], checkpoint: CheckpointId): Evaluation | undefined {
+  const { job, step, time } = checkpoint;
+  return evaluations.find(
+    (each) => each.job === job && each.step === step && (each.time ?? time) === (time ?? each.time),
+  );
 }
+
+/** Over the sets. */
+export const meanAccuracy = ({ sets }: Evaluation): number =>
+  sets.reduce((sum, each) => sum + each.accuracy, 0) / sets.length;
 
 /**
  * Adds an evaluation, in place of an earlier one of that job and step. Those of checkpoints that were deleted go. To be

@@ -9,7 +9,7 @@ import { startFaultyS3 } from '../testing/s3-faults.ts';
 import { AWS_ENVIRONMENT, type S3Server, startS3Server } from '../testing/s3-server.ts';
 import { manifestOf, writeFiles } from '../testing/small-checkpoint.ts';
 import { editHead, openHeadsOf, removal, rowsOf } from './edit-head.ts';
-import { meanAccuracies } from './evaluations.ts';
+import { evaluationOf } from './evaluations.ts';
 import { ObjectTarget } from './object-target.ts';
 import { prune } from './target.ts';
 
@@ -28,27 +28,40 @@ test('of a job’s checkpoints the newest and the best stay, and evaluations of 
   try {
     const fence = await ObjectFence.claim(store, owner(0));
     const folder = (step: number) => `step-000000000${step}/${fence.suffix}`;
-    const listed = [1, 2, 3, 5].map((step) => ({ step, folder: folder(step), job: step === 1 ? 'other' : 'j' }));
+    const time = (step: number) => `2026-01-01T00:00:0${step}.000Z`;
+    const listed = [1, 2, 3, 5].map((step) => ({
+      ...{ step, folder: folder(step), job: step === 1 ? 'other' : 'j' },
+      // A version of before wrote the one of step 2.
+      ...(step !== 2 && { time: time(step) }),
+    }));
     await fence.change(() => ({ checkpoints: listed }));
     for (const { folder } of listed) await store.put(`${folder}/manifest.json`, new Uint8Array(1));
     const target = new ObjectTarget(fence);
     const note = (step: number, accuracy: number) =>
-      target.noteEvaluation({ job: 'j', step, sets: [{ set: 'lfw', accuracy }] });
+      target.noteEvaluation({ job: 'j', step, time: time(step), sets: [{ set: 'lfw', accuracy }] });
     await note(4, 1);
     await note(9, 1); // Its checkpoint may be on its way.
     await note(2, 0.5);
     await note(3, 0.8);
     await note(2, 0.9);
+    const evaluations = await target.evaluations();
     assert.deepEqual(
-      [...meanAccuracies(await target.evaluations(), 'j')],
+      evaluations.map(({ step, sets }) => [step, sets[0]!.accuracy]),
       [
         [2, 0.9],
         [3, 0.8],
         [9, 1],
       ],
     );
-    assert.deepEqual([...meanAccuracies(await target.evaluations(), 'other')], []);
+    assert.equal(evaluationOf(evaluations, { job: 'other', step: 2, time: time(2) }), undefined);
 
+    // One of a training that began anew: it was not evaluated.
+    await fence.change(({ checkpoints }) => ({
+      checkpoints: checkpoints.map((each) => (each.step === 3 ? { ...each, time: time(4) } : each)),
+      evaluations: evaluations.map((each) =>
+        each.step === 3 ? { ...each, sets: [{ set: 'lfw', accuracy: 1 }] } : each,
+      ),
+    }));
     await prune(target, { keep: 1, keepBest: 1 }, 'j');
     assert.deepEqual(await target.list(), [5, 2, 1]);
     assert.deepEqual(await store.list(folder(3)), []);

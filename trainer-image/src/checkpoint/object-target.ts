@@ -10,6 +10,7 @@ import { CHECKPOINT_PREFIX, type Listed, type ObjectFence } from '../storage/obj
 import type { Warn } from '../storage/object-store.ts';
 import {
   type Checkpoint,
+  type CheckpointId,
   type CheckpointSource,
   checkSizes,
   DamagedCheckpoint,
@@ -47,8 +48,8 @@ export class ObjectTarget implements CheckpointStore {
   }
 
   async complete(manifest: AnyCheckpointManifest): Promise<void> {
-    const { step, job } = manifest;
-    const listed: Listed = { step, folder: this.#folder(step), job: job.name };
+    const { step, job, time } = manifest;
+    const listed: Listed = { step, folder: this.#folder(step), job: job.name, time };
     const checkpoint = this.#checkpoint(listed, manifest);
     // A rank whose store is not the one of rank 0 would leave a manifest without its files.
     await checkSizes(checkpoint);
@@ -63,8 +64,9 @@ export class ObjectTarget implements CheckpointStore {
     return (await this.#listed()).map(({ step }) => step);
   }
 
-  async authorOf(step: number): Promise<string | undefined> {
-    return (await this.#listed()).find((each) => each.step === step)?.job;
+  async idOf(step: number): Promise<CheckpointId | undefined> {
+    const listed = (await this.#listed()).find((each) => each.step === step);
+    return listed && { job: listed.job, step, time: listed.time };
   }
 
   async evaluations(): Promise<Evaluation[]> {

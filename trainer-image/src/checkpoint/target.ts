@@ -9,9 +9,10 @@ import { flushFolder, storageError, writeNew } from '../storage/atomic-files.ts'
 import type { Fence } from '../storage/fence.ts';
 import type { Warn } from '../storage/object-store.ts';
 import {
-  authorOf,
   type Checkpoint,
+  type CheckpointId,
   checkpointDirectory,
+  checkpointId,
   checkSizes,
   completeSteps,
   type DamagedCheckpoint,
@@ -19,7 +20,7 @@ import {
   openCheckpoint,
   removeUnfinished,
 } from './directory.ts';
-import { type Evaluation, meanAccuracies, noteEvaluation, readEvaluations } from './evaluations.ts';
+import { type Evaluation, evaluationOf, meanAccuracy, noteEvaluation, readEvaluations } from './evaluations.ts';
 
 /** A new file, which is written from beginning to end. */
 export interface FileWriter {
@@ -42,8 +43,8 @@ export interface CheckpointTarget {
   complete(manifest: AnyCheckpointManifest): Promise<void>;
   /** Steps of the checkpoints that are complete, newest first. @throws FacetrainError StorageFailed */
   list(): Promise<number[]>;
-  /** Name of the job that wrote a checkpoint; undefined when its manifest does not tell. */
-  authorOf(step: number): Promise<string | undefined>;
+  /** Which training wrote a checkpoint, and when; undefined when its manifest does not tell. */
+  idOf(step: number): Promise<CheckpointId | undefined>;
   /** How checkpoints verify. @throws FacetrainError StorageFailed */
   evaluations(): Promise<Evaluation[]>;
   /** Deletes a checkpoint, at once for all readers. @throws FacetrainError FencedOff, StorageFailed */
@@ -136,8 +137,8 @@ export class FolderTarget implements CheckpointStore {
     return removeUnfinished(this.#fence.folder, this.#fence);
   }
 
-  authorOf(step: number): Promise<string | undefined> {
-    return authorOf(this.#fence.folder, step);
+  idOf(step: number): Promise<CheckpointId | undefined> {
+    return checkpointId(this.#fence.folder, step);
   }
 
   evaluations(): Promise<Evaluation[]> {
@@ -178,18 +179,16 @@ export interface Retention {
 export async function prune(target: CheckpointTarget, { keep, keepBest }: Retention, job: string): Promise<void> {
   const steps = await target.list();
   if (steps.length <= keep) return;
-  const authors = await Promise.all(steps.map((step) => target.authorOf(step)));
-  const own = steps.filter((_, index) => authors[index] === job);
-  const older = own.slice(keep);
-  const best = keepBest > 0 ? bestOf(older, meanAccuracies(await target.evaluations(), job)).slice(0, keepBest) : [];
-  for (const step of older) if (!best.includes(step)) await target.remove(step);
+  const all = await Promise.all(steps.map((step) => target.idOf(step)));
+  const older = all.flatMap((id) => (id?.job === job ? id : [])).slice(keep);
+  const best = keepBest > 0 ? bestOf(older, await target.evaluations()).slice(0, keepBest) : [];
+  for (const { step } of older) if (!best.includes(step)) await target.remove(step);
 }
 
 /** Steps by falling accuracy; of equal ones the later first. Without those that have none. */
-function bestOf(steps: number[], accuracies: ReadonlyMap<number, number>): number[] {
-  return steps
-    .filter((step) => accuracies.has(step))
-    .toSorted((a, b) => accuracies.get(b)! - accuracies.get(a)! || b - a);
+function bestOf(checkpoints: readonly CheckpointId[], evaluations: readonly Evaluation[]): number[] {
+  const found = checkpoints.flatMap((id) => evaluationOf(evaluations, id) ?? []);
+  return found.toSorted((a, b) => meanAccuracy(b) - meanAccuracy(a) || b.step - a.step).map(({ step }) => step);
 }
 
 /** Several ranks make it. Not its parents: those of a fence that was removed must not come back. */

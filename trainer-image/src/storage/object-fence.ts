@@ -30,6 +30,8 @@ const Listed = z.object({
   folder: z.string().min(1),
   /** Name of the job that wrote it. */
   job: z.string().min(1),
+  /** As its manifest has it; versions of before did not list it. */
+  time: z.string().optional(),
 });
 /** A checkpoint that counts. */
 export type Listed = z.infer<typeof Listed>;

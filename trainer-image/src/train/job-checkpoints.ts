@@ -14,6 +14,7 @@ import {
 } from '@facetrain/api';
 import { type Capabilities, capabilities, type TrainingSession, type TrainingSessionContract } from '@facetrain/native';
 import { type Checkpoint, checkContent, checkpointDirectory, DamagedCheckpoint } from '../checkpoint/directory.ts';
+import { evaluationOf } from '../checkpoint/evaluations.ts';
 import { type FolderLabels, folderLabels, haveKeptLabels, labelsMoved, labelsOf } from '../checkpoint/folder-labels.ts';
 import { type JobFacts, loadCheckpoint, rowsOptimizerOf, zeroRows } from '../checkpoint/load.ts';
 import { type Identities, readIdentities } from '../checkpoint/retired.ts';
@@ -70,8 +71,8 @@ export class JobCheckpoints {
   readonly #labels: FolderLabels | null;
   readonly #ranks: Ranks;
   readonly #program: Program;
-  /** The newest checkpoint that was begun; before the first one, the start of training. */
-  #last = { step: 0, at: performance.now() };
+  /** The newest checkpoint that was begun; before the first one, the start of training. Its time is the manifest's. */
+  #last: { step: number; at: number; time: string | undefined } = { step: 0, at: performance.now(), time: undefined };
   #inFlight: Flight | undefined;
   /** Of the checkpoint that training has resumed from. */
   #identities: Identities | undefined;
@@ -121,7 +122,7 @@ export class JobCheckpoints {
       if (found) this.#checkLabels(found.head.step, found.labels);
       const recalled = await kept.recall(head);
       if (recalled) {
-        this.#last = { step: head?.step ?? 0, at: performance.now() };
+        this.#last = { step: head?.step ?? 0, at: performance.now(), time: found?.time };
         if (found) progress.update({ checkpoint: { step: found.head.step, time: found.time } });
         this.#identities = recalled.identities;
         if (recalled.identities) await this.#retire();
@@ -141,7 +142,7 @@ export class JobCheckpoints {
       });
       if (!loaded) continue;
       const { manifest, directory } = loaded;
-      this.#last = { step, at: performance.now() };
+      this.#last = { step, at: performance.now(), time: manifest.time };
       progress.update({ checkpoint: { step, time: manifest.time } });
       // The uid is not compared: a job that was deleted and created again has a new one, and continues from the
       // checkpoint.
@@ -165,12 +166,12 @@ export class JobCheckpoints {
   }
 
   /** A checkpoint's curves, with the evaluation of its own step, which was made after it. */
-  async #curvesOf({ job, step, ...manifest }: AnyCheckpointManifest): Promise<Curves> {
+  async #curvesOf({ job, step, time, ...manifest }: AnyCheckpointManifest): Promise<Curves> {
     const stored = manifest.schemaVersion === 2 ? manifest.curves : undefined;
     const curves = stored ?? { attempts: [], intervals: [], evaluations: [] };
     if (this.#ranks.rank !== 0) return curves;
-    const noted = await this.#store.evaluations();
-    const sets = noted.find((evaluation) => evaluation.job === job.name && evaluation.step === step)?.sets ?? [];
+    const noted = evaluationOf(await this.#store.evaluations(), { job: job.name, step, time });
+    const sets = noted?.sets ?? [];
     // A version of before has noted accuracies only.
     const own = sets.flatMap((result) => CurveEvaluation.safeParse({ ...result, step }).data ?? []);
     return { ...curves, evaluations: [...curves.evaluations, ...own] };
@@ -327,14 +328,15 @@ export class JobCheckpoints {
   }
 
   /**
-   * Notes how the state after `step` steps verifies: for `keepBest`, and for the curves of an attempt that goes on from
-   * this step. To be called on every rank.
+   * Notes how the state after `step` steps verifies, if there is a checkpoint of it, complete or on its way: for
+   * `keepBest`, and for the curves of an attempt that goes on from this step. To be called on every rank.
    * @throws FacetrainError FencedOff, DiskFull, StorageFailed
    */
   async noteEvaluation(step: number, results: readonly CurveEvaluation[]): Promise<void> {
     const sets = results.filter((result) => result.step === step).map(({ step: _, ...result }) => result);
-    if (this.#ranks.rank !== 0 || sets.length === 0) return;
-    await this.#store.noteEvaluation({ job: this.#config.job.name, step, sets });
+    const { time } = this.#last;
+    if (this.#ranks.rank !== 0 || sets.length === 0 || this.#last.step !== step || time === undefined) return;
+    await this.#store.noteEvaluation({ job: this.#config.job.name, step, time, sets });
   }
 
   /** What the progress and the report say: of this attempt. */
@@ -461,7 +463,7 @@ export class JobCheckpoints {
       worldSize,
       onBlock: () => progress.tick(),
     });
-    this.#last = { step, at: begunAt };
+    this.#last = { step, at: begunAt, time: time.toISOString() };
     this.#inFlight = { pending, time, isGathered: false, hasVoted: false, wasVoted: false };
     if (!copy) {
       this.#statistics.whileTrainingWaited += 1;

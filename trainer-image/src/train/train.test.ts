@@ -189,8 +189,10 @@ test('a checkpoint whose evaluation was cut off is evaluated before training goe
     await cp(checkpointDirectory(whole.config.checkpoint.directory, step), checkpointDirectory(directory, step), {
       recursive: true,
     });
-    const evaluations = { schemaVersion: 1, evaluations: [want] };
-    if (wasEvaluated) await writeFile(join(directory, CHECKPOINT_EVALUATIONS), JSON.stringify(evaluations));
+    // Else that of a training of the same name which was there before.
+    const noted = { ...want, ...(!wasEvaluated && { time: new Date(0).toISOString() }) };
+    const evaluations = { schemaVersion: 1, evaluations: [noted] };
+    await writeFile(join(directory, CHECKPOINT_EVALUATIONS), JSON.stringify(evaluations));
     const { codes, ranks } = await runGang(folder, config, 2);
     assert.deepEqual(codes, [0, 0], ranks[0]!.text);
     const evaluated = ranks[0]!.lines.filter(({ msg }) => msg === 'evaluated').map((line) => line.step);
