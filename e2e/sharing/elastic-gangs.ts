@@ -128,7 +128,7 @@ export async function fourChangesGiveTheSameTraining(ns: Namespace): Promise<str
   assert.deepEqual(losses[0], losses[1]);
   const first = await checkpoint('elastic', early.step);
   const [moved, apart] = [await compareCheckpoints(first, steady), await compareCheckpoints(elastic, steady)];
-  assert(moved.backbone.distance > 0 && moved.centres!.angle.mean > 0);
+  assert(moved.backbone.distance! > 0 && moved.centres!.angle.mean > 0);
   assert.deepEqual([apart.backbone.distance, apart.centres!.angle.largest], [0, 0]);
   await ns.kubectl('delete', 'facetrainjob', 'elastic');
   return 'steady';

@@ -114,6 +114,13 @@ test('removed, merged and added identities; training goes on', async () => {
   assert.equal(await readFile(map, 'utf8'), '4\t5\n');
   assert.match(merged.stdout, /Merged +4 into 5, in/);
 
+  // Who removes a part of a merged person is told of the rest.
+  const parts = join(folder, 'parts');
+  await cp(checkpoints, parts, { recursive: true });
+  const part = await facetrain('head', 'remove', parts, '--classes', '4');
+  assert.match(part.stdout, /Still trained +class 5, into which 4 was merged: its class centre is made of both/);
+  assert.doesNotMatch((await facetrain('head', 'remove', parts, '--classes', '4,5')).stdout, /Still trained/);
+
   // Two people join; what the dataset had stays as it was.
   writeSmallDataset(data, { identities: IDENTITIES + 2, perIdentity: PICTURES });
   const model = join(folder, 'first', 'out', 'model', 'backbone.onnx');
@@ -298,14 +305,14 @@ test('inspect compares which classes are retired in two checkpoints', async () =
   const paths = [original, edited].map((root) => checkpointDirectory(root, step!));
   const { code, stdout, stderr } = await facetrain('inspect', ...paths);
   assert.equal(code, 0, stderr);
-  assert.match(stdout, /\n *retired in one +not told → 3 removed, 4 merged into 5\n/);
+  assert.match(stdout, /\n *retired in one +none → 3 removed, 4 merged into 5\n/);
 });
 
 test('what cannot be done is refused before anything is changed', async () => {
   const refusals: [args: string[], message: RegExp][] = [
     [['remove', checkpoints, '--classes', '99'], /class 99: the head has no such class; 0 to /],
     [['remove', checkpoints, '--classes', 'two'], /class id: a whole number/],
-    [['merge', checkpoints, '--classes', '1', '--into', '3'], /class 3: it was removed or merged before/],
+    [['merge', checkpoints, '--classes', '1', '--into', '3'], /class 3: it was removed before; a class that is/],
     [['merge', checkpoints, '--classes', '5', '--into', '5'], /class 5: it would be merged into itself; another class/],
     [['remove', join(folder, 'first'), '--classes', '1'], /no checkpoint; a folder with checkpoints/],
     [['remove', join(folder, 'step-0000000001'), '--classes', '1'], /: one checkpoint; the folder with all of them/],

@@ -71,8 +71,11 @@ export async function removeIdentities(where: string, options: RemoveOptions, li
   using place = await openPlace(where, options);
   const needles: Buffer[] = [];
   const searchedFor = new Set<number>();
+  const mergedInto = new Map<number, number>();
   const edited = await editAll(place, line, async (head, numClasses) => {
     const edit = removal(head, classes, numClasses);
+    for (const { class: id, into } of head.identities.retired)
+      if (classes.includes(id) && into !== null && !classes.includes(into)) mergedInto.set(id, into);
     for (const [label, needle] of await needlesOf(head, edit.zero)) {
       searchedFor.add(label);
       needles.push(needle);
@@ -86,7 +89,13 @@ export async function removeIdentities(where: string, options: RemoveOptions, li
   const damaged = await place.damaged();
   const gone = search.found.length === 0;
   return {
-    json: { removed: classes, checkpoints: edited, search: { classes: searched, ...search }, damaged },
+    json: {
+      removed: classes,
+      mergedBefore: [...mergedInto].map(([id, into]) => ({ class: id, into })),
+      checkpoints: edited,
+      search: { classes: searched, ...search },
+      damaged,
+    },
     text: table([
       ['Removed', `${counted(classes.length, 'class')} from ${counted(edited.length, 'checkpoint')}: ${steps(edited)}`],
       [
@@ -106,6 +115,11 @@ export async function removeIdentities(where: string, options: RemoveOptions, li
         : []),
       ...(place.copies ? [['Copies', place.copies] as [string, string]] : []),
       ['Their pictures', 'are left out of the training that goes on from here'],
+      ...[...mergedInto].map(([id, into]): [string, string] => [
+        'Still trained',
+        `class ${into}, into which ${id} was merged: its class centre is made of both. Remove it, too, if it is the ` +
+          'same person',
+      ]),
     ]),
     exitCode: gone ? ExitCode.success : ExitCode.failure,
   };

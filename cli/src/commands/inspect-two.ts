@@ -3,6 +3,9 @@ import { counted } from '@facetrain/api';
 import { type CheckpointComparison, compareCheckpoints, openAt } from '@facetrain/trainer/checkpoint/compare';
 import { percent, type StatusLine, table } from '../terminal-output.ts';
 
+/** Tensors that only one has. */
+const MOST_NAMED = 5;
+
 /** @throws FacetrainError InvalidCheckpoint, also when one of the paths is no checkpoint; StorageFailed */
 export async function inspectTwo(firstPath: string, secondPath: string, line: StatusLine) {
   const [first, second] = [await openAt(firstPath), await openAt(secondPath)];
@@ -30,11 +33,16 @@ function rowsOf({ fields, loss, accuracy, backbone, centres }: CheckpointCompari
   }
   rows.push([
     'Backbone',
-    `moved by ${percent(backbone.distance)} of its length (${counted(backbone.tensors, 'tensor')})`,
+    backbone.distance === null
+      ? 'not compared: another network, without a tensor of the same name and shape'
+      : `moved by ${percent(backbone.distance)} of its length (${counted(backbone.tensors, 'tensor')})`,
   ]);
   for (const { name, distance } of backbone.largest) if (distance > 0) rows.push([`  ${name}`, percent(distance)]);
-  if (backbone.different.length > 0)
-    rows.push(['  not in both, or of another shape', backbone.different.slice(0, 5).join(', ')]);
+  const { different } = backbone;
+  if (backbone.distance !== null && different.length > 0) {
+    const rest = different.length > MOST_NAMED ? ` and ${different.length - MOST_NAMED} more` : '';
+    rows.push(['  not in both, or of another shape', `${different.slice(0, MOST_NAMED).join(', ')}${rest}`]);
+  }
   if (centres === null) rows.push(['Class centres', 'not compared: embeddings of another length']);
   else {
     const { angle, norm } = centres;

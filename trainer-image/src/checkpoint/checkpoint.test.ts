@@ -952,6 +952,13 @@ test('two checkpoints are compared: fields, distance of the backbone, angles of 
   assert.equal(found.backbone.distance, 2 / Math.sqrt(14));
   assert.deepEqual([found.centres?.compared, found.centres?.unchanged], [11, 10]);
   assert.deepEqual(found.centres?.largest, [{ row: 6, degrees: 90 }]);
+
+  const foreign = new Gang(1).fill();
+  const { backbone } = foreign.sessions[0]!;
+  backbone.tensors = Object.fromEntries(Object.entries(backbone.tensors).map(([name, each]) => [`own.${name}`, each]));
+  await foreign.save(fence, 12);
+  const { tensors, distance, different } = (await compareCheckpoints(await open(9), await open(12))).backbone;
+  assert.deepEqual([tensors, distance, different.length], [0, null, 4]);
   assert.deepEqual([found.centres?.angle.median, found.centres?.angle.largest], [0, 90]);
 
   const same = await compareCheckpoints(await open(9), await open(9));
@@ -1067,13 +1074,15 @@ describe('identities of checkpoints on disk', () => {
       { class: 4, into: 0 },
       { class: 7, into: 0 },
     ]);
+    const [merged] = await openHeads(root);
+    await assert.rejects(merger(merged!, [3], 4), /class 4: it was merged into class 0 before; class 0, or another/);
     await all(root, (head) => removal(head, [0]), fence);
     assert.deepEqual(
       (await readIdentities(await openCheckpoint(root, 1))).retired.map(({ into }) => into),
       [null, null, null, null],
     );
     const [head] = await openHeads(root);
-    await assert.rejects(merger(head!, [3], 4), /class 4: it was removed or merged before/);
+    await assert.rejects(merger(head!, [3], 4), /class 4: it was removed before; a class that is trained/);
     assert.throws(() => removal(head!, [11]), /class 11: the head has no such class; 0 to 10/);
   });
 

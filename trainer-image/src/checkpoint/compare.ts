@@ -20,8 +20,8 @@ export interface CheckpointComparison {
     tensors: number;
     /** Names of tensors that only one has, or that differ in shape. */
     different: string[];
-    /** L2 norm of the difference, divided by that of the first. */
-    distance: number;
+    /** L2 norm of the difference, divided by that of the first, over the tensors of both; null without any. */
+    distance: number | null;
     /** The tensors that moved furthest by this measure. */
     largest: { name: string; distance: number }[];
   };
@@ -116,7 +116,7 @@ function retiredInOne(first: Identities, second: Identities): CheckpointComparis
     return only.length > MOST_RETIRED ? [...only.slice(0, MOST_RETIRED), `${only.length - MOST_RETIRED} more`] : only;
   });
   if (a!.length + b!.length === 0) return [];
-  const text = (only: string[]) => (only.length === 0 ? null : only.join(', '));
+  const text = (only: string[]) => (only.length === 0 ? 'none' : only.join(', '));
   return [{ field: 'retired in one', first: text(a!), second: text(b!) }];
 }
 
@@ -160,7 +160,7 @@ async function compareBackbones(first: Checkpoint, second: Checkpoint): Promise<
   return {
     tensors: shared.length,
     different: [...names].filter((name) => !isShared(name)),
-    distance: relative(moved, size),
+    distance: shared.length === 0 ? null : relative(moved, size),
     largest: distances.toSorted((p, q) => q.distance - p.distance).slice(0, NAMED),
   };
 }

@@ -139,12 +139,17 @@ export async function merger(
   const { numClasses: own } = checkpoint.manifest;
   checkClasses([...classes, into], numClasses);
   const gone = identities.retired.find((each) => each.class === into);
-  if (gone) throw argument(`class ${into}`, 'it was removed or merged before', 'a class that is trained');
+  if (gone)
+    throw argument(
+      `class ${into}`,
+      fateOf(gone),
+      gone.into === null ? 'a class that is trained' : `class ${gone.into}, or another that is trained`,
+    );
   const sources = [...new Set(classes)].filter((id) => id !== into);
   if (sources.length === 0) throw argument(`class ${into}`, 'it would be merged into itself', 'another class to merge');
   const done = new Set(identities.retired.filter((each) => each.into === into).map((each) => each.class));
   const retired = identities.retired.find((each) => sources.includes(each.class) && !done.has(each.class));
-  if (retired) throw argument(`class ${retired.class}`, 'it was removed or merged before', 'classes that are trained');
+  if (retired) throw argument(`class ${retired.class}`, fateOf(retired), 'classes that are trained');
   const todo = sources.filter((id) => !done.has(id));
   const others = identities.retired.map((each) =>
     each.into !== null && todo.includes(each.into) ? { ...each, into } : each,
@@ -157,6 +162,9 @@ export async function merger(
     retired: sorted([...others, ...todo.map((id) => ({ class: id, into }))]),
   };
 }
+
+const fateOf = ({ into }: RetiredClass) =>
+  into === null ? 'it was removed before' : `it was merged into class ${into} before`;
 
 /** Rows whose mean length is that of an added one are in so many blocks at most, spread evenly. */
 const MOST_MEASURED_BLOCKS = 16;

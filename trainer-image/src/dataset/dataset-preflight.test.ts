@@ -163,9 +163,13 @@ test('labels outside the classes of property', async () => {
 
 test('fewer classes in the model than the data has', async () => {
   const directory = written('10,112,112', [0, 1, 2, 3, 4, 0, 0, 0]);
-  await refused(directory, `${directory}: labels up to 4; the model has 4 classes, so labels up to 3`, {
-    numClasses: 4,
-  });
+  await refused(
+    directory,
+    `${directory}: labels up to 4; labels up to 3, as model.numClasses is 4: give it 5 or more`,
+    {
+      numClasses: 4,
+    },
+  );
   assert.equal((await preflightDataset(directory, { ...options, numClasses: 5 })).numClasses, 5);
 });
 

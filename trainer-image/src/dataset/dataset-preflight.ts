@@ -77,7 +77,7 @@ export async function preflightDataset(directory: string, options: PreflightOpti
   if (numClasses !== null && numClasses <= info.labelMax)
     refuse(
       `labels up to ${info.labelMax}`,
-      `the model has ${counted(numClasses, 'class')}, so labels up to ${numClasses - 1}`,
+      `labels up to ${numClasses - 1}, as model.numClasses is ${numClasses}: give it ${info.labelMax + 1} or more`,
     );
   const stepsPerEpoch = Math.floor(info.images / globalBatchSize);
   if (stepsPerEpoch === 0)
