@@ -67,7 +67,7 @@ test('ten million identities fit an H100 in BF16', async () => {
     /^ten-million: 10,000,000 identities, 1,024 pictures a step, 1 x NVIDIA H100 80GB, BF16\n/,
   );
   assert.match(people.stdout, /\nMemory: \d+\.\d GiB of \d+\.\d GiB: it fits\n/);
-  assert.match(people.stdout, /\n {2}class centres +9\.5 GiB {2}10000000 rows of 512 numbers in BF16\n/);
+  assert.match(people.stdout, /\n {2}class centres +9\.5 GiB {2}10,000,000 rows of 512 numbers in BF16\n/);
   assert.match(people.stdout, /\nTraining: 1,953,120 steps, about \d+ h/);
   const { stdout } = await facetrain('plan', '-f', file, '--json');
   const printed = JSON.parse(stdout) as Printed;

@@ -208,13 +208,16 @@ async function sizeOfDataset(
 const gib = (bytes: number) =>
   bytes < 2 ** 30 ? `${(bytes / 2 ** 20).toFixed(0)} MiB` : `${(bytes / 2 ** 30).toFixed(1)} GiB`;
 const count = (value: number) => value.toLocaleString('en-US');
+const several = (number: number, which: string) => (number === 1 ? which : `${number} ${which}`);
 
 function milliseconds(seconds: number): string {
   return seconds < 1 ? `${(1000 * seconds).toFixed(seconds < 0.01 ? 2 : 0)} ms` : `${seconds.toFixed(1)} s`;
 }
 
-const kept = ({ checkpoint: { keep, keepBest } }: TrainerConfig) =>
-  `the ${keep} newest${keepBest > 0 ? ` and the ${keepBest} best` : ''}, and one that is written,`;
+function kept({ checkpoint: { keep, keepBest } }: TrainerConfig): string {
+  const best = keepBest > 0 ? ` and the ${several(keepBest, 'best')}` : '';
+  return `the ${several(keep, 'newest')}${best}, and one that is written,`;
+}
 
 /** By whether it fits. */
 const COPY_OF_STATE = { true: ': there is room for', false: ': there is no room for', null: ', if there is room for' };

@@ -585,7 +585,7 @@ describe('the check before a training', () => {
     assert.equal(refusal({ globalBatchSize: 1024, microBatchSize: 128 }), undefined);
     assert.equal(refusal({ globalBatchSize: 1024, checkpointActivations: true }), undefined);
     const centres = refusal({ numClasses: 10_000_000 });
-    assert.match(centres!.message, /^class centres: training on 256 pictures with 10000000 classes needs 65\.\d GiB/);
+    assert.match(centres!.message, /^class centres: training on 256 pictures with 10,000,000 classes needs 65\.\d GiB/);
     assert.equal(refusal({ numClasses: 1_000_000, sampleRate: 0.1 }), undefined);
     assert.match(refusal({ numClasses: 1_000_000, sampleRate: 0.1 }, 4)!.message, /each of the 4 trainers/);
   });

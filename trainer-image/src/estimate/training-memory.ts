@@ -280,6 +280,8 @@ function backboneParts(facts: TrainingFacts): MemoryPart[] {
   ];
 }
 
+const thousands = (value: number) => value.toLocaleString('en-US');
+
 /** Class centres, and what their optimizer keeps. */
 function storedRows(facts: TrainingFacts): MemoryPart[] {
   const { embeddingDim: dim } = facts;
@@ -290,7 +292,7 @@ function storedRows(facts: TrainingFacts): MemoryPart[] {
     {
       name: 'class centres',
       bytes: rows * weight,
-      why: `${counted(rows, 'row')} of ${counted(dim, 'number')} in ${type}`,
+      why: `${counted(rows, 'row', thousands)} of ${counted(dim, 'number')} in ${type}`,
     },
     {
       name: facts.rowsOptimizer === 'sgd' ? 'momentum of class centres' : 'optimizer of class centres',
@@ -333,7 +335,7 @@ function cudaStep(facts: TrainingFacts): MemoryPart[] {
     {
       name: 'gradient of sampled rows',
       bytes: sampled * dim * (precision === 'bf16' ? 2 : 4),
-      why: `${counted(sampled, 'row')} a step`,
+      why: `${counted(sampled, 'row', thousands)} a step`,
     },
     { name: 'sampled rows', bytes: sampled * (dim * low + 12), why: 'at unit length, in the products’ type' },
     {
@@ -349,7 +351,11 @@ function cpuStep(facts: TrainingFacts): MemoryPart[] {
   const { embeddingDim: dim, globalBatchSize: batch, precision } = facts;
   const sampled = sampledRows(facts);
   return [
-    { name: 'gradient of sampled rows', bytes: 4 * sampled * dim, why: `${counted(sampled, 'row')} a step, FP32` },
+    {
+      name: 'gradient of sampled rows',
+      bytes: 4 * sampled * dim,
+      why: `${counted(sampled, 'row', thousands)} a step, FP32`,
+    },
     {
       name: 'logits',
       // A thread has a tile's rows, logits and exponentials; there may be a few threads.
@@ -393,9 +399,9 @@ export function checkTrainingMemory(facts: TrainingFacts, subject: string, ranks
     code: 'InsufficientMemory',
     subject: isActivations ? `${subject}: node "${keeper.node.name}" (${keeper.node.op})` : largest.name,
     found:
-      `training on ${counted(picturesOfRank(facts), 'picture')} with ${counted(facts.numClasses, 'class')} ` +
-      `needs ${gibibytes(bytes)} at ` +
-      `least${trainers}${memory}, ${gibibytes(largest.bytes)} of it for ${largest.name} (${most})`,
+      `training on ${counted(picturesOfRank(facts), 'picture', thousands)} with ` +
+      `${counted(facts.numClasses, 'class', thousands)} needs ${gibibytes(bytes)} at least${trainers}${memory}, ` +
+      `${gibibytes(largest.bytes)} of it for ${largest.name} (${most})`,
     allowed:
       `the ${gibibytes(limit)} that are available: more memory, ${less}, more trainers.replicas, ` +
       'loss.rows.precision BF16, or a smaller model; facetrain plan says what each takes',
