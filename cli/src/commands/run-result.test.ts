@@ -37,8 +37,11 @@ test('a failed job says why, whatever is left in its folder', async () => {
     await writeFile(join(out, 'train-report.json'), content);
     const result = makeRunResult(job, failed, paths(), 0, 1);
     assert.deepEqual([result.phase, result.exitCode, result.message], ['Failed', 2, message], content);
-    assert.equal(result.train, undefined, content);
+    assert.deepEqual([result.train, result.curves], [undefined, undefined], content);
   }
+  // It had done steps.
+  await mkdir(join(out, 'tensorboard'));
+  assert.match(summary(makeRunResult(job, failed, paths(), 0, 1)), /^ +Curves +\S+\/tensorboard: of the steps until/m);
 });
 
 test('a run without a quantization succeeds beside a damaged artifact', async () => {

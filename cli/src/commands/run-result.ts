@@ -46,6 +46,8 @@ export interface RunResult {
     accuracyDrop: number | null;
     evaluation: { set: string; fp32: number; int7: number }[];
   };
+  /** The folder with the curves for TensorBoard, where training ended without a report. */
+  curves?: string;
   /** Paths of the reports for people; that of the quantization also when the gate was missed. */
   reports: string[];
 }
@@ -80,6 +82,7 @@ export function makeRunResult(
     seconds,
     ...trainResult(out),
     ...artifactResult(status.artifact?.uri, quantizeJob?.manifest),
+    ...curvesIn(out),
     reports: reportsIn(
       out,
       hasReport ? (exitCode === ExitCode.gateFailed ? join(artifact, ARTIFACT.rejected) : artifact) : undefined,
@@ -108,6 +111,11 @@ export function makeKeptResult(job: FaceTrainJob, { out, artifact }: RunPaths): 
 function reportsIn(out: string, folder: string | undefined): string[] {
   const paths = [join(out, OUTPUT.trainReportHtml), ...(folder ? [join(folder, ARTIFACT.reportHtml)] : [])];
   return paths.filter((path) => existsSync(path));
+}
+
+function curvesIn(out: string): Pick<RunResult, 'curves'> {
+  const curves = join(out, OUTPUT.tensorboard);
+  return existsSync(curves) && !existsSync(join(out, OUTPUT.trainReportHtml)) ? { curves } : {};
 }
 
 function trainResult(out: string): Pick<RunResult, 'train' | 'evaluation'> {
@@ -187,12 +195,13 @@ function accuracyRows({ evaluation, artifact }: RunResult): Rows {
   return rows;
 }
 
-function fileRows({ train, artifact, reports }: RunResult): Rows {
+function fileRows({ train, artifact, curves, reports }: RunResult): Rows {
   const rows: Rows = [];
   if (train && existsSync(train.model))
     rows.push(['FP32 model', `${train.model} (${bytes(statSync(train.model).size)})`]);
   const int7 = artifact?.files[ARTIFACT.model];
   if (artifact && int7) rows.push(['INT7 model', `${join(artifact.dir, ARTIFACT.model)} (${bytes(int7.bytes)})`]);
+  if (curves !== undefined) rows.push(['Curves', `${curves}: of the steps until then, for TensorBoard`]);
   if (reports.length > 0) rows.push(['Reports', reports.join(', ')]);
   return rows;
 }

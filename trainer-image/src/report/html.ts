@@ -50,7 +50,8 @@ export function percent(share: number | null): string {
 
 /** Four significant digits. */
 export function short(value: number): string {
-  return Number(value.toPrecision(4)).toString();
+  const rounded = Number(value.toPrecision(4));
+  return Math.abs(rounded) >= 1e6 ? rounded.toExponential() : rounded.toString();
 }
 
 export function count(value: number): string {

@@ -76,7 +76,7 @@ test('the page shows the figures, loads no other file and has no script', () => 
     '76.00 % ± 2.00',
     '12.50 % @ 1e-2',
     'The loader keeps up.',
-    '<td>backward</td><td>backward pass of the backbone</td><td>100</td>',
+    '<td>backward</td><td><span class="wrapped">backward pass of the backbone</span></td><td>100</td>',
     '50.0 %',
     '<td>all</td><td></td><td>200</td>',
   ])
@@ -201,6 +201,14 @@ test('ticks are round and enclose the values', () => {
     assert(ticks[0]! <= low + 1e-12 && ticks.at(-1)! >= high - 1e-12, `${low}..${high}: ${ticks}`);
   }
   assert.deepEqual(niceTicks(0.02, 0.93), [0, 0.2, 0.4, 0.6000000000000001, 0.8, 1]);
+  assert.deepEqual(niceTicks(100, 100), [98, 100, 102]);
+});
+
+test('numbers of a training that diverges are short', () => {
+  const history = report().history.map((interval) => ({ ...interval, loss: 1.014e12 * interval.step }));
+  const html = trainReportHtml(report({ lossFirst: 1.014e12, history }));
+  assert.match(html, /1\.014e\+12 → /);
+  assert.doesNotMatch(html, />[^<]*\d{8}/);
 });
 
 test('the report says whether steps wait for the loader', () => {

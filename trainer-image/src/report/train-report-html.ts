@@ -150,7 +150,7 @@ function stages({ stageSeconds: seconds, device }: TrainReport): string {
   const where = device === 'cuda' ? ' Times are those of the GPU.' : '';
   const rows = stepStages.map((stage) => [
     stage,
-    STEP_STAGES[stage],
+    wrapped(STEP_STAGES[stage]),
     short(1000 * seconds![stage]),
     `<span class="bar" style="width: ${share(stage).toFixed(1)}px"></span> ${share(stage).toFixed(1)} %`,
   ]);
@@ -305,11 +305,13 @@ ${ends}
 </svg>`;
 }
 
-/** Four to seven round numbers around [low, high]. */
+/** Four to seven round numbers around [low, high]; three around one number. */
 export function niceTicks(low: number, high: number): number[] {
   const span = high - low || Math.abs(high) * 0.1 || 1;
   const power = 10 ** Math.floor(Math.log10(span / 4));
   const unit = power * [1, 2, 5, 10].find((factor) => span / (power * factor) <= 5)!;
+  // What never changes is a line in the middle.
+  if (low === high) return [low - unit, low, low + unit];
   const first = Math.floor(low / unit);
   const last = Math.max(Math.ceil(high / unit), first + 1);
   return Array.from({ length: last - first + 1 }, (_, index) => (first + index) * unit);
