@@ -32,14 +32,15 @@ export const ADDON = 'facetrain_node';
 const require = createRequire(import.meta.url);
 const folderOf = (name) => dirname(require.resolve(`${name}/package.json`));
 
-const tests = (libraries, cuda) => [
+/** All but the addon. */
+const withoutAddon = (libraries, cuda) => [
   `-DLIBTORCH_ROOT=${libraries}`,
   `-DFACETRAIN_CUDA=${cuda}`,
   '-DFACETRAIN_GLOO=ON',
   '-DFACETRAIN_PICTURES=ON',
 ];
 const withLibtorch = (libraries, cuda) => [
-  ...tests(libraries, cuda),
+  ...withoutAddon(libraries, cuda),
   `-DNODE_ADDON_API=${folderOf('node-addon-api')}`,
   `-DNODE_API_HEADERS=${folderOf('node-api-headers')}`,
 ];
@@ -47,7 +48,7 @@ const withLibtorch = (libraries, cuda) => [
 /** By the name of what each finds: the libraries and tests in native/, without the addon, which Node could not load. */
 const sanitized = (name, sanitizers) => ({
   folder: sanitizedBuild(name),
-  options: () => [...tests(libtorch, 'OFF'), `-DFACETRAIN_SANITIZE=${sanitizers}`],
+  options: () => [...withoutAddon(libtorch, 'OFF'), `-DFACETRAIN_SANITIZE=${sanitizers}`],
 });
 
 /**

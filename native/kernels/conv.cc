@@ -10,7 +10,7 @@
 
 #include <algorithm>
 
-#include "kernels/clones.h"
+#include "clones.h"
 #include "kernels/conv_tile.h"
 
 namespace facetrain {

@@ -3,7 +3,7 @@
 #include <algorithm>
 #include <vector>
 
-#include "kernels/clones.h"
+#include "clones.h"
 
 namespace facetrain {
 namespace {

@@ -8,7 +8,7 @@
 #include <bit>
 #include <cstdint>
 
-#include "kernels/clones.h"
+#include "clones.h"
 
 // For the parts of a function with FACETRAIN_CLONES: a part that were called would have one version.
 #define FT_ALWAYS_INLINE __attribute__((always_inline))

@@ -5,8 +5,8 @@
 #include <numeric>
 #include <utility>
 
+#include "clones.h"
 #include "error.h"
-#include "kernels/clones.h"
 #include "kernels/elementwise.h"
 
 namespace facetrain {

@@ -3,7 +3,7 @@
 #include <algorithm>
 #include <cstring>
 
-#include "kernels/clones.h"
+#include "clones.h"
 
 namespace facetrain {
 namespace {

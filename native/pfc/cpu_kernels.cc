@@ -3,7 +3,7 @@
 #include <cmath>
 #include <cstring>
 
-#include "kernels/clones.h"
+#include "clones.h"
 #include "pfc/cpu_products.h"
 
 namespace facetrain::cpu {

@@ -1,5 +1,5 @@
 // The loops of the step on CPUs over single rows: what is neither a matrix product nor a collective. Plain C++ without
-// torch, compiled for several instruction sets, which all give the same numbers (kernels/clones.h).
+// torch, compiled for several instruction sets, which all give the same numbers (clones.h).
 #pragma once
 
 #include <cstdint>

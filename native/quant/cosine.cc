@@ -4,7 +4,7 @@
 #include <cmath>
 #include <vector>
 
-#include "kernels/clones.h"
+#include "clones.h"
 
 namespace facetrain {
 namespace {

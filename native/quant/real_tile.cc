@@ -2,7 +2,7 @@
 
 #include <algorithm>
 
-#include "kernels/clones.h"
+#include "clones.h"
 #if defined(__x86_64__)
 #include <immintrin.h>
 #endif

@@ -4,9 +4,9 @@
 #include <cmath>
 #include <optional>
 
+#include "clones.h"
 #include "counted.h"
 #include "error.h"
-#include "kernels/clones.h"
 #include "kernels/elementwise.h"
 #include "quant/cosine.h"
 #include "quant/equalize.h"
