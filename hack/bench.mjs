@@ -78,10 +78,10 @@ const benchmarks = {
     await buildNative({ targets: [ADDON], cuda });
     return attached([node, join(root, 'bench', 'train', 'precision-accuracy.ts'), ...args], { env: computing() });
   },
-  /** The training of a backbone, on a CPU or a GPU. */
+  /** The training of a backbone, on a CPU or a GPU, and its forward and backward pass in eager PyTorch. */
   async train(args) {
     await nativeBenchmark('train_bench', args);
-    return attached([join(build, 'train_bench'), ...args], { env: computing() });
+    return attached([join(build, 'train_bench'), ...(await reference(args, 'torch')), ...args], { env: computing() });
   },
   /** The loader: decoded pictures per second and core. Beside it the decoders alone, and OpenCV and Pillow. */
   async data(args) {

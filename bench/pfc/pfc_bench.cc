@@ -33,10 +33,10 @@
 #include "../common/arguments.h"
 #include "../common/measure.h"
 #include "../common/npy.h"
+#include "../common/reference.h"
 #include "comm/comm.h"
 #include "pfc/partial_fc.h"
 #include "precision.h"
-#include "reference.h"
 #include "test/processes.h"
 #include "torch_error.h"
 
@@ -409,9 +409,7 @@ class Theirs {
       process_ = std::make_unique<Reference>(
           arguments.text("reference", ""),
           arguments.text("reference-script", bench::bench_folder() / "pfc/reference.py"), given);
-      const std::string line = process_->line();
-      const size_t at = line.find(": \"") + 3;
-      figures_.name = line.substr(at, line.find('"', at) - at);
+      figures_.name = process_->name();
     });
   }
   ~Theirs() { std::filesystem::remove_all(folder_); }

@@ -1,5 +1,5 @@
 // Measures the training of a backbone: its forward and backward pass alone, or a session's whole step with decoding,
-// Partial FC and SGD.
+// Partial FC and SGD. The reference, reference.py, does the forward and backward pass by turns.
 //
 // What is a figure of:
 //   forwardMs, stepMs  medians of the time until the device has finished; of a whole step, the mean of all steps, since
@@ -8,12 +8,14 @@
 //   rssMiB, deviceMiB  largest resident memory of the process, and memory of tensors on the CUDA device
 #include <ATen/ATen.h>
 #include <ATen/Parallel.h>
+#include <signal.h>
 
 #include <atomic>
 #include <filesystem>
 #include <iomanip>
 #include <iostream>
 #include <memory>
+#include <optional>
 #include <sstream>
 #include <string>
 #include <thread>
@@ -21,6 +23,7 @@
 
 #include "../common/arguments.h"
 #include "../common/measure.h"
+#include "../common/reference.h"
 #include "graph_file.h"
 #include "made_up_dataset.h"
 #include "model/executor.h"
@@ -53,6 +56,9 @@ const std::vector<bench::Option> kOptions{
     {"loader-threads", "N", "that decode; 2"},
     {"micro-batch", "M", "pictures that go through the backbone at once in a whole step; the batch"},
     {"checkpoint-activations", "", "compute most activations twice"},
+    {"reference", "PYTHON", "a Python with torch, which does the same pass in eager PyTorch by turns; none"},
+    {"reference-script", "FILE",
+     "the reference; bench/train/reference.py of the repository that has this in native/build"},
     {"json", "", "print the JSON alone"},
 };
 
@@ -63,6 +69,7 @@ struct Case {
   at::Device device;
   int64_t steps, warmup;
   bool checkpoint_activations;
+  int threads;
 };
 
 struct Figures {
@@ -75,7 +82,45 @@ Figures memory_of(at::Device device, Figures figures) {
   return figures;
 }
 
-Figures measure_backbone(const Graph& graph, const Case& given) {
+// The reference: the same forward and backward pass in eager PyTorch.
+class Theirs {
+ public:
+  Theirs(const Arguments& arguments, const std::string& file, const Case& given)
+      : given_(given),
+        process_(arguments.text("reference", ""),
+                 arguments.text("reference-script", bench::bench_folder() / "train/reference.py"),
+                 {"--graph", file, "--batch", std::to_string(given.batch), "--precision",
+                  std::string(name_of(given.precision)), "--device", given.device.is_cuda() ? "cuda" : "cpu",
+                  "--threads", std::to_string(given.threads)}),
+        name_(process_.name()) {}
+
+  const std::string& name() const { return name_; }
+
+  void step() {
+    const std::string line = process_.step();
+    if (++steps_ <= given_.warmup) return;
+    forward_.push_back(bench::number_in(line, "forwardMs").value_or(-1));
+    step_.push_back(bench::number_in(line, "stepMs").value_or(-1));
+  }
+
+  Figures finish() {
+    const std::string line = process_.finish();
+    return {.forward_ms = bench::median(forward_),
+            .step_ms = bench::median(step_),
+            .rss_mib = bench::number_in(line, "rssMiB").value_or(-1),
+            .device_mib = bench::number_in(line, "deviceMiB").value_or(-1)};
+  }
+
+ private:
+  const Case& given_;
+  bench::Reference process_;
+  std::string name_;
+  int64_t steps_ = 0;
+  std::vector<double> forward_, step_;
+};
+
+// Theirs may be null.
+Figures measure_backbone(const Graph& graph, const Case& given, Theirs* theirs) {
   const auto executor = make_executor(graph, given.device);
   executor->set_precision(resolve_precision(given.precision, given.device));
   executor->checkpoint_activations(given.checkpoint_activations);
@@ -100,9 +145,11 @@ Figures measure_backbone(const Graph& graph, const Case& given) {
     const bench::Moment middle(given.device);
     out.backward(gradient);
     bench::synchronize(given.device);
-    if (i < given.warmup) continue;
-    step.push_back(watch.milliseconds());
-    forward.push_back(begin.milliseconds_until(middle));
+    if (i >= given.warmup) {
+      step.push_back(watch.milliseconds());
+      forward.push_back(begin.milliseconds_until(middle));
+    }
+    if (theirs != nullptr) theirs->step();
   }
   return memory_of(given.device, {.forward_ms = bench::median(forward), .step_ms = bench::median(step)});
 }
@@ -152,13 +199,15 @@ Figures measure_step(const Graph& graph, const Case& given, const Arguments& arg
   return memory_of(given.device, {.step_ms = watch.milliseconds() / given.steps});
 }
 
-void print(const Case& given, const std::string& graph, const Figures& figures, bool json, int threads) {
+// Name: of the reference; of ours, empty.
+void print(const Case& given, const std::string& graph, const std::string& name, const Figures& figures, bool json) {
   const double rate = 1000 * static_cast<double>(given.batch) / figures.step_ms;
   const std::string device = given.device.is_cuda() ? "cuda" : "cpu", precision(name_of(given.precision));
   if (!json) {
     std::ostringstream forward;
     forward << std::fixed << std::setprecision(2) << figures.forward_ms;
-    std::cout << std::left << std::setw(16) << graph << std::setw(10) << given.mode << std::setw(6) << device
+    const std::string first = name.empty() ? graph : "  " + name;
+    std::cout << std::left << std::setw(24) << first << std::setw(10) << given.mode << std::setw(6) << device
               << std::setw(6) << precision << std::right << std::fixed << std::setprecision(2) << std::setw(6)
               << given.batch << std::setw(13) << (figures.forward_ms < 0 ? "-" : forward.str()) << std::setw(13)
               << figures.step_ms << std::setprecision(1) << std::setw(13) << rate << std::setprecision(0)
@@ -166,9 +215,10 @@ void print(const Case& given, const std::string& graph, const Figures& figures, 
               << std::flush;
     return;
   }
-  std::cout << std::defaultfloat << std::setprecision(6) << R"({"benchmark":"train","mode":")" << given.mode
-            << R"(","graph":")" << graph << R"(","device":")" << device << R"(","precision":")" << precision
-            << R"(","batch":)" << given.batch << R"(,"threads":)" << threads << R"(,"forwardMs":)";
+  std::cout << std::defaultfloat << std::setprecision(6) << R"({"benchmark":"train",)"
+            << (name.empty() ? "" : R"("name":")" + name + R"(",)") << R"("mode":")" << given.mode << R"(","graph":")"
+            << graph << R"(","device":")" << device << R"(","precision":")" << precision << R"(","batch":)"
+            << given.batch << R"(,"threads":)" << given.threads << R"(,"forwardMs":)";
   if (figures.forward_ms < 0) {
     std::cout << "null";
   } else {
@@ -195,11 +245,12 @@ int run(const Arguments& arguments) {
 
   const bool json = arguments.has("json");
   if (!json) {
-    std::cout << std::left << std::setw(16) << "backbone" << std::setw(10) << "mode" << std::setw(6) << "on"
+    std::cout << std::left << std::setw(24) << "backbone" << std::setw(10) << "mode" << std::setw(6) << "on"
               << std::setw(6) << "in" << std::right << std::setw(6) << "batch" << std::setw(13) << "forward ms"
               << std::setw(13) << "step ms" << std::setw(13) << "images/s" << std::setw(12) << "MiB"
               << "\n";
   }
+  const bool beside = mode == "backbone" && arguments.text("reference", "none") != "none";
   int failures = 0;
   for (const std::string& batch : arguments.list("batch", "32")) {
     for (const std::string& precision_name : arguments.list("precision", "fp32")) {
@@ -212,11 +263,16 @@ int run(const Arguments& arguments) {
                        device,
                        arguments.integer("steps", 10),
                        arguments.integer("warmup", device.is_cuda() ? 5 : 2, 0),
-                       arguments.has("checkpoint-activations")};
+                       arguments.has("checkpoint-activations"),
+                       threads};
       try {
-        const Figures figures =
-            mode == "backbone" ? measure_backbone(graph, given) : measure_step(graph, given, arguments);
-        print(given, name, figures, json, threads);
+        std::optional<Theirs> theirs;
+        if (beside) theirs.emplace(arguments, file, given);
+        print(given, name, "",
+              mode == "backbone" ? measure_backbone(graph, given, theirs ? &*theirs : nullptr)
+                                 : measure_step(graph, given, arguments),
+              json);
+        if (theirs) print(given, name, theirs->name(), theirs->finish(), json);
       } catch (const std::exception& error) {  // such as memory that does not suffice for this batch
         ++failures;
         std::cerr << name << ", batch " << batch << ", " << precision_name << ": " << message_of(error) << "\n";
@@ -230,6 +286,7 @@ int run(const Arguments& arguments) {
 
 int main(int argc, char** argv) {
   const Arguments arguments(argc, argv, kUsage, kOptions);
+  signal(SIGPIPE, SIG_IGN);  // a reference that has ended is an error of the write
   try {
     return run(arguments);
   } catch (const std::exception& error) {

@@ -1,4 +1,4 @@
-// The reference of the benchmark: reference.py in a process of its own, which does a step when it is told to.
+// The reference of a benchmark: its reference.py in a process of its own, which does a step when it is told to.
 #pragma once
 
 #include <spawn.h>
@@ -24,7 +24,7 @@ inline std::optional<double> number_in(const std::string& json, const std::strin
 class Reference {
  public:
   // Throws std::runtime_error when it does not start, or ends: for example for lack of memory. It writes the reason to
-  // standard error.
+  // standard error. The caller ignores SIGPIPE, so that a reference that has ended is an error of the next step.
   Reference(const std::string& python, const std::string& script, const std::vector<std::string>& arguments) {
     int to_child[2], from_child[2];
     if (pipe(to_child) != 0 || pipe(from_child) != 0) throw std::runtime_error("no pipe");
@@ -67,6 +67,14 @@ class Reference {
     input_.reset();
     return line();
   }
+  // Its first line: what it calls itself.
+  std::string name() {
+    const std::string text = line();
+    const size_t at = text.find(": \"") + 3;
+    return text.substr(at, text.find('"', at) - at);
+  }
+
+ private:
   std::string line() {
     std::string text;
     for (int c = 0; (c = std::fgetc(output_.get())) != '\n';) {
@@ -76,7 +84,6 @@ class Reference {
     return text;
   }
 
- private:
   struct Close {
     void operator()(FILE* file) const { std::fclose(file); }
   };
