@@ -13,6 +13,7 @@
 #include <limits>
 #include <optional>
 
+#include "counted.h"
 #include "data/file_kind.h"
 #include "data/labels_file.h"
 #include "data/loader.h"
@@ -215,8 +216,8 @@ class RecordDataset : public Dataset {
 
   [[noreturn]] void refuse_label(const Entry& entry, const std::string& label) const {
     throw Error("InvalidDataset", name(entry), "its label is " + label,
-                "property has " + std::to_string(property_.identities) +
-                    " identities, so labels are whole numbers from 0 to " + std::to_string(property_.identities - 1));
+                "property has " + counted(property_.identities, "identity") +
+                    ", so labels are whole numbers from 0 to " + std::to_string(property_.identities - 1));
   }
 
   static bool lacks_only_property(const std::string& directory) {
@@ -267,7 +268,7 @@ class RecordDataset : public Dataset {
     if (record.flag > 0) {
       if (payload.size() / sizeof(float) < record.flag) {
         refuse(entry,
-               "its header announces " + std::to_string(record.flag) + " labels in " + std::to_string(payload.size()) +
+               "its header announces " + counted(record.flag, "label") + " in " + std::to_string(payload.size()) +
                    " bytes",
                "four bytes for each label");
       }

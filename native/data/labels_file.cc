@@ -5,6 +5,7 @@
 #include <filesystem>
 #include <fstream>
 
+#include "counted.h"
 #include "data/file_kind.h"
 #include "error.h"
 #include "random.h"
@@ -49,7 +50,7 @@ std::optional<LabelsFile> LabelsFile::open(const std::string& directory, int64_t
     refuse(kind ? "is " + std::string(kind->name) : "is no file of labels");
   }
   if (header.pictures != static_cast<uint64_t>(pictures)) {
-    refuse("has labels of " + std::to_string(header.pictures) + " pictures, but the dataset has " +
+    refuse("has labels of " + counted(header.pictures, "picture") + ", but the dataset has " +
            std::to_string(pictures));
   }
   const size_t expected = sizeof(header) + sizeof(int64_t) * static_cast<size_t>(pictures);

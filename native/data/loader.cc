@@ -17,6 +17,7 @@
 #include <thread>
 #include <utility>
 
+#include "counted.h"
 #include "data/augment.h"
 #include "data/batch_part.h"
 #include "data/degrade.h"
@@ -55,8 +56,7 @@ class RingLoader : public Loader {
         steps_per_epoch_(dataset_->size() / options.global_batch),
         next_(options.first_step) {
     if (steps_per_epoch_ == 0) {
-      throw Error("InvalidDataset", dataset_->name(0),
-                  "is of a dataset of " + std::to_string(dataset_->size()) + " pictures",
+      throw Error("InvalidDataset", dataset_->name(0), "is of a dataset of " + counted(dataset_->size(), "picture"),
                   "a global batch takes " + std::to_string(options.global_batch));
     }
     for (int64_t i = 0; i < kAhead; ++i) ring_.push_back(slot_for({}));
@@ -202,7 +202,7 @@ class RingLoader : public Loader {
     }
     throw Error("InvalidDataset", "dataset.maxBadPictures", std::to_string(bad_.size()) + " bad pictures: " + named,
                 "at most " + std::to_string(options_.max_bad) + " of the dataset's " +
-                    std::to_string(dataset_->size()) + " pictures; facetrain dataset check lists them");
+                    counted(dataset_->size(), "picture") + "; facetrain dataset check lists them");
   }
 
   // The label that a picture counts as, or kRemoved.

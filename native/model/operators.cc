@@ -27,6 +27,7 @@
 #include <limits>
 #include <optional>
 
+#include "counted.h"
 #include "model/batch_norm_prelu.h"
 #include "model/grouped_conv.h"
 #include "model/prelu.h"
@@ -57,7 +58,7 @@ at::Tensor Constants::tensor(const std::string& name, Role role) {
   if (constant.type != Constant::Type::float32 || static_cast<int64_t>(constant.floats.size()) != count) {
     throw Error("InvalidModel", "tensor '" + name + "'",
                 constant.type == Constant::Type::float32
-                    ? std::to_string(constant.floats.size()) + " numbers in a shape of " + std::to_string(count)
+                    ? counted(constant.floats.size(), "number") + " in a shape of " + std::to_string(count)
                     : "holds integers",
                 "weights are float32, as many as their shape says");
   }
@@ -140,8 +141,8 @@ void Binding::all_read() const {
 
 void Binding::arity(size_t least, size_t most) const {
   if (node_.inputs.size() < least || node_.inputs.size() > most) {
-    invalid(std::to_string(node_.inputs.size()) + " inputs",
-            least == most ? std::to_string(least) : std::to_string(least) + " to " + std::to_string(most) + " inputs");
+    invalid(counted(node_.inputs.size(), "input"),
+            least == most ? std::to_string(least) : std::to_string(least) + " to " + counted(most, "input"));
   }
   for (size_t i = 0; i < least; ++i) {
     if (!given(i)) invalid("input " + std::to_string(i) + " is left out", "it is not optional");
@@ -202,7 +203,7 @@ Operator conv(Binding& node) {
   const at::Tensor bias = node.given(2) ? node.tensor(2, Role::parameter) : at::Tensor();
   const int64_t group = node.integer("group", 1);
   if (weight.dim() != 4)
-    node.unsupported("a weight of " + std::to_string(weight.dim()) + " dimensions", "[outputs, inputs, height, width]");
+    node.unsupported("a weight of " + counted(weight.dim(), "dimension"), "[outputs, inputs, height, width]");
   const Numbers kernel = node.integers("kernel_shape", {weight.size(2), weight.size(3)});
   if (kernel != Numbers{weight.size(2), weight.size(3)})
     node.invalid("'kernel_shape' is not the weight's", "the weight's last two dimensions");
@@ -333,7 +334,7 @@ Operator gemm(Binding& node) {
   const bool transposed = node.integer("transB", 0) != 0;
   const at::Tensor weight = node.tensor(1, Role::parameter);
   const at::Tensor bias = node.given(2) ? node.tensor(2, Role::parameter) : at::Tensor();
-  if (weight.dim() != 2) node.invalid("a weight of " + std::to_string(weight.dim()) + " dimensions", "two");
+  if (weight.dim() != 2) node.invalid("a weight of " + counted(weight.dim(), "dimension"), "two");
   return [=, compute = node.compute()](Inputs in, Pass) {
     TORCH_CHECK(in[0].dim() == 2, "its input has ", in[0].dim(), " dimensions, not two");
     const at::Tensor x = compute->operand(in[0]), b = compute->operand(bias);

@@ -5,6 +5,7 @@
 #include <algorithm>
 #include <array>
 
+#include "counted.h"
 #include "error.h"
 #include "pfc/row_window.h"
 #include "pfc/step.h"
@@ -51,7 +52,7 @@ void check_labels(const at::Tensor& labels, int64_t num_classes, int ranks, cons
     throw Error("InvalidDataset", "labels",
                 "label " + std::to_string(label[i]) + " in the batch of rank " +
                     std::to_string(rank_of(i, labels.numel(), ranks, parts)),
-                "0 to " + std::to_string(num_classes - 1) + " for " + std::to_string(num_classes) + " classes");
+                "0 to " + std::to_string(num_classes - 1) + " for " + counted(num_classes, "class"));
   }
 }
 

@@ -45,6 +45,9 @@ at::Tensor view(std::span<uint8_t> bytes, const at::Tensor& like) {
   return at::from_blob(bytes.data(), like.sizes(), like.scalar_type());
 }
 
+// A number that is none has a sign for some processors: nan and -nan are the same to a reader.
+std::string in_words(double value) { return std::isnan(value) ? "nan" : std::to_string(value); }
+
 at::Tensor flags_of(const Session::Votes& votes) {
   return at::tensor({votes.stop ? 1.F : 0.F, votes.checkpoint ? 1.F : 0.F, votes.writing ? 1.F : 0.F});
 }
@@ -200,10 +203,9 @@ Session::StepResult Session::step(int64_t step, double learning_rate, Votes vote
   // Loss and norm are the same on every rank; an overflow on one is in the sum over all.
   const bool skipped = loss_scale_ && std::isfinite(loss) && !std::isfinite(norm) && loss_scale_->shrink();
   if (!skipped && (!std::isfinite(loss) || !std::isfinite(norm))) {
-    throw Error(
-        "NotANumber", "step " + std::to_string(step),
-        "the loss is " + std::to_string(loss) + ", the L2 norm of the backbone's gradient " + std::to_string(norm),
-        "finite numbers: lower the learning rate, warm up for longer, or clip the gradient");
+    throw Error("NotANumber", "step " + std::to_string(step),
+                "the loss is " + in_words(loss) + ", the L2 norm of the backbone's gradient " + in_words(norm),
+                "finite numbers: lower the learning rate, warm up for longer, or clip the gradient");
   }
   if (!skipped) {
     apply_sgd(learning_rate, norm);

@@ -284,7 +284,7 @@ suite('Model', () => {
     'a missing input': {
       chain: () => start().node('Conv'),
       code: 'InvalidModel',
-      message: /^node 'conv1' \(Conv\): 1 inputs; 2 to 3 inputs/,
+      message: /^node 'conv1' \(Conv\): 1 input; 2 to 3 inputs/,
     },
     'shapes that do not fit': {
       chain: () => start().node('Conv', {}, floats(2, 5, 1, 1)),
