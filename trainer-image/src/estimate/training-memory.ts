@@ -89,6 +89,9 @@ const NCCL_BUFFERS = 350 * MIB;
 /** Resident memory of the program with libtorch before a session is opened; with CUDA's libraries. */
 export const PROGRAM = { cpu: 250 * MIB, cuda: 3 * GIB };
 
+/** Copies of the weights beside them, while a model is read, laid out and takes its first step, on a CPU. */
+const OPENING = 3;
+
 /** Rows of class centres of the rank that has most. */
 export const rowsOfRank = ({ numClasses, replicas }: Pick<TrainingFacts, 'numClasses' | 'replicas'>) =>
   Math.ceil(numClasses / replicas);
@@ -139,8 +142,15 @@ export function trainingMemory(facts: TrainingFacts): TrainingMemory {
     isGuess: true as const,
   };
   const kept = keptSteps(facts);
-  if (device === 'cpu')
-    return { device: [...parts, ...integerSums(facts), loader, ...kept, program], host: [], checkpointCopy };
+  if (device === 'cpu') {
+    const opening = {
+      name: 'opening the model',
+      bytes: OPENING * 4 * backbone.parameters,
+      why: 'its weights three times more, in places that the allocator keeps and no step fits into',
+      isGuess: true as const,
+    };
+    return { device: [...parts, ...integerSums(facts), loader, ...kept, opening, program], host: [], checkpointCopy };
+  }
   const context = {
     name: 'CUDA context',
     bytes: CUDA_CONTEXT + (facts.replicas > 1 ? NCCL_BUFFERS : 0),
