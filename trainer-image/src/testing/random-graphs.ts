@@ -315,12 +315,25 @@ function residual(n: Network, x: Value, { form, channels: hidden }: Step): strin
   return form % 4 < 2 ? sum : b.node('Relu', [sum]);
 }
 
+/** Whether each window has a pixel of the map: runtimes differ in what the largest of none is. */
+const reachesMap = ({ shape }: Value, { kernel_shape, strides, pads, dilations }: ReturnType<typeof windowOf>) =>
+  [0, 1].every((axis) => {
+    const [size, before, dilation] = [shape[1 + axis]!, pads[axis]!, dilations[axis]!];
+    const last = size + pads[axis + 2]! - dilation * (kernel_shape[axis]! - 1) - 1;
+    for (let start = -before; start <= last; start += strides[axis]!) {
+      const pixels = Array.from({ length: kernel_shape[axis]! }, (_, k) => start + k * dilation);
+      if (!pixels.some((pixel) => pixel >= 0 && pixel < size)) return false;
+    }
+    return true;
+  });
+
 function pool({ b }: Network, x: Value, step: Step): string {
-  const { dilations, ...window } = windowOf(
+  const { dilations: asked, ...window } = windowOf(
     x,
     { ...step, dilations: step.form % 14 ? [1, 1] : step.dilations },
     { padsBelowKernel: true },
   );
+  const dilations = reachesMap(x, { ...window, dilations: asked }) ? asked : [1, 1];
   // A last window that begins behind the map is left out, which ONNX Runtime's inference of shapes does not know.
   const isWhole = [0, 1].every((axis) => {
     const [size, stride, before] = [x.shape[1 + axis]!, window.strides[axis]!, window.pads[axis]!];
@@ -607,7 +620,7 @@ const VIEWS = new Set(['Flatten', 'Identity', 'Reshape', 'Transpose']);
 /** And those that keep them where they take the mean of one number. */
 const MEANS = new Set(['AveragePool', 'GlobalAveragePool', 'ReduceMean']);
 /** And those that, by a constant, give the picture another range, which is read as that. */
-const RANGES = new Set(['Add', 'Div', 'Mul', 'Sub']);
+const RANGES = new Set(['Add', 'BatchNormalization', 'Div', 'Mul', 'Sub']);
 
 /** The network of a recipe; undefined when its steps make none. */
 export function networkOf(recipe: Recipe): Graph | undefined {
