@@ -11,6 +11,7 @@ import type { TrainReport } from '@facetrain/api';
 import { packDataset, readLabels } from '@facetrain/native';
 import { countByLabel, shuffled } from '@facetrain/trainer/dataset/hold-out';
 import { Pairs } from '../common/pairs.ts';
+import { meanAndDeviation } from '../common/statistics.ts';
 import { embed, facetrain } from '../common/trained.ts';
 import { folderOrUsage } from '../common/usage.ts';
 
@@ -120,12 +121,6 @@ for (let seed = 1; seed <= Number(options.seeds); seed++)
     results.push(await train(precision, seed));
     console.error(JSON.stringify(results.at(-1)));
   }
-
-function meanAndDeviation(values: readonly number[]): string {
-  const mean = values.reduce((sum, value) => sum + value, 0) / values.length;
-  const square = values.reduce((sum, value) => sum + (value - mean) ** 2, 0);
-  return `${mean.toFixed(2)} ± ${Math.sqrt(square / Math.max(1, values.length - 1)).toFixed(2)}`;
-}
 
 if (!options.json) {
   console.log(
