@@ -104,19 +104,22 @@ export async function runSoak(options: SoakOptions): Promise<SoakResult> {
   );
   const { plane, audit, probes } = await startCluster(variant, REPLICAS.map(userOf), folder);
   const stops: (() => unknown)[] = [() => plane.stop()];
+  let isClean = false;
   try {
     const store = await Store.start();
     stops.push(() => store.stop());
     const soak = new Soak(options, variant, plane, store, audit, new KeptKueue(plane, probes));
     const replicas = await soak.start(folder, stops);
     const result = await soak.run(replicas);
-    if (result.violations.length > 0) {
-      await plane.copyLogs(folder);
-      options.say(`logs, audit log and kubeconfigs are in ${folder}`);
-    } else stops.unshift(() => rm(folder, { recursive: true, force: true }));
+    isClean = result.violations.length === 0;
     return result;
   } finally {
+    if (!isClean) {
+      await plane.copyLogs(folder);
+      options.say(`logs, audit log and kubeconfigs are in ${folder}`);
+    }
     for (const stop of stops.reverse()) await stop();
+    if (isClean) await rm(folder, { recursive: true, force: true });
   }
 }
 

@@ -229,7 +229,9 @@ export class StoredCheckpoints {
   async checkEnd(): Promise<void> {
     const store = new ObjectStore(this.#store.place(this.#uid));
     try {
-      const head = JSON.parse(textOf(await store.get(HEAD))) as Head;
+      const found = await store.get(HEAD);
+      if (!found) return void this.violations.add('there is no head: nobody has claimed the prefix, or it is gone');
+      const head = JSON.parse(textOf(found)) as Head;
       const newest = Math.max(0, ...this.#claims.map(({ token }) => token));
       if (head.token < newest) this.violations.add(`the head has token ${head.token}, and ${newest} had claimed`);
       const model = textOf(await store.get(OUTPUT.model));

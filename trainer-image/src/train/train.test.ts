@@ -832,7 +832,7 @@ test('input that does not fit is refused before ranks meet, with the field or fi
       'classes',
       (config) => ({ model: { ...config.model, numClasses: 3 } }),
       'InvalidDataset',
-      /labels up to 6; the model has 3 classes/,
+      /labels up to 6; labels up to 2, as model\.numClasses is 3/,
     ],
     ['dataset', () => ({ dataset: { path: damaged, maxBadPictures: 0 } }), 'InvalidDataset', /damaged.*record 2/],
     [
