@@ -3,6 +3,7 @@
 #include "int7/onnx_reader.h"
 
 #include <algorithm>
+#include <optional>
 #include <random>
 #include <stdexcept>
 
@@ -118,18 +119,21 @@ void test_relu() {
 // The network has the batch that the file's input lacks.
 void test_without_batch() {
   using testing::Message, testing::node;
-  const auto network_of = [](const std::string& x, int64_t axis) {
+  const auto network_of = [](std::optional<int64_t> axis) {
     Message nodes;
-    nodes.message(5, testing::constant<int64_t>("axis", 7, {1}, {axis}));
-    nodes.message(1, node("to_x", "Unsqueeze", {"data", "axis"}, "x"));
+    const std::string x = axis ? "x" : "data";
+    if (axis) {
+      nodes.message(5, testing::constant<int64_t>("axis", 7, {1}, {*axis}));
+      nodes.message(1, node("to_x", "Unsqueeze", {"data", "axis"}, "x"));
+    }
     testing::add_pair(nodes, x, 0.1f);
     nodes.message(1, node("to_y", "GlobalAveragePool", {x + ".dq"}, "y"));
     return read(file_of(nodes, {"y"}, {2, 4, 5})).network;
   };
-  const TensorSpec picture = network_of("x", 0).tensors[0];
+  const TensorSpec picture = network_of(0).tensors[0];
   CHECK(picture.channels == 2 && picture.height == 4 && picture.width == 5 && !picture.real);
-  CHECK_THROWS(network_of("x", 1), std::invalid_argument, "to_x: is no Unsqueeze to a batch of one");
-  CHECK_THROWS(network_of("data", 0), std::invalid_argument, "reads a picture without a batch");
+  CHECK_THROWS(network_of(1), std::invalid_argument, "to_x: is no Unsqueeze to a batch of one");
+  CHECK_THROWS(network_of(std::nullopt), std::invalid_argument, "reads a picture without a batch");
 }
 
 // The axis of a bias says that what it is added to are products of eight bits.
